@@ -1,0 +1,91 @@
+# From a fresh clone: `make demo`, `make test`. Needs Python 3.10 or newer with venv, gcc, cmake, make
+# and the package registries; everything else goes into .venv (and .venv-apt for the second test leg).
+
+PYTHON ?= python3
+TORCH ?=
+OUT ?= out/demo
+PYTEST ?= -q
+
+VENV := .venv
+VENV_APT := .venv-apt
+comma := ,
+EXTRAS := all,ros,test
+# An explicit TORCH replaces the pinned build (see constraints.txt).
+WANT_TORCH := $(if $(TORCH),'$(TORCH)')
+unpinned = $(if $(TORCH),sed -i '/^torch==/d' $(1),true)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-apt demo test test-main test-apt lint format bench clean python-new-enough
+
+help:
+	@echo 'make setup   create .venv with everything (other targets do it when needed)'
+	@echo 'make demo    synthetic flight -> bag -> odometry -> trajectory error and $(OUT)/report.html'
+	@echo 'make test    all tests with the newest numpy and OpenCV, and again with numpy 1.26 + OpenCV 4'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make bench   latency per stage, bundle adjustment against gtsam'
+	@echo 'make clean   remove environments, caches and results'
+
+python-new-enough:
+	@command -v $(PYTHON) >/dev/null || { echo 'make: no "$(PYTHON)" here: make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "make: $(PYTHON) is $$($(PYTHON) -V), Python 3.10 or newer is needed: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo 'make: $(PYTHON) has no venv module: apt install python3-venv' >&2; exit 1; }
+
+# $(call install,VENV,CONSTRAINTS,EXTRAS): environment with this package in place; tf2_msgs is on no
+# registry, so its one message is compiled into the environment where ROS itself is not installed.
+define install
+	$(PYTHON) -m venv --clear $(1)
+	cp $(2) $(1)/constraints.txt
+	$(call unpinned,$(1)/constraints.txt)
+	$(1)/bin/python -m pip install -q --disable-pip-version-check -c $(1)/constraints.txt $(WANT_TORCH) -e '.[$(3)]'
+	if [ -x interfaces/build_tf2_msgs.sh ]; then interfaces/build_tf2_msgs.sh $(1); fi
+endef
+
+INTERFACES := $(wildcard interfaces/* interfaces/*/* interfaces/*/*/*)
+
+$(VENV)/.installed: setup.py constraints.txt $(INTERFACES) | python-new-enough
+	$(call install,$(VENV),constraints.txt,$(EXTRAS)$(comma)lint)
+	@touch $@
+
+$(VENV_APT)/.installed: setup.py constraints-apt.txt $(INTERFACES) | python-new-enough
+	$(call install,$(VENV_APT),constraints-apt.txt,$(EXTRAS))
+	@touch $@
+
+setup: $(VENV)/.installed
+setup-apt: $(VENV_APT)/.installed
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/mv-matcher demo --out $(OUT)
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+test-main: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest $(PYTEST)
+
+# numpy 1.26 has no build for Python 3.13 and newer; there this leg cannot exist, and says so.
+ifeq ($(shell $(PYTHON) -c 'import sys; print(sys.version_info < (3, 13))' 2>/dev/null),False)
+test-apt:
+	@echo 'make: no numpy 1.26 for $(PYTHON): second test leg left out (PYTHON=python3.12 has it)'
+else
+test-apt: $(VENV_APT)/.installed
+	$(VENV_APT)/bin/python -m pytest $(PYTEST)
+endif
+
+test:
+	$(MAKE) --no-print-directory test-apt
+	$(MAKE) --no-print-directory test-main
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/mv-matcher bench
+
+clean:
+	rm -rf $(VENV) $(VENV_APT) out build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dataset`: run and evaluate every sequence of a public data set's folder into one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mv_matcher_ros.cli.console import print_json, print_table, say, write_text
+from mv_matcher_ros.cli.options import (
+    ConfigOption,
+    EndOption,
+    JsonOption,
+    SensorOption,
+    SetOption,
+    locate,
+    settings_from,
+)
+from mv_matcher_ros.errors import MvMatcherError
+
+if TYPE_CHECKING:
+    from mv_matcher_ros.config import Settings
+    from mv_matcher_ros.evaluation.table import TableRow
+
+
+def dataset(
+    root: Annotated[Path, typer.Argument(help='Folder of KITTI, TUM or EuRoC sequences.', metavar='ROOT')],
+    out: Annotated[Path, typer.Option(help='Folder for one run folder a sequence and the table.')] = Path('out/dataset'),
+    sensor: SensorOption = None,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    end: EndOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run and evaluate every sequence below ROOT; one table over all."""
+    from mv_matcher_ros.evaluation.table import table_cells, table_json, table_markdown
+
+    settings = settings_from(config, assignments, sensor.value if sensor else None)
+    folders = _sequences(locate(root))
+    rows = []
+    for number, (name, folder) in enumerate(folders, start=1):
+        say(f'{number}/{len(folders)}  {name}')
+        rows.append(_row(name, folder, settings, out / name, end))
+        # After each one: a table of half a data set is worth having when the rest breaks.
+        write_text(out / 'table.md', table_markdown(rows))
+    content = table_json(rows)
+    if json:
+        print_json(content)
+    else:
+        print_table(f'{root}', *table_cells(rows), right=range(2, 10))
+        say(f'table: {out / "table.md"}')
+    if all(row.error for row in rows):
+        raise MvMatcherError(f'{root}: none of {len(rows)} sequences could be evaluated')
+
+
+def _sequences(root: Path) -> list[tuple[str, Path]]:
+    from mv_matcher_ros.files.sequences import find_sequences
+
+    found = [Path(folder) for folder in find_sequences(root)]
+    return [(str(f.relative_to(root)) if f != root else f.name, f) for f in found]
+
+
+def _row(name: str, folder: Path, settings: Settings, out: Path, end: int | None) -> TableRow:
+    """Run and evaluate one sequence; what goes wrong is said in the row, not raised."""
+    from mv_matcher_ros.cli.evaluate import write_page
+    from mv_matcher_ros.cli.run import open_recording, run_recording
+    from mv_matcher_ros.evaluation.run_evaluation import evaluate_run, table_row
+    from mv_matcher_ros.evaluation.table import TableRow
+    from mv_matcher_ros.files.results import load_run
+
+    try:
+        recording: Any = open_recording(folder, settings)
+        if end is not None:
+            recording = recording.sliced(0, end)
+        run_recording(recording, settings, out)
+        if recording.truth is None:
+            return TableRow(name, recording.sensor, len(recording), error='no ground truth')
+        result = evaluate_run(out, recording.truth)
+        write_page(out, recording.truth, result)
+        return table_row(name, result, load_run(out), recording.sensor)
+    except MvMatcherError as error:
+        return TableRow(name, error=' '.join(str(error).split()))

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one tree of settings: every default, range and one-line description stands here and nowhere else.
+
+YAML files and ROS parameters hold overrides only and are read into this tree. Unknown keys are refused
+with the nearest known name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mv_matcher_ros.errors import SettingsError
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra='forbid', frozen=True)
+
+
+class DetectorSettings(Section):
+    """Keypoints and descriptors of one image."""
+
+    name: Literal['sift', 'orb'] = Field('sift', description='Detector and descriptor.')
+    max_keypoints: int = Field(
+        1500, ge=50, le=8000, description='Strongest keypoints kept per image.'
+    )
+    contrast_threshold: float = Field(
+        0.02, ge=0.0, le=0.2, description='SIFT: weakest contrast kept; lower finds more.'
+    )
+    working_width: int = Field(
+        0,
+        ge=0,
+        le=8192,
+        description='Images wider than this are scaled down to it before detection; 0 keeps them.',
+    )
+    border_px: int = Field(
+        4, ge=0, le=100, description='Keypoints nearer to the image border are dropped.'
+    )
+
+
+class MatchingSettings(Section):
+    """Descriptor matching."""
+
+    ratio: float = Field(
+        0.8,
+        gt=0.0,
+        le=1.0,
+        description='Largest ratio of best to second-best descriptor distance.',
+    )
+    guided_ratio: float = Field(
+        0.9, gt=0.0, le=1.0, description='The same when a predicted position limits the search.'
+    )
+    search_radius_px: float = Field(
+        20.0, gt=0.0, description='Search radius around a predicted position, at 640 px width.'
+    )
+    wide_radius_px: float = Field(
+        60.0, gt=0.0, description='Second try when the first finds too few, at 640 px width.'
+    )
+
+
+class TrackingSettings(Section):
+    """Pose of a new frame against the landmarks of the window."""
+
+    min_inliers: int = Field(
+        15, ge=6, description='Fewer inliers than this are no measurement of the pose.'
+    )
+    degraded_inliers: int = Field(
+        30, ge=6, description='Below this many inliers the status is DEGRADED.'
+    )
+    min_inlier_ratio: float = Field(
+        0.25, ge=0.0, le=1.0, description='Smallest share of matches that agree with the pose.'
+    )
+    inlier_px: float = Field(
+        3.0, gt=0.0, description='Largest reprojection error of an inlier, in units of its sigma.'
+    )
+    coasting_s: float = Field(
+        0.5, ge=0.0, description='How long the motion model may stand in for measurements.'
+    )
+    reinitialise_s: float = Field(
+        2.0, ge=0.0, description='LOST for longer than this starts a new map at the last pose.'
+    )
+    max_speed_mps: float = Field(
+        40.0, gt=0.0, description='Bound of the motion model on linear speed (metric sensors).'
+    )
+    max_rotation_dps: float = Field(
+        360.0,
+        gt=0.0,
+        description='Bound of the motion model on turning speed, degrees per second.',
+    )
+
+
+class KeyframeSettings(Section):
+    """When a frame becomes a keyframe and how many are kept."""
+
+    window: int = Field(10, ge=3, le=30, description='Keyframes in the sliding window.')
+    min_overlap: float = Field(
+        0.75,
+        gt=0.0,
+        le=1.0,
+        description='New keyframe when fewer than this share of the last one is tracked.',
+    )
+    parallax_px: float = Field(
+        25.0,
+        gt=0.0,
+        description='New keyframe when tracks moved this far (median, at 640 px width).',
+    )
+    min_tracked: int = Field(
+        120, ge=10, description='New keyframe when fewer landmarks than this are tracked.'
+    )
+
+
+class InitialisationSettings(Section):
+    """Two-view start without metric scale."""
+
+    min_matches: int = Field(60, ge=20, description='Fewest matches for a two-view start.')
+    min_parallax_deg: float = Field(
+        1.0, gt=0.0, description='Median angle between the rays of the start.'
+    )
+    min_landmarks: int = Field(40, ge=10, description='Fewest landmarks the start must yield.')
+
+
+class LandmarkSettings(Section):
+    """Triangulation and culling of landmarks."""
+
+    min_parallax_deg: float = Field(
+        0.6, gt=0.0, description='Smallest ray angle at which a point is triangulated.'
+    )
+    max_reprojection_px: float = Field(
+        3.0, gt=0.0, description='Observations beyond this are dropped, in units of sigma.'
+    )
+    max_landmarks: int = Field(3000, ge=100, description='Landmarks kept in the window.')
+
+
+class StereoSettings(Section):
+    """Stereo matching; the rig need not be rectified."""
+
+    epipolar_px: float = Field(2.0, gt=0.0, description='Largest distance from the epipolar line.')
+    min_depth_baselines: float = Field(1.5, gt=0.0, description='Nearest depth, in baselines.')
+    max_depth_baselines: float = Field(
+        80.0,
+        gt=0.0,
+        description='Points farther than this start without stereo depth, in baselines.',
+    )
+
+
+class DepthSettings(Section):
+    """Depth images (RGB-D)."""
+
+    min_m: float = Field(0.3, ge=0.0, description='Nearest valid depth.')
+    max_m: float = Field(8.0, gt=0.0, description='Farthest valid depth.')
+    sigma_at_1m_m: float = Field(
+        0.004, gt=0.0, description='Depth noise at 1 m; grows with the square of depth.'
+    )
+
+
+class BundleAdjustmentSettings(Section):
+    """Windowed bundle adjustment."""
+
+    iterations: int = Field(
+        8, ge=1, le=100, description='Levenberg-Marquardt iterations per keyframe.'
+    )
+    kernel: Literal['none', 'huber', 'cauchy'] = Field('cauchy', description='Robust kernel.')
+    kernel_width: float = Field(1.5, gt=0.0, description='Width of the kernel, in units of sigma.')
+    marginal_prior: bool = Field(
+        True, description='Keep what old keyframes knew as a prior on the window.'
+    )
+
+
+class ZeroMotionSettings(Section):
+    """Gate that holds the pose while the camera stands still."""
+
+    enabled: bool = Field(True, description='Hold the pose while nothing moves.')
+    max_flow_px: float = Field(
+        0.25,
+        ge=0.0,
+        description='Median motion since the held frame below which the camera stands still.',
+    )
+
+
+class ImageQualitySettings(Section):
+    """Checks of the image before anything is estimated."""
+
+    min_keypoints: int = Field(40, ge=0, description='Fewer keypoints than this: no texture.')
+    min_contrast: float = Field(
+        4.0,
+        ge=0.0,
+        description='Smallest standard deviation of grey values: covered lens, darkness.',
+    )
+
+
+class RuntimeSettings(Section):
+    """How the engine runs on this machine."""
+
+    seed: int = Field(
+        0, ge=0, description='Seed of every random choice: same input and seed, same trajectory.'
+    )
+    threads: int = Field(
+        0, ge=0, le=256, description='Threads of torch and OpenCV together; 0 leaves them alone.'
+    )
+
+
+class FrameSettings(Section):
+    """Names of coordinate frames (REP-105)."""
+
+    odom: str = Field('odom', description='Frame the poses are published in.')
+    body: str = Field('base_link', description='Frame whose pose is published; empty: the camera.')
+
+
+class RosSettings(Section):
+    """The ROS 2 node: topics, frames, quality of service."""
+
+    image_transport: Literal['raw', 'compressed'] = Field(
+        'raw', description='Image topics carry raw or compressed images.'
+    )
+    sync_slop_s: float = Field(
+        0.01, ge=0.0, description='Largest stamp difference of images taken together.'
+    )
+    queue_size: int = Field(10, ge=1, le=1000, description='Depth of the input queues.')
+    lossless: bool = Field(
+        False, description='Answer every frame (replay) instead of only the newest one (live).'
+    )
+    publish_tf: bool = Field(True, description='Publish odom -> body on /tf.')
+    extrinsics_from_tf: bool = Field(
+        False, description='Look body <- camera up in TF once; else body is the camera.'
+    )
+    tf_timeout_s: float = Field(5.0, ge=0.0, description='How long to wait for the camera in TF.')
+    path_length: int = Field(2000, ge=0, description='Poses kept in the published path.')
+    input_reliability: Literal['best_effort', 'reliable'] = Field(
+        'best_effort', description='QoS reliability of the inputs.'
+    )
+    frames: FrameSettings = FrameSettings()
+
+
+class Settings(Section):
+    """All settings of the odometry engine and its node."""
+
+    sensor: Literal['mono', 'stereo', 'rgbd'] = Field(
+        'mono', description='Which sensor the frames come from.'
+    )
+    detector: DetectorSettings = DetectorSettings()
+    matching: MatchingSettings = MatchingSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    keyframes: KeyframeSettings = KeyframeSettings()
+    initialisation: InitialisationSettings = InitialisationSettings()
+    landmarks: LandmarkSettings = LandmarkSettings()
+    stereo: StereoSettings = StereoSettings()
+    depth: DepthSettings = DepthSettings()
+    bundle_adjustment: BundleAdjustmentSettings = BundleAdjustmentSettings()
+    zero_motion: ZeroMotionSettings = ZeroMotionSettings()
+    image_quality: ImageQualitySettings = ImageQualitySettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    ros: RosSettings = RosSettings()
+
+
+def leaves(section: type[BaseModel] = Settings, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Every setting as (dotted name, pydantic FieldInfo), in the order of the tree."""
+    for name, info in section.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from leaves(annotation, f'{prefix}{name}.')
+        else:
+            yield f'{prefix}{name}', info
+
+
+def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """{'a': {'b': 1}} → {'a.b': 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f'{prefix}{key}.'))
+        else:
+            flat[f'{prefix}{key}'] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{'a.b': 1} → {'a': {'b': 1}}."""
+    tree: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        *parents, leaf = dotted.split('.')
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def nearest_name(unknown: str) -> str | None:
+    """The known dotted name most like `unknown`, or None when nothing comes near."""
+    known = [name for name, _ in leaves()]
+    found = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+    if not found:  # a right leaf in the wrong section
+        tails = {name.rsplit('.', 1)[-1]: name for name in known}
+        found = [
+            tails[t]
+            for t in difflib.get_close_matches(unknown.rsplit('.', 1)[-1], tails, n=1, cutoff=0.7)
+        ]
+    return found[0] if found else None
+
+
+def read_settings(overrides: Mapping[str, Any] | None = None, where: str = 'settings') -> Settings:
+    """Settings with `overrides` (nested or dotted keys) applied over the defaults.
+
+    Raises:
+        SettingsError: an unknown key (with the nearest known name) or a value out of range; says where.
+    """
+    flat = flatten(overrides or {})
+    known = {name for name, _ in leaves()}
+    for name in flat:
+        if name not in known:
+            nearest = nearest_name(name)
+            hint = f'; did you mean "{nearest}"?' if nearest else ''
+            raise SettingsError(f'{where}: unknown setting "{name}"{hint}')
+    try:
+        return Settings.model_validate(unflatten(flat))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = '.'.join(str(part) for part in first['loc'])
+        raise SettingsError(f'{where}: {name} = {first.get("input")!r}: {first["msg"]}') from None
+
+
+def load_settings(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from a YAML file of overrides (plain, or in ROS form `node: ros__parameters:`), then `overrides`.
+
+    Raises:
+        SettingsError: the file is missing, not YAML, or holds an unknown key or a bad value.
+    """
+    merged: dict[str, Any] = {}
+    if path is not None:
+        merged.update(flatten(_read_yaml(Path(path))))
+    merged.update(flatten(overrides or {}))
+    return read_settings(merged, where=str(path) if path is not None else 'settings')
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise SettingsError(f'{path}: no such settings file') from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise SettingsError(
+            f'{path}: not a readable YAML file: {str(error).splitlines()[0]}'
+        ) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f'{path}: a settings file holds "name: value" lines')
+    for value in content.values():  # ROS form: /**: ros__parameters: …
+        if isinstance(value, dict) and 'ros__parameters' in value:
+            return dict(value['ros__parameters'] or {})
+    return content

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pose algebra of the evaluation: geometry's functions on numpy arrays, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mv_matcher_ros.datatypes import Array
+from mv_matcher_ros.geometry import se3
+
+
+def _tensor(values: Array) -> torch.Tensor:
+    # A copy: arrays may be read-only, which torch warns of.
+    return torch.from_numpy(np.array(values, dtype=np.float64))
+
+
+def invert(poses: Array) -> Array:
+    """(…, 4, 4) inverse of rigid transforms."""
+    return se3.inverse(_tensor(poses)).numpy()
+
+
+def logarithm(poses: Array) -> Array:
+    """(…, 6) tangent vectors [translation, rotation] of (…, 4, 4) rigid transforms."""
+    return se3.log(_tensor(poses)).numpy()
+
+
+def adjoint(poses: Array) -> Array:
+    """(…, 6, 6) adjoint of (…, 4, 4) rigid transforms, order [translation, rotation]."""
+    return se3.adjoint(_tensor(poses)).numpy()
+
+
+def rotation_angle_rad(transforms: Array) -> Array:
+    """(…,) angle in [0, pi] of (…, 3, 3) rotations or (…, 4, 4) poses."""
+    return se3.rotation_angle(_tensor(transforms[..., :3, :3])).numpy()
+
+
+def interpolate_poses(before: Array, after: Array, share: Array) -> Array:
+    """(N, 4, 4) poses at `share` (N,) in [0, 1] of the screw motion between (N, 4, 4) poses."""
+    if len(before) == 0:
+        return np.zeros((0, 4, 4))
+    return se3.interpolate(_tensor(before), _tensor(after), _tensor(share)).numpy()

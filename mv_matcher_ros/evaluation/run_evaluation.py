@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All errors of one run against the truth, in one result with stable JSON keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mv_matcher_ros.datatypes import Trajectory
+from mv_matcher_ros.errors import EvaluationError
+from mv_matcher_ros.evaluation.association import (
+    PosePairs,
+    associate,
+    coverage_of_frames,
+    coverage_of_truth,
+)
+from mv_matcher_ros.evaluation.consistency import Consistency, consistency
+from mv_matcher_ros.evaluation.run_data import RunData, load_run
+from mv_matcher_ros.evaluation.table import TableRow
+from mv_matcher_ros.evaluation.trajectory_error import (
+    AbsoluteError,
+    Drift,
+    RelativeError,
+    absolute_error,
+    drift_over_segments,
+    relative_error,
+    short_segment_lengths,
+)
+from mv_matcher_ros.files.trajectory import read_truth
+
+FittedAlignment = Literal['se3', 'sim3']
+# A constant attitude difference beyond this, with a scatter far below it, is another body frame
+# and no error.
+OTHER_BODY_DEG = 20.0
+T = TypeVar('T')
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What a run is worth against the truth.
+
+    Attributes:
+        align: alignment of the headline error; with `sim3` the relative errors and drifts are also
+            taken after multiplying the estimate by `scale`.
+        pairs: the compared poses.
+        se3, sim3, origin: absolute errors after each alignment; `sim3` is None without motion.
+        rpe: relative errors over frames and metres, for the distances that the path has.
+        drift: t_rel and r_rel over 100 … 800 m.
+        drift_short: the same over segments as short as the path asks for; only where `drift` has
+            no numbers.
+        nees: consistency of the covariance, None without covariances.
+        coverage, frames_with_truth: share of the frames with truth that have a pose, and their
+            number; without a list of frames, of the truth's poses.
+        path_m: length of the truth's path through the compared poses.
+        notes: what a reader must know to read the numbers right.
+    """
+
+    align: FittedAlignment
+    pairs: PosePairs
+    se3: AbsoluteError
+    sim3: AbsoluteError | None
+    origin: AbsoluteError
+    rpe: tuple[RelativeError, ...]
+    drift: Drift
+    drift_short: Drift | None
+    nees: Consistency | None
+    coverage: float
+    frames_with_truth: int
+    path_m: float
+    notes: tuple[str, ...]
+
+    @property
+    def ate(self) -> AbsoluteError:
+        """The absolute error after the chosen alignment."""
+        if self.align == 'sim3':
+            assert self.sim3 is not None, 'sim3 is only chosen where it exists'
+            return self.sim3
+        return self.se3
+
+    @property
+    def scale(self) -> float | None:
+        """Estimate × scale = truth, from the Sim(3) alignment; None without motion."""
+        return None if self.sim3 is None else self.sim3.scale
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; scripts may rely on the first seven keys. Metres and degrees."""
+        ate = {
+            name: error and _absolute_json(error)
+            for name, error in (('se3', self.se3), ('sim3', self.sim3), ('origin', self.origin))
+        }
+        return {
+            'ate_rmse_m': self.ate.translation_m.rmse,
+            'scale': self.scale,
+            'coverage': self.coverage,
+            'rpe': {_relative_name(error): _relative_json(error) for error in self.rpe},
+            't_rel_percent': self.drift.t_rel_percent,
+            'r_rel_deg_per_100m': self.drift.r_rel_deg_per_100m,
+            'nees': self.nees and _consistency_json(self.nees),
+            'align': self.align,
+            'ate': ate,
+            'drift': asdict(self.drift),
+            'drift_short': self.drift_short and asdict(self.drift_short),
+            'path_m': self.path_m,
+            'poses': len(self.pairs),
+            'frames_with_truth': self.frames_with_truth,
+            'association': {
+                'method': self.pairs.method,
+                'max_difference_s': self.pairs.max_difference_s,
+                'ignored': self.pairs.ignored,
+            },
+            'notes': list(self.notes),
+        }
+
+
+def evaluate_run(
+    run_dir: Path | str,
+    truth: Trajectory | Path | str,
+    align: FittedAlignment | None = None,
+    *,
+    max_difference_s: float = 0.01,
+    interpolate: bool = False,
+) -> EvaluationResult:
+    """Evaluate a run folder against the truth.
+
+    Args:
+        run_dir: written by a run; a single TUM file does too (then the frames without a pose are
+            unknown).
+        truth: trajectory, or a file or folder with one (TUM, KITTI, EuRoC, TartanAir form).
+        align: `se3`, `sim3`, or None for `sim3` exactly when the run has no metric scale.
+        max_difference_s, interpolate: how poses find their truth, see `associate`.
+
+    Raises:
+        EvaluationError: nothing to compare.
+        SourceError: a file is missing or damaged.
+    """
+    run = load_run(run_dir)
+    if not isinstance(truth, Trajectory):
+        truth = read_truth(truth, run.stamps_ns if run.has_frames else None)
+    return evaluate_loaded_run(
+        run, truth, align, max_difference_s=max_difference_s, interpolate=interpolate
+    )
+
+
+def evaluate_loaded_run(
+    run: RunData,
+    truth: Trajectory,
+    align: FittedAlignment | None = None,
+    *,
+    max_difference_s: float = 0.01,
+    interpolate: bool = False,
+) -> EvaluationResult:
+    """The same for a run already read; see `evaluate_run`."""
+    if len(run.trajectory) == 0:
+        raise EvaluationError(f'{run.folder}: the run has no poses; see its status for the reason')
+    return evaluate_trajectory(
+        run.trajectory,
+        truth,
+        align or ('se3' if run.metric else 'sim3'),
+        frame_stamps_ns=run.stamps_ns if run.has_frames else None,
+        max_difference_s=max_difference_s,
+        interpolate=interpolate,
+    )
+
+
+def evaluate_trajectory(
+    estimate: Trajectory,
+    truth: Trajectory,
+    align: FittedAlignment = 'se3',
+    *,
+    frame_stamps_ns: NDArray[np.int64] | None = None,
+    max_difference_s: float = 0.01,
+    interpolate: bool = False,
+) -> EvaluationResult:
+    """All errors of `estimate` against `truth`.
+
+    Args:
+        estimate, truth: of the same body, in any two world frames.
+        align: alignment of the headline error.
+        frame_stamps_ns: (F,) stamps of all processed frames, for the coverage.
+        max_difference_s, interpolate: see `associate`.
+
+    Raises:
+        EvaluationError: nothing to compare, or `sim3` asked for without motion.
+    """
+    pairs = associate(estimate, truth, max_difference_s=max_difference_s, interpolate=interpolate)
+    notes = [f'{count} {reason}' for reason, count in pairs.ignored.items()]
+    sim3 = _or_note(lambda: absolute_error(pairs, 'sim3'), notes)
+    if align == 'sim3' and sim3 is None:
+        raise EvaluationError(notes[-1])
+    scaled = pairs.scaled(sim3.scale) if align == 'sim3' and sim3 is not None else pairs
+    if frame_stamps_ns is None:
+        coverage, with_truth = coverage_of_truth(estimate, truth), len(truth)
+    else:
+        coverage, with_truth = coverage_of_frames(frame_stamps_ns, estimate, truth)
+    drift = drift_over_segments(scaled)
+    lengths = short_segment_lengths(pairs.path_m)
+    short = drift_over_segments(scaled, lengths, 1) if drift.note and lengths else None
+    nees = None
+    if pairs.covariances is not None:
+        nees = _or_note(lambda: consistency(scaled), notes)
+    result = EvaluationResult(
+        align=align,
+        pairs=pairs,
+        se3=absolute_error(pairs, 'se3'),
+        sim3=sim3,
+        origin=absolute_error(scaled, 'origin'),
+        rpe=_relative_errors(scaled),
+        drift=drift,
+        drift_short=short,
+        nees=nees,
+        coverage=coverage,
+        frames_with_truth=with_truth,
+        path_m=pairs.path_m,
+        notes=(),
+    )
+    notes.extend(_reading_notes(result))
+    return EvaluationResult(**{**vars(result), 'notes': tuple(notes)})
+
+
+def table_row(
+    sequence: str, result: EvaluationResult, run: RunData | None = None, sensor: str = ''
+) -> TableRow:
+    """The row of one run for the table over several."""
+    metric = result.align == 'se3' if run is None else run.metric
+    return TableRow(
+        sequence=sequence,
+        sensor=sensor or (run.sensor if run else ''),
+        frames=len(run.stamps_ns) if run and run.has_frames else len(result.pairs),
+        path_m=result.path_m,
+        coverage=result.coverage,
+        ate_se3_m=result.se3.translation_m.rmse if metric else None,
+        ate_sim3_m=None if result.sim3 is None else result.sim3.translation_m.rmse,
+        scale=result.scale,
+        t_rel_percent=result.drift.t_rel_percent,
+        t_rel_note=result.drift.note,
+        fps=run.fps if run else None,
+    )
+
+
+def _relative_errors(pairs: PosePairs) -> tuple[RelativeError, ...]:
+    """Over 1 and 10 frames, and the largest of 0.1, 1, 10, 100 m that fits in three times."""
+    errors = [relative_error(pairs, 1)]
+    if len(pairs) > 20:
+        errors.append(relative_error(pairs, 10))
+    distance = next((d for d in (100.0, 10.0, 1.0, 0.1) if pairs.path_m >= 3 * d), None)
+    if distance is not None:
+        by_path = _or_note(lambda: relative_error(pairs, distance, 'm'), [])
+        errors.extend([] if by_path is None else [by_path])
+    return tuple(errors)
+
+
+def _reading_notes(result: EvaluationResult) -> list[str]:
+    notes = []
+    ate = result.ate
+    rotation = ate.rotation_deg
+    if ate.on_a_line:
+        notes.append(
+            'the path is a straight line: the rotation about it cannot be aligned, so the '
+            'absolute rotation error means nothing; the relative one does'
+        )
+    elif rotation.mean > OTHER_BODY_DEG and rotation.std < 0.1 * rotation.mean:
+        notes.append(
+            f'the attitudes differ by a constant {rotation.mean:.0f}°: truth and estimate are of '
+            'different body frames, so rotation errors, relative errors and drift are not those '
+            'of the estimate'
+        )
+    if result.align == 'se3' and result.scale is not None and abs(result.scale - 1.0) > 0.2:
+        notes.append(
+            f'the scale is off by {abs(result.scale - 1.0):.0%}: if the sensor is monocular, '
+            'align with sim3'
+        )
+    return notes
+
+
+def _or_note(compute: Callable[[], T], notes: list[str]) -> T | None:
+    """What `compute` returns; or None, and the reason among the notes."""
+    try:
+        return compute()
+    except EvaluationError as error:
+        notes.append(str(error))
+        return None
+
+
+def _relative_name(error: RelativeError) -> str:
+    return f'{error.delta:g}_{error.unit}'
+
+
+def _relative_json(error: RelativeError) -> dict[str, Any]:
+    return {
+        'translation_rmse_m': error.translation_m.rmse,
+        'rotation_rmse_deg': error.rotation_deg.rmse,
+        'translation_m': asdict(error.translation_m),
+        'rotation_deg': asdict(error.rotation_deg),
+        'skipped': error.skipped,
+    }
+
+
+def _absolute_json(error: AbsoluteError) -> dict[str, Any]:
+    return {
+        'translation_m': asdict(error.translation_m),
+        'rotation_deg': asdict(error.rotation_deg),
+        'scale': error.scale,
+        'truth_from_odom': error.truth_from_odom.tolist(),
+    }
+
+
+def _consistency_json(found: Consistency) -> dict[str, Any]:
+    return {
+        'nees_per_dof': found.nees_per_dof,
+        'bounds_per_dof': list(found.bounds_per_dof),
+        'verdict': found.verdict,
+        'share_inside_95': found.share_inside,
+        'translation_per_dof': found.translation_per_dof,
+        'rotation_per_dof': found.rotation_per_dof,
+        'motions': len(found.nees),
+        'delta_frames': found.delta,
+        'unusable': found.unusable,
+    }

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of a trajectory: absolute (ATE), relative (RPE), and drift per distance (KITTI).
+
+Sources: ATE and RPE: Sturm et al., "A Benchmark for the Evaluation of RGB-D SLAM Systems", IROS
+2012; alignment: Umeyama, PAMI 13(4), 1991; drift over segments: Geiger et al., "Are we ready for
+Autonomous Driving?", CVPR 2012, and the published rules of that benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mv_matcher_ros.datatypes import Array
+from mv_matcher_ros.errors import EvaluationError
+from mv_matcher_ros.evaluation.association import PosePairs, path_distances
+from mv_matcher_ros.evaluation.poses import invert, rotation_angle_rad
+
+Alignment = Literal['se3', 'sim3', 'origin']
+KITTI_LENGTHS_M = (100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0)
+KITTI_STEP = 10  # the benchmark starts a segment at every tenth frame
+# Standard deviation across the main direction below this share of that along it: the positions lie
+# on a line.
+LINE_RATIO = 1e-3
+
+
+@dataclass(frozen=True)
+class ErrorStatistics:
+    """Statistics of N >= 1 errors, in the errors' unit; `std` is that of the population."""
+
+    rmse: float
+    mean: float
+    median: float
+    std: float
+    min: float
+    max: float
+    p95: float
+    count: int
+
+    @staticmethod
+    def of(errors: Array) -> ErrorStatistics:
+        """Statistics of (N,) errors.
+
+        Raises:
+            EvaluationError: no errors, or one that is not finite.
+        """
+        values = np.asarray(errors, dtype=np.float64)
+        if values.size == 0 or not np.isfinite(values).all():
+            raise EvaluationError(f'no statistics of {values.size} errors, or one is not finite')
+        return ErrorStatistics(
+            rmse=float(np.sqrt(np.mean(values**2))),
+            mean=float(values.mean()),
+            median=float(np.median(values)),
+            std=float(values.std()),
+            min=float(values.min()),
+            max=float(values.max()),
+            p95=float(np.percentile(values, 95.0)),
+            count=int(values.size),
+        )
+
+
+@dataclass(frozen=True)
+class AbsoluteError:
+    """Absolute trajectory error after one alignment of the whole estimate.
+
+    Attributes:
+        alignment: `se3`: least squares over rotation and translation; `sim3`: and scale; `origin`:
+            the first common poses made equal.
+        scale: factor the estimate's lengths were multiplied by (1 but for sim3).
+        truth_from_odom: (4, 4) rigid transform applied after scaling.
+        translation_m, rotation_deg: statistics over the poses.
+        stamps_ns: (N,) of the compared poses.
+        translation_errors_m, rotation_errors_deg: (N,) error of each pose.
+        on_a_line: the positions lie on a line, so the rotation about it, and with it
+            `rotation_deg`, is arbitrary (not for `origin`).
+    """
+
+    alignment: Alignment
+    scale: float
+    truth_from_odom: Array
+    translation_m: ErrorStatistics
+    rotation_deg: ErrorStatistics
+    stamps_ns: NDArray[np.int64]
+    translation_errors_m: Array
+    rotation_errors_deg: Array
+    on_a_line: bool
+
+
+@dataclass(frozen=True)
+class RelativeError:
+    """Relative pose error over pairs of a fixed distance.
+
+    Attributes:
+        delta, unit: the distance, in `frames` of the compared poses or in `m` of the truth's path.
+        translation_m, rotation_deg: statistics over the pairs.
+        skipped: pairs left out because they span a gap in time.
+    """
+
+    delta: float
+    unit: Literal['frames', 'm']
+    translation_m: ErrorStatistics
+    rotation_deg: ErrorStatistics
+    skipped: int
+
+
+@dataclass(frozen=True)
+class SegmentError:
+    """Drift over the segments of one length: means over `count` segments."""
+
+    length_m: float
+    t_rel_percent: float
+    r_rel_deg_per_100m: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Drift per distance travelled, by the rules of the KITTI odometry benchmark.
+
+    Attributes:
+        t_rel_percent, r_rel_deg_per_100m: means over all segments of all lengths; None when the
+            path is shorter than the shortest segment.
+        segments: one entry per length that fits into the path.
+        note: why there is no number, e.g. `too short: …`; else empty.
+    """
+
+    t_rel_percent: float | None
+    r_rel_deg_per_100m: float | None
+    segments: tuple[SegmentError, ...]
+    note: str
+
+
+def align(pairs: PosePairs, alignment: Alignment) -> tuple[float, Array]:
+    """Scale and rigid (4, 4) truth_from_odom that bring the estimate onto the truth.
+
+    Raises:
+        EvaluationError: `sim3` of an estimate or a truth that does not move: there is no scale.
+    """
+    if alignment == 'origin':
+        return 1.0, pairs.truth[0] @ invert(pairs.estimate[0])
+    source, target = pairs.estimate[:, :3, 3], pairs.truth[:, :3, 3]
+    if alignment == 'sim3':
+        for name, points in (('estimate', source), ('truth', target)):
+            if _spread(points)[0] < 1e-9:
+                raise EvaluationError(f'the {name} does not move, so no scale can be aligned')
+    return _umeyama(source, target, alignment == 'sim3')
+
+
+def absolute_error(pairs: PosePairs, alignment: Alignment) -> AbsoluteError:
+    """Absolute trajectory error of position and attitude after alignment.
+
+    Args:
+        pairs: associated poses.
+        alignment: see `AbsoluteError`.
+
+    Raises:
+        EvaluationError: the alignment does not exist (sim3 without motion).
+    """
+    scale, truth_from_odom = align(pairs, alignment)
+    aligned = truth_from_odom @ pairs.scaled(scale).estimate
+    translation = np.linalg.norm(aligned[:, :3, 3] - pairs.truth[:, :3, 3], axis=1)
+    rotation = np.rad2deg(rotation_angle_rad(invert(pairs.truth) @ aligned))
+    spread = _spread(pairs.truth[:, :3, 3])
+    return AbsoluteError(
+        alignment=alignment,
+        scale=scale,
+        truth_from_odom=truth_from_odom,
+        translation_m=ErrorStatistics.of(translation),
+        rotation_deg=ErrorStatistics.of(rotation),
+        stamps_ns=pairs.stamps_ns,
+        translation_errors_m=translation,
+        rotation_errors_deg=rotation,
+        on_a_line=alignment != 'origin' and bool(spread[1] <= LINE_RATIO * spread[0]),
+    )
+
+
+def relative_error(
+    pairs: PosePairs,
+    delta: float,
+    unit: Literal['frames', 'm'] = 'frames',
+    *,
+    tolerance: float = 0.1,
+    max_duration_ratio: float = 1.5,
+) -> RelativeError:
+    """Relative pose error, over every pair of poses `delta` apart.
+
+    Args:
+        pairs: associated poses, already scaled where the scale is arbitrary.
+        delta: distance of a pair, in compared frames or metres of the truth's path.
+        unit: of `delta`.
+        tolerance: metres only: a pair is used if its path length is within this share of `delta`.
+        max_duration_ratio: frames only: pairs lasting longer than this times their median span a
+            gap (poses missing between them), so they are no `delta`-frame pairs; they are left out
+            and counted.
+
+    Raises:
+        EvaluationError: `delta` is not positive, or no pair is that far apart.
+    """
+    if not delta > 0 or (unit == 'frames' and delta != int(delta)):
+        raise EvaluationError(f'relative error over {delta:g} {unit}: not a positive distance')
+    first, last = (
+        _pairs_by_frames(len(pairs), int(delta))
+        if unit == 'frames'
+        else _pairs_by_path(path_distances(pairs.truth), delta, tolerance * delta)
+    )
+    skipped = 0
+    if unit == 'frames' and len(first):
+        duration = pairs.stamps_ns[last] - pairs.stamps_ns[first]
+        kept = duration <= max_duration_ratio * np.median(duration)
+        skipped = int((~kept).sum())
+        first, last = first[kept], last[kept]
+    if len(first) == 0:
+        raise EvaluationError(
+            f'no two of {len(pairs)} poses ({pairs.path_m:.1f} m) are {delta:g} {unit} apart'
+        )
+    errors = _relative_pose_errors(pairs, first, last)
+    return RelativeError(
+        delta=float(delta),
+        unit=unit,
+        translation_m=ErrorStatistics.of(np.linalg.norm(errors[:, :3, 3], axis=1)),
+        rotation_deg=ErrorStatistics.of(np.rad2deg(rotation_angle_rad(errors))),
+        skipped=skipped,
+    )
+
+
+def drift_over_segments(
+    pairs: PosePairs, lengths_m: Sequence[float] = KITTI_LENGTHS_M, step: int = KITTI_STEP
+) -> Drift:
+    """Drift of translation and rotation over segments of given lengths.
+
+    A segment starts at every `step`-th pose and ends at the first pose farther along the truth's
+    path than the length. Both errors are divided by the nominal length, as in the benchmark.
+
+    Args:
+        pairs: associated poses, already scaled where the scale is arbitrary.
+        lengths_m: lengths of the segments; 100 … 800 m are the benchmark's, shorter ones are for
+            short drives and not comparable with published figures.
+        step: distance of two starts, in poses.
+
+    Returns:
+        The drift; without numbers and with a note where the path is shorter than the shortest
+        segment.
+
+    Raises:
+        EvaluationError: a length or the step is not positive.
+    """
+    if step < 1 or not lengths_m or min(lengths_m) <= 0:
+        raise EvaluationError('segments need positive lengths and a positive step')
+    distance = path_distances(pairs.truth)
+    starts = np.arange(0, len(pairs), step)
+    segments: list[SegmentError] = []
+    for length in lengths_m:
+        ends = np.searchsorted(distance, distance[starts] + length, side='right')
+        fits = ends < len(pairs)
+        if not fits.any():
+            continue
+        errors = _relative_pose_errors(pairs, starts[fits], ends[fits])
+        translation = np.linalg.norm(errors[:, :3, 3], axis=1) / length
+        rotation = np.rad2deg(rotation_angle_rad(errors)) / length
+        segments.append(
+            SegmentError(
+                float(length),
+                100.0 * float(translation.mean()),
+                100.0 * float(rotation.mean()),
+                int(fits.sum()),
+            )
+        )
+    if not segments:
+        shortest = f'{min(lengths_m):g} m'
+        note = f'too short: the path is {distance[-1]:.1f} m, the shortest segment {shortest}'
+        return Drift(None, None, (), note)
+    counts = [segment.count for segment in segments]
+    return Drift(
+        float(np.average([s.t_rel_percent for s in segments], weights=counts)),
+        float(np.average([s.r_rel_deg_per_100m for s in segments], weights=counts)),
+        tuple(segments),
+        '',
+    )
+
+
+def short_segment_lengths(path_m: float) -> tuple[float, ...]:
+    """Lengths for short paths: 1 to 8 tenths of the largest 1, 2 or 5 × 10^n m below the path."""
+    if not path_m > 0:
+        return ()
+    power = 10.0 ** np.floor(np.log10(path_m))
+    largest = max(factor * power for factor in (1.0, 2.0, 5.0) if factor * power <= path_m)
+    return tuple(float(largest * share) for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8))
+
+
+def _relative_pose_errors(
+    pairs: PosePairs, first: NDArray[np.int64], last: NDArray[np.int64]
+) -> Array:
+    """(K, 4, 4) (truth motion)^-1 (estimated motion), Sturm et al. equation 1."""
+    truth = invert(pairs.truth[first]) @ pairs.truth[last]
+    estimate = invert(pairs.estimate[first]) @ pairs.estimate[last]
+    return invert(truth) @ estimate
+
+
+def _pairs_by_frames(count: int, delta: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    first = np.arange(max(count - delta, 0))
+    return first, first + delta
+
+
+def _pairs_by_path(
+    distance: Array, delta_m: float, tolerance_m: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each pose the later one nearest to `delta_m` along the path, within the tolerance."""
+    first = np.arange(len(distance) - 1)
+    goal = distance[first] + delta_m
+    after = np.clip(np.searchsorted(distance, goal), first + 1, len(distance) - 1)
+    before = np.maximum(after - 1, first + 1)
+    nearer_before = np.abs(distance[before] - goal) <= np.abs(distance[after] - goal)
+    last = np.where(nearer_before, before, after)
+    kept = np.abs(distance[last] - goal) <= tolerance_m
+    return first[kept], last[kept]
+
+
+def _spread(points: Array) -> Array:
+    """(3,) standard deviations along the principal axes, largest first."""
+    centred = points - points.mean(axis=0)
+    return np.linalg.svd(centred, compute_uv=False) / np.sqrt(len(points))
+
+
+def _umeyama(source, target, with_scale):  # stub
+    mu_s, mu_t = source.mean(0), target.mean(0)
+    a, b = source - mu_s, target - mu_t
+    u, d, vt = np.linalg.svd(b.T @ a / len(a))
+    s = np.diag([1, 1, np.sign(np.linalg.det(u @ vt))])
+    r = u @ s @ vt
+    c = np.trace(np.diag(d) @ s) / np.mean(np.sum(a**2, 1)) if with_scale else 1.0
+    t = np.eye(4)
+    t[:3, :3] = r
+    t[:3, 3] = mu_t - c * r @ mu_s
+    return float(c), t

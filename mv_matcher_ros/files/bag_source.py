@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bag as a source of frames: chosen topics, paired by stamps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mv_matcher_ros.datatypes import Sensor, View
+from mv_matcher_ros.files.bag import BagReader
+from mv_matcher_ros.files.bag_setup import BagSetup, stamp_ns_of
+from mv_matcher_ros.files.bag_topics import check_named, choose_topics
+from mv_matcher_ros.files.calibration import Calibration
+from mv_matcher_ros.files.image_list import RGBD_SLOP_NS, STEREO_SLOP_NS
+from mv_matcher_ros.files.image_messages import depth_image, view_image
+from mv_matcher_ros.files.recording import Entry, Masks, Recording
+from mv_matcher_ros.files.synchronise import PairSynchroniser
+
+
+class Bag(Recording):
+    """Frames of a ROS 1 or ROS 2 bag.
+
+    Args:
+        path: as for `BagReader`.
+        sensor: mono, stereo or rgbd; default the richest that the topics make up.
+        calibration: used instead of the camera_info topics.
+        masks: as for `Recording`.
+        topics: topics by key: image (or left), right, depth, camera_info, right_camera_info, truth; and
+            truth_frame, the frame whose pose the truth is where the messages do not say so.
+        body_frame: frame in /tf_static whose pose is estimated; default the first camera's optical frame.
+        slop_ns: largest stamp difference of images taken together; default 10 ms (stereo), 20 ms (depth).
+
+    Raises:
+        SourceError: the bag cannot be read, or has no such topics.
+        CalibrationError: no camera_info, K[0] = 0, no baseline, or `body_frame` is not connected to the camera.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        sensor: Sensor | None = None,
+        calibration: Calibration | None = None,
+        masks: Masks = None,
+        topics: Mapping[str, str] | None = None,
+        body_frame: str | None = None,
+        slop_ns: int | None = None,
+    ) -> None:
+        self._path = path
+        named = check_named(topics, str(path))
+        with BagReader(path) as reader:
+            choice = choose_topics(reader.topics, named, sensor, str(path))
+            self._counts = {topic.name: topic.count for topic in reader.topics}
+            notes = list(choice.notes)
+            setup = BagSetup(reader, choice, named, notes)
+            rig = setup.rig(calibration, body_frame)
+            truth = setup.truth(body_frame)
+        super().__init__(str(path), choice.sensor, rig, truth, masks)
+        for message in notes:
+            self.note(message)
+        self._choice = choice
+        default = STEREO_SLOP_NS if choice.sensor == 'stereo' else RGBD_SLOP_NS
+        self._slop_ns = default if slop_ns is None else slop_ns
+
+    def _entry_count(self) -> int:
+        choice = self._choice
+        partner = choice.right or choice.depth
+        count = self._counts[choice.image]
+        return count if partner is None else min(count, self._counts[partner])
+
+    def _entries(self) -> Iterator[Entry]:
+        with BagReader(self._path) as reader:
+            partner = self._choice.right or self._choice.depth
+            if partner is None:
+                for _, stamp_ns, message in self._stamped(reader, (self._choice.image,)):
+                    yield Entry(stamp_ns, self._loader(message, None), self._choice.image)
+                return
+            yield from self._paired_entries(reader, partner)
+
+    def _paired_entries(self, reader: BagReader, partner: str) -> Iterator[Entry]:
+        pairs: PairSynchroniser[Any] = PairSynchroniser(self._slop_ns)
+        last: dict[str, int] = {}
+        kind = 'right image' if self._choice.right else 'depth image'
+
+        def entries(settled: Iterator[tuple[int, Any, Any]]) -> Iterator[Entry]:
+            for stamp_ns, left, right in settled:
+                yield Entry(stamp_ns, self._loader(left, right), self._choice.image)
+
+        try:
+            for topic, stamp_ns, message in self._stamped(reader, (self._choice.image, partner)):
+                if stamp_ns <= last.get(topic, stamp_ns - 1):
+                    order = 'repeated' if stamp_ns == last[topic] else 'backwards'
+                    self._faults[f'{order} time stamp, frame dropped'] += 1
+                    continue
+                last[topic] = stamp_ns
+                push = pairs.push_left if topic == self._choice.image else pairs.push_right
+                yield from entries(push(stamp_ns, message))
+            yield from entries(pairs.flush())
+        finally:
+            if pairs.unpaired:
+                self._faults[f'image without {kind}, frame dropped'] += pairs.unpaired
+
+    def _stamped(
+        self, reader: BagReader, topics: tuple[str, ...]
+    ) -> Iterator[tuple[str, int, Any]]:
+        """Messages with the stamp of their header, or the time of recording where it was left at zero."""
+        for topic, recorded_ns, message in reader.messages(topics):
+            stamp_ns = stamp_ns_of(message)
+            if stamp_ns == 0 and recorded_ns != 0:
+                self._faults['stamp is zero, time of recording used'] += 1
+                stamp_ns = recorded_ns
+            yield topic, stamp_ns, message
+
+    def _loader(self, message: Any, partner: Any) -> Callable[[], tuple[View, ...]]:
+        choice = self._choice
+
+        def load() -> tuple[View, ...]:
+            image = view_image(message, f'{self._path}: {choice.image}')
+            if choice.right is not None:
+                return View(image), View(view_image(partner, f'{self._path}: {choice.right}'))
+            if choice.depth is not None:
+                return (View(image, depth_image(partner, f'{self._path}: {choice.depth}')),)
+            return (View(image),)
+
+        return load

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ASL folders (EuRoC, TUM-VI and others): mav0/cam0 [cam1] with data.csv, data/ and sensor.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from mv_matcher_ros.datatypes import Camera, Rig, Sensor, Trajectory
+from mv_matcher_ros.errors import CalibrationError, SourceError
+from mv_matcher_ros.files.calibration import Calibration, read_calibration
+from mv_matcher_ros.files.image_list import ImageList, StampedFiles
+from mv_matcher_ros.files.images import image_files
+from mv_matcher_ros.files.recording import Masks, choose_sensor
+from mv_matcher_ros.files.stamps import stamp_from_text
+from mv_matcher_ros.files.trajectory import read_euroc_truth
+
+LOOKED_FOR = 'mav0/cam0/data'
+
+
+def is_euroc(folder: Path) -> bool:
+    """Whether this looks like an ASL data set: the folder of the sequence, or its mav0."""
+    return (_root(folder) / 'cam0' / 'data').is_dir()
+
+
+def open_euroc(
+    folder: Path,
+    sensor: Sensor | None = None,
+    calibration: Calibration | None = None,
+    masks: Masks = None,
+) -> ImageList:
+    """An ASL sequence; the body is that of T_BS (the IMU), as in its ground truth.
+
+    Args:
+        folder: sequence folder, or its mav0.
+        sensor: mono or stereo; default stereo where cam1 is.
+        calibration: used instead of the sensor.yaml files, e.g. a Kalibr camchain.
+        masks: as for `Recording`.
+
+    Raises:
+        SourceError: images are missing or not stamped in nanoseconds.
+        CalibrationError: sensor.yaml is missing or incomplete.
+    """
+    root, name = _root(folder), str(folder)
+    left, right = _files(root / 'cam0'), _files(root / 'cam1')
+    available: dict[Sensor, str] = {
+        'mono': '' if len(left) else f'no images in {root / "cam0" / "data"}',
+        'stereo': '' if len(left) and len(right) else f'no images in {root / "cam1" / "data"}',
+        'rgbd': 'ASL folders have none',
+    }
+    chosen = choose_sensor(sensor, available, name)
+    count = 2 if chosen == 'stereo' else 1
+    if calibration is None:
+        parts = [read_calibration(root / f'cam{i}' / 'sensor.yaml') for i in range(count)]
+        cameras: tuple[Camera, ...] = tuple(
+            replace(part.rig.cameras[0], name=f'cam{i}') for i, part in enumerate(parts)
+        )
+        rig = Rig(cameras, parts[0].rig.body_axes)
+    else:
+        rig = Rig(calibration.rig.cameras[:count], calibration.rig.body_axes)
+    if count == 2 and rig.baseline_m < 1e-6:
+        raise CalibrationError(
+            f'{name}: both cameras are at the same place (T_BS missing or equal)'
+        )
+    return ImageList(name, chosen, rig, [left, right][:count], _truth(root), masks=masks)
+
+
+def _root(folder: Path) -> Path:
+    return folder / 'mav0' if (folder / 'mav0').is_dir() else folder
+
+
+def _files(camera: Path) -> StampedFiles:
+    """Images by data.csv (`stamp_ns,file`), else by names that are stamps."""
+    listed = camera / 'data.csv'
+    stamps: list[int] = []
+    files: list[Path] = []
+    if listed.is_file():
+        for number, line in enumerate(listed.read_text(encoding='utf-8').splitlines(), start=1):
+            fields = line.split('#', 1)[0].replace(',', ' ').split()
+            if not fields:
+                continue
+            if len(fields) < 2:
+                raise SourceError(f'{listed}:{number}: expected "stamp,file"')
+            stamps.append(_stamp(fields[0], f'{listed}:{number}'))
+            files.append(camera / 'data' / fields[1])
+    else:
+        files = image_files(camera / 'data')
+        stamps = [_stamp(file.stem, str(file)) for file in files]
+    return StampedFiles(stamps, files)
+
+
+def _stamp(text: str, where: str) -> int:
+    try:  # nanoseconds however few digits there are, unlike in other formats
+        return int(text) if text.isdecimal() else stamp_from_text(text)
+    except ValueError as error:
+        raise SourceError(f'{where}: {error}') from None
+
+
+def _truth(root: Path) -> Trajectory | None:
+    for name in ('state_groundtruth_estimate0', 'mocap0'):
+        path = root / name / 'data.csv'
+        if path.is_file():
+            return read_euroc_truth(path)
+    return None

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pairing of two streams of stamps while they come in: the same pairs as `stamps.pair_stamps`, with bounded memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar('T')
+
+
+class PairSynchroniser(Generic[T]):
+    """Finds the pairs that are each other's nearest and at most `slop_ns` apart.
+
+    Stamps of one stream must increase. An answer waits until a later stamp of the other stream shows that
+    nothing nearer can come, or until `limit` items wait.
+
+    Args:
+        slop_ns: largest difference of a pair.
+        limit: most items kept of one stream; beyond it the other stream is taken to be silent.
+    """
+
+    def __init__(self, slop_ns: int, limit: int = 100) -> None:
+        self._slop_ns = slop_ns
+        self._limit = limit
+        self._left: deque[tuple[int, T]] = deque()
+        self._right: deque[tuple[int, T]] = deque()
+        self._previous_left_ns: int | None = None
+        self.unpaired = 0  # lefts that found no partner
+
+    def push_left(self, stamp_ns: int, item: T) -> Iterator[tuple[int, T, T]]:
+        """Take an item of the first stream; yields (left stamp, left, right) of the pairs this settles."""
+        self._left.append((stamp_ns, item))
+        yield from self._settle(ended=False)
+
+    def push_right(self, stamp_ns: int, item: T) -> Iterator[tuple[int, T, T]]:
+        """The same for the second stream."""
+        self._right.append((stamp_ns, item))
+        yield from self._settle(ended=False)
+        while len(self._right) > self._limit:
+            self._right.popleft()
+
+    def flush(self) -> Iterator[tuple[int, T, T]]:
+        """Both streams have ended: settle what is left."""
+        yield from self._settle(ended=True)
+
+    def _settle(self, ended: bool) -> Iterator[tuple[int, T, T]]:
+        while self._left:
+            full = len(self._left) > self._limit
+            stamp_ns, item = self._left[0]
+            # Rights before the nearest one are of no use to this left or any after it.
+            while len(self._right) > 1 and self._right[1][0] <= stamp_ns:
+                self._right.popleft()
+            if not (ended or full or (self._right and self._right[-1][0] >= stamp_ns)):
+                return
+            nearest = min(self._right, key=lambda r: abs(r[0] - stamp_ns), default=None)
+            partner_ns = nearest[0] if nearest else stamp_ns
+            if not (ended or full or self._left[-1][0] >= partner_ns):
+                return
+            others = [s for s, _ in self._left if s != stamp_ns]
+            if self._previous_left_ns is not None:
+                others.append(self._previous_left_ns)
+            self._left.popleft()
+            self._previous_left_ns = stamp_ns
+            distance = abs(partner_ns - stamp_ns)
+            # On a tie the earlier left wins, as in `pair_stamps`.
+            beaten = any((abs(s - partner_ns), s) < (distance, stamp_ns) for s in others)
+            if nearest is None or distance > self._slop_ns or beaten:
+                self.unpaired += 1
+            else:
+                yield stamp_ns, item, nearest[1]

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The least-squares problem of bundle adjustment: its variables, its residuals, its normal equations.
+
+Poses are `world_from_body` with the right perturbation T·exp(δ), δ = [translation, rotation] in the body
+frame; points are Euclidean world points. An observation is a point on the normalised image plane (x/z, y/z)
+and, where there is depth, the inverse depth 1/z, so that no camera model enters here. With the camera point
+p_c = R_cb p_b + t_cb, p_b = R_wbᵀ (X − t_wb):
+
+    ∂p_b/∂δ = [−I | [p_b]×],   ∂p_b/∂X = R_wbᵀ   (Triggs et al., Bundle Adjustment – A Modern Synthesis, 2000)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mv_matcher_ros.errors import GeometryError
+from mv_matcher_ros.geometry import se3
+
+Kernel = Literal['none', 'huber', 'cauchy']
+
+# Camera depth below which an observation has no meaning (the point is behind the camera or inside it),
+# in units of the problem. Residuals use the clamped depth, so they stay finite and large.
+MIN_DEPTH = 1e-6
+
+
+@dataclass(frozen=True)
+class PosePrior:
+    """Quadratic cost ½ dᵀΛd + gᵀd on the poses, d = log(T_lin⁻¹ T) stacked over the poses.
+
+    Attributes:
+        information: (B, 6V, 6V) Λ.
+        gradient: (B, 6V) g.
+        linearisation: (B, V, 4, 4) T_lin.
+    """
+
+    information: Tensor
+    gradient: Tensor
+    linearisation: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch of B bundle adjustments over V poses, P points and O observations each.
+
+    Attributes:
+        world_from_body: (B, V, 4, 4) start of the poses.
+        points: (B, P, 3) start of the points.
+        pose_index, point_index: (B, O) int64, which pose saw which point.
+        measured: (B, O, D) with D = 2 (x/z, y/z) or D = 3 (and 1/z).
+        sqrt_information: (B, O, D) 1/σ of each component; 0 switches a component (or padding) off.
+        fixed: (B, V) bool, poses that do not move.
+        camera_from_body: (B, C, 4, 4) extrinsics of the rig, or None for body = camera.
+        camera_index: (B, O) int64 into the C cameras; needed with `camera_from_body` of C > 1.
+        prior: Gaussian knowledge on the poses, or None.
+        kernel, kernel_width: robust kernel on whitened residuals; image and depth parts each have their own.
+        points_fixed: no point moves (pose-only adjustment).
+
+    Raises:
+        GeometryError: if shapes disagree.
+    """
+
+    world_from_body: Tensor
+    points: Tensor
+    pose_index: Tensor
+    point_index: Tensor
+    measured: Tensor
+    sqrt_information: Tensor
+    fixed: Tensor
+    camera_from_body: Tensor | None = None
+    camera_index: Tensor | None = None
+    prior: PosePrior | None = None
+    kernel: Kernel = 'none'
+    kernel_width: float = 1.0
+    points_fixed: bool = False
+
+    def __post_init__(self) -> None:
+        batch, poses = self.world_from_body.shape[:2]
+        observations = self.measured.shape[1]
+        expected = {
+            'world_from_body': (self.world_from_body, (batch, poses, 4, 4)),
+            'points': (self.points, (batch, self.points.shape[1], 3)),
+            'pose_index': (self.pose_index, (batch, observations)),
+            'point_index': (self.point_index, (batch, observations)),
+            'sqrt_information': (self.sqrt_information, tuple(self.measured.shape)),
+            'fixed': (self.fixed, (batch, poses)),
+        }
+        for name, (value, shape) in expected.items():
+            if tuple(value.shape) != shape:
+                raise GeometryError(f'{name} has shape {tuple(value.shape)}, expected {shape}')
+        if self.measured.shape[-1] not in (2, 3):
+            raise GeometryError(f'measured has {self.measured.shape[-1]} components, not 2 or 3')
+        if self.camera_from_body is not None and self.camera_index is None:
+            if self.camera_from_body.shape[1] != 1:
+                raise GeometryError('camera_index is needed for a rig of several cameras')
+
+    def moved(self, world_from_body: Tensor, points: Tensor) -> Problem:
+        """The same problem at other values of its variables."""
+        return replace(self, world_from_body=world_from_body, points=points)
+
+
+@dataclass(frozen=True)
+class NormalEquations:
+    """Gauss-Newton system H·step = −gradient in arrow form, poses and points apart.
+
+    Attributes:
+        pose_pose: (B, 6V, 6V); pose_gradient: (B, 6V).
+        point_point: (B, P, 3, 3); point_gradient: (B, P, 3).
+        pose_point: (B, O, 6, 3) one block an observation, summed where it is used.
+        cost: (B,) value of the objective.
+    """
+
+    pose_pose: Tensor
+    pose_gradient: Tensor
+    point_point: Tensor
+    point_gradient: Tensor
+    pose_point: Tensor
+    cost: Tensor
+
+
+def flat_index(index: Tensor, size: int) -> Tensor:
+    """(B, O) indices into B blocks of `size` → (B·O,) indices into the flattened blocks."""
+    if index.shape[0] == 1:
+        return index.reshape(-1)
+    offset = torch.arange(index.shape[0], device=index.device)[:, None] * size
+    return (index + offset).reshape(-1)
+
+
+def kernel_value_and_weight(
+    squared: Tensor, kernel: Kernel, width: float
+) -> tuple[Tensor, Tensor]:
+    """ρ(s) and its derivative ρ'(s) of a squared whitened residual s (Triggs 2000, §4.3).
+
+    Huber and Cauchy behave as s near 0; `width` is where they turn, in σ.
+    """
+    if kernel == 'none':
+        return squared, torch.ones_like(squared)
+    width2 = width * width
+    if kernel == 'huber':
+        inside = squared <= width2
+        root = torch.where(inside, torch.full_like(squared, width2), squared).sqrt()
+        value = torch.where(inside, squared, 2.0 * width * root - width2)
+        return value, torch.where(inside, torch.ones_like(squared), width / root)
+    if kernel == 'cauchy':
+        scaled = squared / width2
+        return width2 * torch.log1p(scaled), 1.0 / (1.0 + scaled)
+    raise GeometryError(f'kernel "{kernel}" is unknown; known: none, huber, cauchy')
+
+
+def _body_and_camera_points(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Per observation: body points (N, 3), camera points (N, 3), R_wb (N, 3, 3), R_cb (N, 3, 3) or None."""
+    poses = problem.world_from_body.reshape(-1, 4, 4)
+    per_observation = poses[flat_index(problem.pose_index, problem.world_from_body.shape[1])]
+    rotation = per_observation[:, :3, :3]
+    world = problem.points.reshape(-1, 3)[flat_index(problem.point_index, problem.points.shape[1])]
+    body = torch.bmm((world - per_observation[:, :3, 3])[:, None, :], rotation)[:, 0]
+    if problem.camera_from_body is None:
+        return body, body, rotation, None
+    cameras = problem.camera_from_body.reshape(-1, 4, 4)
+    if problem.camera_index is None:
+        index = torch.arange(len(cameras), device=body.device).repeat_interleave(
+            problem.measured.shape[1]
+        )
+    else:
+        index = flat_index(problem.camera_index, problem.camera_from_body.shape[1])
+    extrinsic = cameras[index]
+    camera = torch.bmm(extrinsic[:, :3, :3], body[:, :, None])[:, :, 0] + extrinsic[:, :3, 3]
+    return body, camera, rotation, extrinsic[:, :3, :3]
+
+
+def _whitened(problem: Problem, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Whitened residuals (N, D), predicted (N, D) and inverse depth (N,) of camera points (N, 3)."""
+    size = problem.measured.shape[-1]
+    inverse_depth = 1.0 / camera[:, 2].clamp_min(MIN_DEPTH)
+    plane = camera[:, :2] * inverse_depth[:, None]
+    predicted = plane if size == 2 else torch.cat([plane, inverse_depth[:, None]], dim=1)
+    sqrt_information = problem.sqrt_information.reshape(-1, size)
+    return (
+        (predicted - problem.measured.reshape(-1, size)) * sqrt_information,
+        predicted,
+        inverse_depth,
+    )
+
+
+def _robust(problem: Problem, whitened: Tensor) -> tuple[Tensor, Tensor]:
+    """ρ summed over the parts (N,) and weights ρ' (N, D): the image part and the depth part are robust apart."""
+    image = whitened[:, :2].square().sum(1)
+    value, weight = kernel_value_and_weight(image, problem.kernel, problem.kernel_width)
+    if whitened.shape[1] == 2:
+        return value, weight[:, None].expand(-1, 2)
+    depth_value, depth_weight = kernel_value_and_weight(
+        whitened[:, 2].square(), problem.kernel, problem.kernel_width
+    )
+    return value + depth_value, torch.stack([weight, weight, depth_weight], dim=1)
+
+
+def prior_deviation(prior: PosePrior, world_from_body: Tensor) -> Tensor:
+    """(B, V, 6) d = log(T_lin⁻¹ T)."""
+    return se3.log(se3.inverse(prior.linearisation) @ world_from_body)
+
+
+def _prior_cost(prior: PosePrior, deviation: Tensor) -> Tensor:
+    flat = deviation.flatten(1)
+    return 0.5 * torch.einsum('bi,bij,bj->b', flat, prior.information, flat) + (
+        prior.gradient * flat
+    ).sum(1)
+
+
+def cost(problem: Problem) -> Tensor:
+    """(B,) objective ½ Σ ρ(‖r‖²) + prior at the problem's own values."""
+    _, camera, _, _ = _body_and_camera_points(problem)
+    whitened, _, _ = _whitened(problem, camera)
+    value, _ = _robust(problem, whitened)
+    total = 0.5 * value.reshape(problem.measured.shape[:2]).sum(1)
+    if problem.prior is not None:
+        total = total + _prior_cost(
+            problem.prior, prior_deviation(problem.prior, problem.world_from_body)
+        )
+    return total
+
+
+def residuals(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Unrobustified whitened residuals (B, O, D) and camera depths (B, O), for telling inliers."""
+    _, camera, _, _ = _body_and_camera_points(problem)
+    whitened, _, _ = _whitened(problem, camera)
+    return whitened.reshape(problem.measured.shape), camera[:, 2].reshape(
+        problem.measured.shape[:2]
+    )
+
+
+def linearise(problem: Problem) -> NormalEquations:
+    """Gradient (exact) and Gauss-Newton Hessian (JᵀρʹJ) of the objective at the problem's own values."""
+    batch, poses = problem.world_from_body.shape[:2]
+    points = problem.points.shape[1]
+    body, camera, rotation, camera_rotation = _body_and_camera_points(problem)
+    whitened, predicted, inverse_depth = _whitened(problem, camera)
+    value, weight = _robust(problem, whitened)
+
+    by_body = _rows_by_body(problem, predicted, inverse_depth, camera[:, 2], camera_rotation)
+    by_body = by_body * weight.sqrt()[:, :, None]
+    weighted = whitened * weight.sqrt()
+    by_pose = torch.cat(
+        [-by_body, torch.linalg.cross(by_body, body[:, None, :].expand_as(by_body))], dim=2
+    )
+    by_point = torch.bmm(by_body, rotation.transpose(1, 2))
+
+    pose_at = flat_index(problem.pose_index, poses)
+    point_at = flat_index(problem.point_index, points)
+    by_pose_t, by_point_t = by_pose.transpose(1, 2), by_point.transpose(1, 2)
+    blocks = _sum_at(torch.bmm(by_pose_t, by_pose).flatten(1), pose_at, batch * poses)
+    pose_gradient = _sum_at(
+        torch.bmm(by_pose_t, weighted[:, :, None])[:, :, 0], pose_at, batch * poses
+    )
+    pose_pose = block_diagonal(blocks.reshape(batch, poses, 6, 6))
+    pose_gradient = pose_gradient.reshape(batch, 6 * poses)
+    point_point = _sum_at(torch.bmm(by_point_t, by_point).flatten(1), point_at, batch * points)
+    point_gradient = _sum_at(
+        torch.bmm(by_point_t, weighted[:, :, None])[:, :, 0], point_at, batch * points
+    )
+    total = 0.5 * value.reshape(batch, -1).sum(1)
+    if problem.prior is not None:
+        prior_pose, prior_gradient, prior_cost = _prior_terms(
+            problem.prior, problem.world_from_body
+        )
+        pose_pose, pose_gradient = pose_pose + prior_pose, pose_gradient + prior_gradient
+        total = total + prior_cost
+    return NormalEquations(
+        pose_pose,
+        pose_gradient,
+        point_point.reshape(batch, points, 3, 3),
+        point_gradient.reshape(batch, points, 3),
+        torch.bmm(by_pose_t, by_point).reshape(batch, -1, 6, 3),
+        total,
+    )
+
+
+def _rows_by_body(
+    problem: Problem,
+    predicted: Tensor,
+    inverse_depth: Tensor,
+    depth: Tensor,
+    camera_rotation: Tensor | None,
+) -> Tensor:
+    """(N, D, 3) derivative of the whitened residuals by the body point."""
+    size = problem.measured.shape[-1]
+    # Behind the camera the depth is clamped: the residual no longer depends on it.
+    slope = inverse_depth * (depth > MIN_DEPTH)
+    rows = torch.zeros(len(depth), size, 3, dtype=depth.dtype, device=depth.device)
+    rows[:, 0, 0] = inverse_depth
+    rows[:, 1, 1] = inverse_depth
+    rows[:, :, 2] = -predicted * slope[:, None]
+    rows = rows * problem.sqrt_information.reshape(-1, size)[:, :, None]
+    return rows if camera_rotation is None else torch.bmm(rows, camera_rotation)
+
+
+def _prior_terms(prior: PosePrior, world_from_body: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hessian (B, 6V, 6V), gradient (B, 6V) and cost (B,) of the prior in right perturbations of the poses."""
+    deviation = prior_deviation(prior, world_from_body)
+    jacobian = block_diagonal(se3.right_jacobian_inverse(deviation))
+    pull = torch.einsum('bij,bj->bi', prior.information, deviation.flatten(1)) + prior.gradient
+    hessian = jacobian.transpose(1, 2) @ prior.information @ jacobian
+    return hessian, torch.einsum('bji,bj->bi', jacobian, pull), _prior_cost(prior, deviation)
+
+
+def block_diagonal(blocks: Tensor) -> Tensor:
+    """(B, V, K, K) → (B, V·K, V·K)."""
+    batch, count, size, _ = blocks.shape
+    full = torch.zeros(batch, count, size, count, size, dtype=blocks.dtype, device=blocks.device)
+    diagonal = torch.arange(count, device=blocks.device)
+    full[:, diagonal, :, diagonal, :] = blocks.transpose(0, 1)
+    return full.reshape(batch, count * size, count * size)
+
+
+def _sum_at(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Sum rows (N, K) that share an index into (size, K)."""
+    return torch.zeros(size, values.shape[1], dtype=values.dtype, device=values.device).index_add(
+        0, index, values
+    )

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classical features and matching: SIFT (RootSIFT) or ORB with mutual nearest neighbours and a ratio test.
+
+The baseline a learned matcher must beat, and what runs without weights. RootSIFT: Arandjelovic and Zisserman,
+Three things everyone should know to improve object retrieval, CVPR 2012. Ratio test: Lowe, IJCV 2004, §7.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mv_matcher_ros.config import DetectorSettings, MatchingSettings
+from mv_matcher_ros.datatypes import Features, Matches
+
+# OpenCV's SIFT doubles the image by a resize that aligns borders, then halves the coordinates: without its
+# precise mode every keypoint lies this far to the right and down of where it should.
+SIFT_DOUBLING_SHIFT_PX = 0.25
+# Localisation error of a keypoint at the finest scale, and how it grows with the scale it was found at.
+SIGMA_AT_FINEST_PX = 0.5
+ORB_SCALE_FACTOR = 1.2
+
+
+class Detector(Protocol):
+    """Finds and describes keypoints in one image."""
+
+    def detect(self, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None) -> Features:
+        """Features of a (H, W) grey or (H, W, 3) BGR image; none where `mask` is False."""
+        ...
+
+
+class Matcher(Protocol):
+    """Matches V views jointly."""
+
+    def match(
+        self, features: Sequence[Features], pairs: Sequence[tuple[int, int]] | None = None
+    ) -> Matches:
+        """Matches of the named pairs of views, all pairs when None."""
+        ...
+
+
+class ClassicalDetector:
+    """SIFT or ORB behind the interface of the learned detectors."""
+
+    def __init__(self, settings: DetectorSettings) -> None:
+        self._settings = settings
+        self._shift_px = 0.0
+        if settings.name == 'sift':
+            self._backend, self._shift_px = _sift(settings)
+        else:
+            self._backend = cv2.ORB.create(  # type: ignore[attr-defined]
+                nfeatures=settings.max_keypoints, scaleFactor=ORB_SCALE_FACTOR, fastThreshold=10
+            )
+
+    def detect(self, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None) -> Features:
+        """Features of a (H, W) grey or (H, W, 3) BGR image; none where `mask` is False."""
+        height, width = image.shape[:2]
+        grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        scale = 1.0
+        if 0 < self._settings.working_width < width:
+            scale = self._settings.working_width / width
+            size = (self._settings.working_width, max(1, round(height * scale)))
+            grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+        allowed = self._allowed(mask, grey.shape[:2])
+        keypoints, descriptors = self._backend.detectAndCompute(grey, allowed)
+        if descriptors is None or len(keypoints) == 0:
+            return empty_features((width, height), 256 if self._settings.name == 'orb' else 128)
+        xy, size_px, response = _keypoint_arrays(keypoints)
+        per_x, per_y = width / grey.shape[1], height / grey.shape[0]
+        xy = (xy - self._shift_px + 0.5) * np.array([per_x, per_y], dtype=np.float32) - 0.5
+        order = np.argsort(-response, kind='stable')[: self._settings.max_keypoints]
+        return Features(
+            torch.from_numpy(np.ascontiguousarray(xy[order], dtype=np.float32)),
+            torch.from_numpy(self._describe(descriptors[order])),
+            torch.from_numpy(np.ascontiguousarray(response[order], dtype=np.float32)),
+            torch.from_numpy((self._sigma(size_px[order]) / scale).astype(np.float32)),
+            (width, height),
+        )
+
+    def _allowed(
+        self, mask: NDArray[np.bool_] | None, shape: tuple[int, int]
+    ) -> NDArray[np.uint8] | None:
+        border = self._settings.border_px
+        if mask is None and border == 0:
+            return None
+        allowed = np.zeros(shape, np.uint8)
+        allowed[border : shape[0] - border, border : shape[1] - border] = 255
+        if mask is not None:
+            resized = cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST)
+            allowed[resized == 0] = 0
+        return allowed
+
+    def _describe(self, descriptors: NDArray[Any]) -> NDArray[np.float32]:
+        if self._settings.name == 'orb':
+            # ±1/16 for each of the 256 bits: unit length, and the dot product counts equal bits.
+            bits = np.unpackbits(descriptors, axis=1).astype(np.float32)
+            return (bits * 2.0 - 1.0) / np.float32(16.0)
+        root = descriptors / (np.abs(descriptors).sum(1, keepdims=True) + 1e-7)
+        return np.sqrt(root).astype(np.float32)
+
+    def _sigma(self, size_px: NDArray[np.float32]) -> NDArray[np.float32]:
+        finest = 31.0 if self._settings.name == 'orb' else 3.2
+        return SIGMA_AT_FINEST_PX * np.sqrt(np.maximum(size_px / finest, 1.0))
+
+
+def _sift(settings: DetectorSettings) -> tuple[Any, float]:
+    """The OpenCV object and the shift of its keypoints that is left to correct."""
+    options: dict[str, Any] = {
+        'nfeatures': settings.max_keypoints,
+        'contrastThreshold': settings.contrast_threshold,
+        'edgeThreshold': 10.0,
+    }
+    try:
+        precise = cv2.SIFT.create(  # type: ignore[attr-defined]
+            **options, nOctaveLayers=3, sigma=1.6, descriptorType=cv2.CV_32F, enable_precise_upscale=True
+        )
+        return precise, 0.0
+    except (TypeError, cv2.error):  # OpenCV before 4.8 has no precise mode
+        return cv2.SIFT_create(**options), SIFT_DOUBLING_SHIFT_PX  # type: ignore[attr-defined]
+
+
+def _keypoint_arrays(
+    keypoints: Sequence[Any],
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    rows = np.array([(*k.pt, k.size, k.response) for k in keypoints], dtype=np.float32)
+    return rows[:, :2], rows[:, 2], rows[:, 3]
+
+
+def empty_features(image_size: tuple[int, int], descriptor_size: int) -> Features:
+    """Features of an image in which nothing was found."""
+    return Features(
+        torch.zeros(0, 2), torch.zeros(0, descriptor_size), torch.zeros(0), torch.zeros(0), image_size
+    )
+
+
+# Similarity of the best of many unrelated descriptors: stands in for the second best where a search region holds
+# only one candidate, so that a lone wrong candidate does not pass the ratio test.
+UNRELATED_SIMILARITY = {'sift': 0.75, 'orb': 0.3}
+
+
+class NearestNeighbourMatcher:
+    """Mutual nearest neighbours with a ratio test; confidence is 1 − ratio², 0 where there is no evidence."""
+
+    def __init__(self, settings: MatchingSettings, descriptor: str) -> None:
+        self._settings = settings
+        self._floor = UNRELATED_SIMILARITY[descriptor]
+
+    def match(
+        self, features: Sequence[Features], pairs: Sequence[tuple[int, int]] | None = None
+    ) -> Matches:
+        """Matches of the named pairs (a < b) of V views, all pairs when None."""
+        chosen = list(combinations(range(len(features)), 2)) if pairs is None else list(pairs)
+        views, keypoints, confidence = [], [], []
+        for a, b in chosen:
+            similarity = features[a].descriptors @ features[b].descriptors.T
+            indices, scores = mutual_nearest(similarity, self._settings.ratio)
+            views.append(torch.tensor([[a, b]], dtype=torch.int64).expand(len(indices), 2))
+            keypoints.append(indices)
+            confidence.append(scores)
+        if not views:
+            nothing = torch.zeros(0, 2, dtype=torch.int64)
+            return Matches(nothing, nothing, torch.zeros(0))
+        return Matches(torch.cat(views), torch.cat(keypoints), torch.cat(confidence))
+
+    def match_guided(
+        self, similarity: torch.Tensor, allowed: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Matches among `allowed` (N, M) candidates only, with the looser ratio that geometry permits.
+
+        Returns:
+            (K, 2) int64 indices and (K,) confidence.
+        """
+        masked = torch.where(allowed, similarity, torch.full_like(similarity, -2.0))
+        return mutual_nearest(masked, self._settings.guided_ratio, self._floor)
+
+
+def mutual_nearest(
+    similarity: torch.Tensor, ratio: float, floor: float = -1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mutual nearest neighbours that pass the ratio test.
+
+    Args:
+        similarity: (N, M) dot products of unit descriptors; −2 marks a pair that may not match.
+        ratio: largest quotient of the distances to the best and the second-best target.
+        floor: the second best is taken to be at least this similar.
+
+    Returns:
+        (K, 2) int64 indices in order of the source, and (K,) confidence 1 − quotient².
+    """
+    if 0 in similarity.shape:
+        return torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0)
+    rows = torch.arange(len(similarity))
+    best, nearest = similarity.max(dim=1)
+    back = similarity.argmax(dim=0)
+    rest = similarity.clone()
+    rest[rows, nearest] = -2.0
+    second = rest.max(dim=1).values.clamp_min(floor)
+    # Unit vectors: squared distance = 2 − 2·similarity.
+    quotient = (1.0 - best).clamp_min(0.0) / (1.0 - second).clamp_min(1e-6)
+    good = (back[nearest] == rows) & (best > -1.5) & (quotient < ratio * ratio)
+    return torch.stack([rows[good], nearest[good]], dim=1), (1.0 - quotient[good]).clamp(0.0, 1.0)

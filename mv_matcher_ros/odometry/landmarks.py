@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New landmarks at a keyframe: from measured depth, from epipolar matches with older keyframes, and their tracks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Camera
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.models.classical import NearestNeighbourMatcher
+from mv_matcher_ros.odometry.window import Keyframe, Window
+
+# Older keyframes a new one is matched with to find new landmarks, newest first.
+PARTNERS = 3
+
+
+class LandmarkMaker:
+    """Creates landmarks and completes their tracks over the window."""
+
+    def __init__(self, settings: Settings, camera: Camera, matcher: NearestNeighbourMatcher) -> None:
+        self._settings = settings
+        self._matcher = matcher
+        self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
+        self._body_from_camera = torch.from_numpy(camera.body_from_camera.copy())
+        self._focal = camera.focal_px
+
+    def from_depth(self, window: Window, keyframe: Keyframe) -> int:
+        """Landmarks of features with measured depth that see none yet; returns how many."""
+        observation = keyframe.observation
+        new = ((keyframe.landmark < 0) & observation.inverse_depth.isfinite() & (observation.inverse_depth > 0)).nonzero()[:, 0]
+        if self._settings.sensor == 'stereo':
+            farthest = self._settings.stereo.max_depth_baselines
+            # σ of depth relative to depth = σ of inverse depth / inverse depth.
+            known = observation.inverse_depth_sigma[new] / observation.inverse_depth[new] < 1.0 / 3.0
+            del farthest
+            new = new[known]
+        if len(new) == 0:
+            return 0
+        plane = observation.plane_xy[new]
+        rays = torch.cat([plane, torch.ones(len(new), 1, dtype=plane.dtype)], dim=1)
+        local = rays / observation.inverse_depth[new][:, None]
+        world = se3.transform(keyframe.world_from_body @ self._body_from_camera, local)
+        rows = window.landmarks.add(world, observation.features.descriptors[new])
+        keyframe.landmark[new] = rows
+        return len(new)
+
+    def from_parallax(self, window: Window, keyframe: Keyframe) -> int:
+        """Landmarks triangulated with older keyframes; returns how many. Also finds known landmarks again."""
+        made = 0
+        others = [other for other in window.keyframes if other is not keyframe]
+        for other in reversed(others[-PARTNERS:]):
+            free = (keyframe.landmark < 0).nonzero()[:, 0]
+            if len(free) == 0:
+                break
+            pairs = self._epipolar_matches(keyframe, other, free)
+            known = other.landmark[pairs[:, 1]] >= 0
+            self._rejoin(window, keyframe, pairs[known], other)
+            made += self._triangulate(window, keyframe, other, pairs[~known])
+        return made
+
+    def complete_tracks(self, window: Window, keyframe: Keyframe, first_row: int) -> None:
+        """Look for landmarks from `first_row` on in the keyframes that do not see them yet."""
+        rows = torch.arange(first_row, len(window.landmarks))
+        rows = rows[window.landmarks.alive[rows]]
+        if len(rows) == 0:
+            return
+        for other in window.keyframes:
+            if other is keyframe:
+                continue
+            unseen = rows[~torch.isin(rows, other.landmark)]
+            free = (other.landmark < 0).nonzero()[:, 0]
+            if len(unseen) == 0 or len(free) == 0:
+                continue
+            error, valid = self._errors(window.landmarks.position[unseen], other, free)
+            similarity = window.landmarks.descriptor[unseen] @ other.observation.features.descriptors[free].T
+            near = (error < self._settings.landmarks.max_reprojection_px) & valid[:, None]
+            pairs, _ = self._matcher.match_guided(similarity, near)
+            other.landmark[free[pairs[:, 1]]] = unseen[pairs[:, 0]]
+
+    def _errors(self, points: Tensor, keyframe: Keyframe, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, K) distance in sigmas of projected points from features, and (P,) in front of the camera."""
+        local = se3.transform(self._camera_from_body @ se3.inverse(keyframe.world_from_body), points)
+        plane = local[:, :2] / local[:, 2:].clamp_min(1e-9)
+        distance = torch.cdist(plane, keyframe.observation.plane_xy[features])
+        return distance / keyframe.observation.sigma[features], local[:, 2] > 0
+
+    def _epipolar_matches(self, keyframe: Keyframe, other: Keyframe, free: Tensor) -> Tensor:
+        """(K, 2) feature of the keyframe (of `free`) and of the other, near each other's epipolar line."""
+        relative = self._relative(other, keyframe)
+        essential = se3.hat(relative[:3, 3]) @ relative[:3, :3]
+        ours = _homogeneous(keyframe.observation.plane_xy[free])
+        theirs = _homogeneous(other.observation.plane_xy)
+        lines = theirs @ essential.T  # of their points, in our image
+        distance = (ours @ lines.T).abs() / lines[:, :2].norm(dim=1).clamp_min(1e-12)
+        sigma = keyframe.observation.sigma[free]
+        near = distance < self._settings.landmarks.max_reprojection_px * sigma[:, None]
+        similarity = keyframe.observation.features.descriptors[free] @ other.observation.features.descriptors.T
+        pairs, _ = self._matcher.match_guided(similarity, near)
+        return torch.stack([free[pairs[:, 0]], pairs[:, 1]], dim=1)
+
+    def _rejoin(self, window: Window, keyframe: Keyframe, pairs: Tensor, other: Keyframe) -> None:
+        """Matches with features that see a landmark: see it too, where it projects here."""
+        rows = other.landmark[pairs[:, 1]]
+        new = ~torch.isin(rows, keyframe.landmark)
+        pairs, rows = pairs[new], rows[new]
+        if len(rows) == 0:
+            return
+        local = se3.transform(
+            self._camera_from_body @ se3.inverse(keyframe.world_from_body), window.landmarks.position[rows]
+        )
+        error = (local[:, :2] / local[:, 2:].clamp_min(1e-9) - keyframe.observation.plane_xy[pairs[:, 0]]).norm(dim=1)
+        good = (error < self._settings.landmarks.max_reprojection_px * keyframe.observation.sigma[pairs[:, 0]]) & (local[:, 2] > 0)
+        keyframe.landmark[pairs[good, 0]] = rows[good]
+
+    def _triangulate(self, window: Window, keyframe: Keyframe, other: Keyframe, pairs: Tensor) -> int:
+        if len(pairs) == 0:
+            return 0
+        relative = self._relative(other, keyframe)  # keyframe_from_other
+        ours = keyframe.observation.plane_xy[pairs[:, 0]]
+        theirs = other.observation.plane_xy[pairs[:, 1]]
+        inverse_depth, turned = inverse_depth_from_pair(theirs, ours, relative)
+        ray = _homogeneous(ours)
+        cosine = (turned * ray).sum(1) / (turned.norm(dim=1) * ray.norm(dim=1))
+        parallax = torch.arccos(cosine.clamp(-1.0, 1.0))
+        local = _homogeneous(theirs) / inverse_depth.clamp_min(1e-12)[:, None]
+        there = se3.transform(relative, local)
+        error = (there[:, :2] / there[:, 2:].clamp_min(1e-9) - ours).norm(dim=1)
+        limits = self._settings.landmarks
+        good = (
+            (inverse_depth > 0)
+            & (there[:, 2] > 0)
+            & (parallax > math.radians(limits.min_parallax_deg))
+            & (error < limits.max_reprojection_px * keyframe.observation.sigma[pairs[:, 0]])
+        )
+        if not bool(good.any()):
+            return 0
+        world = se3.transform(other.world_from_body @ self._body_from_camera, local[good])
+        rows = window.landmarks.add(world, keyframe.observation.features.descriptors[pairs[good, 0]])
+        keyframe.landmark[pairs[good, 0]] = rows
+        other.landmark[pairs[good, 1]] = rows
+        return len(rows)
+
+    def _relative(self, source: Keyframe, target: Keyframe) -> Tensor:
+        """(4, 4) target camera from source camera."""
+        body = se3.inverse(target.world_from_body) @ source.world_from_body
+        return self._camera_from_body @ body @ self._body_from_camera
+
+
+def inverse_depth_from_pair(plane_xy: Tensor, other_xy: Tensor, other_from_here: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse depth along rays of one camera from their matches in another, by linear least squares.
+
+    A point x/ρ of this camera lies in the other at R x + ρ t up to scale, so that
+    ρ (t₁ − u t₃, t₂ − v t₃) = (u (Rx)₃ − (Rx)₁, v (Rx)₃ − (Rx)₂).
+
+    Args:
+        plane_xy: (N, 2) on the normalised plane here; other_xy: (N, 2) there; other_from_here: (4, 4).
+
+    Returns:
+        (N,) inverse depth here, and (N, 3) the rays turned into the other camera's axes.
+    """
+    turned = _homogeneous(plane_xy) @ other_from_here[:3, :3].T
+    translation = other_from_here[:3, 3]
+    slope = translation[:2] - other_xy * translation[2]
+    value = other_xy * turned[:, 2:] - turned[:, :2]
+    return (slope * value).sum(1) / slope.square().sum(1).clamp_min(1e-18), turned
+
+
+def _homogeneous(plane_xy: Tensor) -> Tensor:
+    return torch.cat([plane_xy, torch.ones_like(plane_xy[:, :1])], dim=1)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundle adjustment of the window, culling of what does not fit, and the prior of keyframes that leave."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Camera
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.geometry.bundle_adjustment import marginal_prior, pose_covariance, solve
+from mv_matcher_ros.geometry.reprojection import PosePrior, Problem, residuals
+from mv_matcher_ros.odometry.window import FlatObservations, Window
+
+# How well the first pose is held (m, rad): it defines odom. Tight, yet far from the limits of float64.
+ANCHOR_SIGMA = 1e-4
+RELATIVE_DECREASE = 1e-4
+# A landmark seen by one of this many newest keyframes is still being tracked.
+STILL_TRACKED = 2
+
+
+class LocalAdjustment:
+    """Refines a window in place."""
+
+    def __init__(self, settings: Settings, camera: Camera) -> None:
+        self._settings = settings
+        self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
+
+    def anchor(self, window: Window, hold_scale: bool) -> None:
+        """A prior that holds the first pose and, without metric scale, the distance of the second."""
+        poses = window.poses()
+        information = torch.zeros(6 * len(poses), 6 * len(poses), dtype=torch.float64)
+        information[:6, :6] = torch.eye(6, dtype=torch.float64) / ANCHOR_SIGMA**2
+        if hold_scale and len(poses) > 1:
+            step = poses[1, :3, :3].T @ (poses[1, :3, 3] - poses[0, :3, 3])
+            direction = step / step.norm()
+            sigma = ANCHOR_SIGMA * float(step.norm())
+            information[6:9, 6:9] = direction[:, None] * direction[None, :] / sigma**2
+        gradient = torch.zeros(1, 6 * len(poses), dtype=torch.float64)
+        window.prior = PosePrior(information[None], gradient, poses[None])
+
+    def extend_prior(self, window: Window) -> None:
+        """Grow the prior over the newest keyframe, of which it knows nothing."""
+        if window.prior is None:
+            return
+        prior, missing = window.prior, len(window.keyframes) - window.prior.linearisation.shape[1]
+        if missing <= 0:
+            return
+        newest = window.poses()[-missing:][None]
+        pad = (0, 6 * missing)
+        window.prior = PosePrior(
+            torch.nn.functional.pad(prior.information, (*pad, *pad)),
+            torch.nn.functional.pad(prior.gradient, pad),
+            torch.cat([prior.linearisation, newest], dim=1),
+        )
+
+    def refine(self, window: Window, iterations: int | None = None) -> None:
+        """Minimise reprojection errors over the window, then let go of observations and landmarks that do not fit."""
+        flat = window.flat_observations()
+        if len(flat.keyframe) == 0:
+            return
+        problem = self._problem(window, flat)
+        count = iterations or self._settings.bundle_adjustment.iterations
+        solution = solve(problem, count, RELATIVE_DECREASE)
+        for keyframe, pose in zip(window.keyframes, solution.world_from_body[0], strict=True):
+            keyframe.world_from_body = pose
+        window.landmarks.position = solution.points[0]
+        self._cull(window, flat, problem.moved(solution.world_from_body, solution.points))
+
+    def relative_covariance(self, window: Window) -> Tensor:
+        """(6, 6) covariance of the newest pose given the one before it, right perturbation."""
+        flat = window.flat_observations()
+        fixed = torch.zeros(len(window.keyframes), dtype=torch.bool)
+        fixed[:-1] = True
+        problem = replace(self._problem(window, flat), fixed=fixed[None], prior=None)
+        return pose_covariance(problem)[0, -6:, -6:]
+
+    def drop_oldest(self, window: Window) -> None:
+        """Remove the oldest keyframe; what it knew stays as a prior on the others."""
+        flat = window.flat_observations()
+        leaving = self._leaving(window, flat)
+        if self._settings.bundle_adjustment.marginal_prior:
+            chosen = leaving[flat.landmark]
+            part = FlatObservations(
+                *(getattr(flat, name)[chosen] for name in ('keyframe', 'feature', 'landmark', 'measured', 'sqrt_information'))
+            )
+            problem = self._problem(window, part)
+            used, compact = part.landmark.unique(return_inverse=True)
+            problem = replace(problem, points=problem.points[:, used], point_index=compact[None])
+            drop = torch.zeros(len(window.keyframes), dtype=torch.bool)
+            drop[0] = True
+            window.prior = marginal_prior(problem, drop)
+        window.keyframes.pop(0)
+        window.forget(leaving)
+        window.count_seen()
+        window.compact()
+
+    def _problem(self, window: Window, flat: FlatObservations) -> Problem:
+        fixed = torch.zeros(len(window.keyframes), dtype=torch.bool)
+        adjustment = self._settings.bundle_adjustment
+        if not adjustment.marginal_prior:
+            fixed[: 1 if self._settings.sensor != 'mono' else 2] = True
+        problem = window.problem(self._camera_from_body, fixed, adjustment.kernel, adjustment.kernel_width, flat)
+        return problem if adjustment.marginal_prior else replace(problem, prior=None)
+
+    def _leaving(self, window: Window, flat: FlatObservations) -> Tensor:
+        """(P,) landmarks that the oldest keyframe sees and that go with it: no longer tracked, or left too weak."""
+        count = len(window.landmarks)
+        by_oldest = torch.zeros(count, dtype=torch.bool)
+        by_oldest[flat.landmark[flat.keyframe == 0]] = True
+        tracked = torch.zeros(count, dtype=torch.bool)
+        tracked[flat.landmark[flat.keyframe >= len(window.keyframes) - STILL_TRACKED]] = True
+        seen = torch.zeros(count, dtype=torch.int64).index_add_(0, flat.landmark, torch.ones_like(flat.landmark))
+        has_depth = torch.zeros(count, dtype=torch.bool)
+        has_depth[flat.landmark[(flat.sqrt_information[:, 2] > 0) & (flat.keyframe > 0)]] = True
+        weak = (seen <= 2) & ~has_depth
+        return by_oldest & (~tracked | weak)
+
+    def _cull(self, window: Window, flat: FlatObservations, at_end: Problem) -> None:
+        errors, depth = residuals(at_end)
+        limit = self._settings.landmarks.max_reprojection_px
+        bad = (errors[0, :, :2].norm(dim=1) > limit) | (depth[0] <= 0) | (errors[0, :, 2].abs() > 2.0 * limit)
+        for number, keyframe in enumerate(window.keyframes):
+            keyframe.landmark[flat.feature[bad & (flat.keyframe == number)]] = -1
+        good = ~bad
+        count = len(window.landmarks)
+        seen = torch.zeros(count, dtype=torch.int64).index_add_(0, flat.landmark[good], torch.ones_like(flat.landmark[good]))
+        has_depth = torch.zeros(count, dtype=torch.bool)
+        has_depth[flat.landmark[good & (flat.sqrt_information[:, 2] > 0)]] = True
+        weak = window.landmarks.alive & ((seen == 0) | ((seen < 2) & ~has_depth))
+        window.forget(weak | ~window.landmarks.position.isfinite().all(1))
+        window.count_seen()

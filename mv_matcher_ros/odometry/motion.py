@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the body is thought to move: constant velocity, its bounds, and the continuity of what is published."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mv_matcher_ros.config import TrackingSettings
+from mv_matcher_ros.geometry import se3
+
+# Share of the new velocity in the filtered one: the guess must follow, the twist must not rattle.
+VELOCITY_BLEND = 0.7
+# Uncertainty of the constant-velocity model: accelerations of a hand-held or driven camera.
+ACCELERATION_SIGMA = (2.0, 2.0)  # m/s², rad/s²
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Last known pose and body velocity.
+
+    Attributes:
+        stamp_ns: time of the pose.
+        world_from_body: (4, 4) float64.
+        velocity: (6,) float64 tangent per second [v, w] in the body frame, or None before two poses are known.
+    """
+
+    stamp_ns: int
+    world_from_body: Tensor
+    velocity: Tensor | None = None
+
+    def predict(self, stamp_ns: int) -> Tensor:
+        """(4, 4) pose at `stamp_ns` with constant body velocity."""
+        if self.velocity is None:
+            return self.world_from_body
+        return self.world_from_body @ se3.exp(self.velocity * seconds(stamp_ns - self.stamp_ns))
+
+    def measured(self, stamp_ns: int, world_from_body: Tensor) -> Motion:
+        """The motion after a pose was measured at a later time."""
+        elapsed = seconds(stamp_ns - self.stamp_ns)
+        if elapsed <= 0.0:
+            return Motion(stamp_ns, world_from_body, self.velocity)
+        velocity = se3.log(se3.inverse(self.world_from_body) @ world_from_body) / elapsed
+        if self.velocity is not None:
+            velocity = VELOCITY_BLEND * velocity + (1.0 - VELOCITY_BLEND) * self.velocity
+        return Motion(stamp_ns, world_from_body, velocity)
+
+    def corrected(self, world_from_body: Tensor) -> Motion:
+        """The same time and velocity at a refined pose."""
+        return Motion(self.stamp_ns, world_from_body, self.velocity)
+
+
+def seconds(nanoseconds: int) -> float:
+    """Nanoseconds as seconds."""
+    return nanoseconds * 1e-9
+
+
+def plausible(previous: Tensor, current: Tensor, elapsed_s: float, bounds: TrackingSettings, metric: bool) -> bool:
+    """Whether a body can have moved so between two poses; without metric scale only the rotation is judged."""
+    step = se3.log(se3.inverse(previous) @ current)
+    if float(step[3:].norm()) > math.radians(bounds.max_rotation_dps) * max(elapsed_s, 1e-3) + math.radians(5.0):
+        return False
+    return not metric or float(step[:3].norm()) <= bounds.max_speed_mps * max(elapsed_s, 1e-3) + 0.05
+
+
+class Continuity:
+    """Keeps the published pose continuous while the estimate behind it may be corrected.
+
+    After LOST the recovered pose can differ from the last published one. `odom` must not jump (REP-105), so the
+    difference is handed out in steps no longer than the body could have moved.
+    """
+
+    def __init__(self) -> None:
+        self._offset: Tensor | None = None  # published = estimated · offset
+        self._last: Tensor | None = None
+
+    def rebase(self, estimated: Tensor) -> None:
+        """The next published pose continues from the last published one, wherever `estimated` is."""
+        if self._last is not None:
+            self._offset = se3.inverse(estimated) @ self._last
+
+    def publish(self, estimated: Tensor, longest_m: float, largest_rad: float) -> Tensor:
+        """(4, 4) pose to publish for an estimate, the offset shrunk by at most these two bounds."""
+        if self._offset is not None:
+            step = se3.log(self._offset)
+            translation, rotation = float(step[:3].norm()), float(step[3:].norm())
+            share = max(
+                1.0 - longest_m / translation if translation > 0 else 0.0,
+                1.0 - largest_rad / rotation if rotation > 0 else 0.0,
+                0.0,
+            )
+            self._offset = se3.exp(step * share) if share > 1e-9 else None
+        published = estimated if self._offset is None else estimated @ self._offset
+        self._last = published
+        return published
+
+    @property
+    def settled(self) -> bool:
+        """True when what is published is the estimate itself."""
+        return self._offset is None
+
+    @property
+    def last(self) -> Tensor | None:
+        """The last published pose."""
+        return self._last
+
+
+def coasting_covariance(elapsed_s: float) -> Tensor:
+    """(6, 6) growth of the pose covariance over `elapsed_s` of constant velocity: σ = ½ a t²."""
+    linear, angular = (0.5 * a * elapsed_s * elapsed_s for a in ACCELERATION_SIGMA)
+    return torch.diag(torch.tensor([linear**2] * 3 + [angular**2] * 3, dtype=torch.float64))

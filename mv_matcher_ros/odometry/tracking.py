@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pose of a new frame: against the landmarks of the window, and where that fails against its keyframes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Camera
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.geometry.bundle_adjustment import solve
+from mv_matcher_ros.geometry.reprojection import Problem, linearise, residuals
+from mv_matcher_ros.models.classical import NearestNeighbourMatcher
+from mv_matcher_ros.odometry.observation import Observation
+from mv_matcher_ros.odometry.window import Keyframe, Window, measurements
+
+# Settings in pixels are stated for this image width and scale with the image.
+REFERENCE_WIDTH = 640.0
+# Radius of the last search, around projections with the solved pose, as a share of the first.
+REFINED_RADIUS_SHARE = 0.4
+POSE_ITERATIONS = 10
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A measured pose and the matches behind it.
+
+    Attributes:
+        world_from_body: (4, 4).
+        feature, landmark: (K,) int64 matched pairs.
+        inlier: (K,) bool, agree with the pose.
+        information: (6, 6) of the right perturbation of the pose, landmarks taken as known.
+        method: which way it was found, for messages.
+    """
+
+    world_from_body: Tensor
+    feature: Tensor
+    landmark: Tensor
+    inlier: Tensor
+    information: Tensor
+    method: str
+
+    @property
+    def inliers(self) -> int:
+        """Number of matches that agree with the pose."""
+        return int(self.inlier.sum())
+
+
+class Tracker:
+    """Finds the landmarks of a window in a frame and the pose that explains them."""
+
+    def __init__(self, settings: Settings, camera: Camera, matcher: NearestNeighbourMatcher) -> None:
+        self._settings = settings
+        self._matcher = matcher
+        self._focal = camera.focal_px
+        self._pixel_scale = camera.width / REFERENCE_WIDTH
+        self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
+
+    def track(self, window: Window, observation: Observation, guess: Tensor) -> Tracked | None:
+        """Pose near `guess`, or None when too little agrees."""
+        rows = window.landmarks.alive.nonzero()[:, 0]
+        similarity = window.landmarks.descriptor[rows] @ observation.features.descriptors.T
+        wanted = self._settings.tracking
+        best: Tracked | None = None
+        for radius in (self._settings.matching.search_radius_px, self._settings.matching.wide_radius_px):
+            found = self._search(window, observation, rows, similarity, guess, radius * self._pixel_scale)
+            tracked = self.solve_pose(window, observation, *found, guess, 'landmarks')
+            if tracked is None:
+                continue
+            if best is None or tracked.inliers > best.inliers:
+                best = tracked
+            if best.inliers >= wanted.degraded_inliers:
+                break
+        if best is None:
+            return None
+        radius = self._settings.matching.search_radius_px * self._pixel_scale * REFINED_RADIUS_SHARE
+        found = self._search(window, observation, rows, similarity, best.world_from_body, radius)
+        refined = self.solve_pose(window, observation, *found, best.world_from_body, 'landmarks')
+        if refined is not None and refined.inliers >= best.inliers:
+            best = refined
+        return best if self.believable(best) else None
+
+    def relocalise(self, window: Window, observation: Observation, keyframe: Keyframe) -> Tracked | None:
+        """Pose from unguided matches with one keyframe's landmarks (P3P in RANSAC), or None."""
+        matches = self._matcher.match([keyframe.observation.features, observation.features])
+        pairs = matches.keypoints
+        landmark = keyframe.landmark[pairs[:, 0]]
+        seen = landmark >= 0
+        feature, landmark = pairs[seen, 1], landmark[seen]
+        start = self._robust_start(window, observation, feature, landmark)
+        if start is None:
+            return None
+        tracked = self.solve_pose(window, observation, feature, landmark, start, 'keyframe')
+        if tracked is None or not self.believable(tracked):
+            return None
+        return self.track(window, observation, tracked.world_from_body) or tracked
+
+    def believable(self, tracked: Tracked) -> bool:
+        """Enough matches agree, and a large enough share of them."""
+        wanted = self._settings.tracking
+        share = tracked.inliers / max(len(tracked.inlier), 1)
+        return tracked.inliers >= wanted.min_inliers and share >= wanted.min_inlier_ratio
+
+    def solve_pose(
+        self, window: Window, observation: Observation, feature: Tensor, landmark: Tensor, start: Tensor, method: str
+    ) -> Tracked | None:
+        """Robust least squares of the pose alone; None with fewer than four matches."""
+        if len(feature) < 4:
+            return None
+        measured, information = measurements(observation)
+        adjustment = self._settings.bundle_adjustment
+        count = len(feature)
+        problem = Problem(
+            start[None, None],
+            window.landmarks.position[landmark][None],
+            torch.zeros(1, count, dtype=torch.int64),
+            torch.arange(count)[None],
+            measured[feature][None],
+            information[feature][None],
+            torch.zeros(1, 1, dtype=torch.bool),
+            camera_from_body=self._camera_from_body[None, None],
+            kernel=adjustment.kernel,
+            kernel_width=adjustment.kernel_width,
+            points_fixed=True,
+        )
+        solution = solve(problem, POSE_ITERATIONS, 1e-5)
+        at_end = problem.moved(solution.world_from_body, solution.points)
+        errors, depth = residuals(at_end)
+        inlier = (errors[0, :, :2].norm(dim=1) < self._settings.tracking.inlier_px) & (depth[0] > 0)
+        system = linearise(at_end)
+        pose = solution.world_from_body[0, 0]
+        if not bool(pose.isfinite().all()):
+            return None
+        return Tracked(pose, feature, landmark, inlier, system.pose_pose[0], method)
+
+    def _search(
+        self, window: Window, observation: Observation, rows: Tensor, similarity: Tensor, guess: Tensor, radius_px: float
+    ) -> tuple[Tensor, Tensor]:
+        """(K,) features and (K,) landmarks that match within a radius of the projections."""
+        predicted, depth = self.project(window.landmarks.position[rows], guess)
+        near = torch.cdist(predicted.float(), observation.plane_xy.float()) < radius_px / self._focal
+        near &= (depth > 0)[:, None]
+        pairs, _ = self._matcher.match_guided(similarity, near)
+        return pairs[:, 1], rows[pairs[:, 0]]
+
+    def project(self, points: Tensor, world_from_body: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, 2) normalised plane coordinates and (P,) depths of world points in the first camera."""
+        camera_from_world = self._camera_from_body @ se3.inverse(world_from_body)
+        local = se3.transform(camera_from_world, points)
+        depth = local[:, 2]
+        return local[:, :2] / depth.clamp_min(1e-9)[:, None], depth
+
+    def _robust_start(self, window: Window, observation: Observation, feature: Tensor, landmark: Tensor) -> Tensor | None:
+        """(4, 4) world_from_body by P3P in RANSAC, or None."""
+        if len(feature) < self._settings.tracking.min_inliers:
+            return None
+        import cv2
+        import numpy as np
+
+        ok, rotation, translation, inliers = cv2.solvePnPRansac(
+            window.landmarks.position[landmark].numpy(),
+            observation.plane_xy[feature].numpy(),
+            np.eye(3),
+            None,
+            reprojectionError=self._settings.tracking.inlier_px * 1.5 / self._focal,
+            iterationsCount=500,
+            flags=cv2.SOLVEPNP_AP3P,
+        )
+        if not ok or inliers is None or len(inliers) < self._settings.tracking.min_inliers:
+            return None
+        camera_from_world = torch.eye(4, dtype=torch.float64)
+        camera_from_world[:3, :3] = torch.from_numpy(cv2.Rodrigues(rotation)[0])
+        camera_from_world[:3, 3] = torch.from_numpy(translation[:, 0])
+        return se3.inverse(camera_from_world) @ self._camera_from_body

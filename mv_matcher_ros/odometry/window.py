@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of the estimator: a window of keyframes, the landmarks they see, and a prior from those that left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mv_matcher_ros.geometry.reprojection import PosePrior, Problem
+from mv_matcher_ros.odometry.observation import Observation
+
+
+@dataclass
+class Keyframe:
+    """A frame that stays in the window.
+
+    Attributes:
+        observation: its features, with depth.
+        world_from_body: (4, 4) float64 pose, refined as long as it is in the window.
+        landmark: (N,) int64, row of the landmark each feature sees, −1 for none.
+    """
+
+    observation: Observation
+    world_from_body: Tensor
+    landmark: Tensor
+
+
+@dataclass
+class Landmarks:
+    """Points of the window as rows of parallel arrays.
+
+    Attributes:
+        position: (P, 3) float64 in the world of the window.
+        descriptor: (P, D) float32 of the newest keyframe that saw it.
+        alive: (P,) bool; dead rows stay until the next compaction so that row numbers hold.
+        seen: (P,) int64 number of keyframes that see it.
+    """
+
+    position: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.float64))
+    descriptor: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    alive: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    seen: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return int(self.position.shape[0])
+
+    def add(self, position: Tensor, descriptor: Tensor) -> Tensor:
+        """Append K landmarks; returns their (K,) rows."""
+        rows = torch.arange(len(self), len(self) + len(position))
+        self.position = torch.cat([self.position, position])
+        self.descriptor = torch.cat([self.descriptor, descriptor]) if len(self.descriptor) else descriptor.clone()
+        self.alive = torch.cat([self.alive, torch.ones(len(position), dtype=torch.bool)])
+        self.seen = torch.cat([self.seen, torch.zeros(len(position), dtype=torch.int64)])
+        return rows
+
+
+@dataclass(frozen=True)
+class FlatObservations:
+    """All observations of landmarks by keyframes, flat.
+
+    Attributes:
+        keyframe, feature, landmark: (O,) int64.
+        measured: (O, 3) x/z, y/z, 1/z (0 where unknown).
+        sqrt_information: (O, 3), 0 for an unknown depth.
+    """
+
+    keyframe: Tensor
+    feature: Tensor
+    landmark: Tensor
+    measured: Tensor
+    sqrt_information: Tensor
+
+
+class Window:
+    """Keyframes in order of time and their landmarks. Holds data; decides nothing."""
+
+    def __init__(self) -> None:
+        self.keyframes: list[Keyframe] = []
+        self.landmarks = Landmarks()
+        self.prior: PosePrior | None = None
+
+    def poses(self) -> Tensor:
+        """(V, 4, 4) world_from_body of the keyframes."""
+        return torch.stack([keyframe.world_from_body for keyframe in self.keyframes])
+
+    def flat_observations(self) -> FlatObservations:
+        """Every (keyframe, feature) that sees a living landmark."""
+        views, features, rows, measured, information = [], [], [], [], []
+        for number, keyframe in enumerate(self.keyframes):
+            seen = (keyframe.landmark >= 0).nonzero()[:, 0]
+            part = measurements(keyframe.observation)
+            views.append(torch.full_like(seen, number))
+            features.append(seen)
+            rows.append(keyframe.landmark[seen])
+            measured.append(part[0][seen])
+            information.append(part[1][seen])
+        return FlatObservations(*(torch.cat(p) for p in (views, features, rows, measured, information)))
+
+    def count_seen(self) -> None:
+        """Recount how many keyframes see each landmark, and let go of those that none sees."""
+        seen = torch.zeros(len(self.landmarks), dtype=torch.int64)
+        for keyframe in self.keyframes:
+            rows = keyframe.landmark[keyframe.landmark >= 0]
+            seen.index_add_(0, rows, torch.ones_like(rows))
+        self.landmarks.seen = seen
+        self.landmarks.alive &= seen > 0
+
+    def forget(self, dead: Tensor) -> None:
+        """Remove landmarks (P,) bool and every observation of them."""
+        self.landmarks.alive &= ~dead
+        for keyframe in self.keyframes:
+            sees = keyframe.landmark >= 0
+            gone = sees & dead[keyframe.landmark.clamp_min(0)]
+            keyframe.landmark = torch.where(gone, -1, keyframe.landmark)
+
+    def compact(self) -> Tensor:
+        """Drop dead rows; returns (P,) int64 new row of each old one, −1 for dropped ones."""
+        alive = self.landmarks.alive
+        new_row = torch.where(alive, torch.cumsum(alive, 0) - 1, -1)
+        for keyframe in self.keyframes:
+            sees = keyframe.landmark >= 0
+            keyframe.landmark = torch.where(sees, new_row[keyframe.landmark.clamp_min(0)], -1)
+        kept = self.landmarks
+        self.landmarks = Landmarks(
+            kept.position[alive], kept.descriptor[alive], torch.ones(int(alive.sum()), dtype=torch.bool), kept.seen[alive]
+        )
+        return new_row
+
+    def problem(self, camera_from_body: Tensor, fixed: Tensor, kernel: str, width: float, flat: FlatObservations) -> Problem:
+        """Bundle adjustment over the whole window (batch of one)."""
+        return Problem(
+            self.poses()[None],
+            self.landmarks.position[None],
+            flat.keyframe[None],
+            flat.landmark[None],
+            flat.measured[None],
+            flat.sqrt_information[None],
+            fixed[None],
+            camera_from_body=camera_from_body[None, None],
+            prior=self.prior,
+            kernel=kernel,  # type: ignore[arg-type]
+            kernel_width=width,
+        )
+
+
+def measurements(observation: Observation) -> tuple[Tensor, Tensor]:
+    """(N, 3) x/z, y/z, 1/z and (N, 3) square-root information; an unknown depth has neither."""
+    known = observation.inverse_depth.isfinite()
+    inverse = torch.where(known, observation.inverse_depth, 0.0)
+    measured = torch.cat([observation.plane_xy, inverse[:, None]], dim=1)
+    image = (1.0 / observation.sigma)[:, None].expand(-1, 2)
+    depth = torch.where(known, 1.0 / observation.inverse_depth_sigma, 0.0)[:, None]
+    return measured, torch.cat([image, depth], dim=1)

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plays a recording to topics: in real time, or lossless, as fast as the node answers.
+
+`python -m mv_matcher_ros.ros.bag_player SOURCE [--lossless] [--rate 1.0]`; needs no `ros2 bag`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mv_matcher_ros.datatypes import Frame
+from mv_matcher_ros.errors import MissingDependencyError, MvMatcherError, SourceError
+from mv_matcher_ros.ros.dds_profile import apply_profile
+
+if TYPE_CHECKING:
+    from mv_matcher_ros.runner import Source
+
+_CLOCK_PERIOD_S = 0.02
+_LATE_S = 0.01  # a frame published later than this after its time was late
+
+
+@dataclass(frozen=True)
+class Playback:
+    """How a recording is played.
+
+    Attributes:
+        rate: 1 is real time; not used when lossless.
+        lossless: wait for the node's answer to every frame.
+        ahead: frames under way without an answer; at most the node's `ros.queue_size`.
+        clock: publish /clock.
+        body_frame: parent of the cameras on /tf_static, where the recording knows its body.
+        state_topic: where the node answers.
+        timeout_s: how long to wait for subscribers, and for an answer.
+    """
+
+    rate: float = 1.0
+    lossless: bool = False
+    ahead: int = 2
+    clock: bool = False
+    body_frame: str = 'base_link'
+    state_topic: str = 'odometry/state'
+    timeout_s: float = 60.0
+
+
+class BagPlayer:
+    """Publishes the frames of a source on the topics of `inputs.TOPICS`, and /tf_static.
+
+    Args:
+        node: rclpy node that nobody else spins.
+        source: recording.
+        playback: how.
+    """
+
+    def __init__(self, node: Any, source: Source, playback: Playback) -> None:
+        from rosgraph_msgs.msg import Clock
+        from sensor_msgs.msg import CameraInfo, Image
+        from std_msgs.msg import String
+
+        from mv_matcher_ros.ros.calibration import messages_from_rig
+        from mv_matcher_ros.ros.inputs import TOPICS
+
+        self._node = node
+        self._source = source
+        self._playback = playback
+        images, infos = TOPICS[source.sensor]
+        self._images = [node.create_publisher(Image, topic, 10) for topic in images]
+        self._infos = [node.create_publisher(CameraInfo, topic, 10) for topic in infos]
+        self._clock = node.create_publisher(Clock, '/clock', 10) if playback.clock else None
+        self._info_messages = messages_from_rig(source.rig)
+        several = len(self._info_messages) > 1
+        self._frames = ['left_camera', 'right_camera'] if several else ['camera']
+        self._pending: list[int] = []
+        self.answers: Counter[str] = Counter()
+        self.published = 0
+        self.late = 0
+        node.create_subscription(String, playback.state_topic, self._on_state, 1000)
+        self._broadcast_mounts()
+
+    def _broadcast_mounts(self) -> None:
+        """/tf_static, where the body is another frame than the first camera."""
+        if self._source.rig.body_axes != 'rep103':
+            return
+        from mv_matcher_ros.ros.messages import transform_message
+        from mv_matcher_ros.ros.mounting import tf2
+
+        self._broadcaster = tf2().StaticTransformBroadcaster(self._node)
+        self._broadcaster.sendTransform(
+            [
+                transform_message(0, self._playback.body_frame, frame, camera.body_from_camera)
+                for frame, camera in zip(self._frames, self._source.rig.cameras, strict=True)
+            ]
+        )
+
+    def play(self) -> None:
+        """Publish everything.
+
+        Raises:
+            SourceError: nobody listens, or (lossless) a frame is not answered.
+        """
+        self._wait_for_subscribers()
+        first_ns: int | None = None
+        start_s = 0.0
+        for frame in self._source:
+            messages = self._messages(frame)
+            if first_ns is None:
+                first_ns, start_s = frame.stamp_ns, time.monotonic()
+            if self._playback.lossless:
+                self._wait_for_answers(self._playback.ahead - 1)
+                self._pending.append(frame.stamp_ns)
+            else:
+                due_s = start_s + (frame.stamp_ns - first_ns) * 1e-9 / self._playback.rate
+                self._sleep_until(due_s, frame.stamp_ns)
+            self._publish(frame, messages)
+        if self._playback.lossless:
+            self._wait_for_answers(0)
+        self._flush()
+
+    def _messages(self, frame: Frame) -> list[Any]:
+        from mv_matcher_ros.ros.conversions import message_from_image
+        from mv_matcher_ros.ros.messages import header_message
+
+        messages = []
+        for index, view in enumerate(frame.views):
+            header = header_message(frame.stamp_ns, self._frames[index])
+            encoding = 'mono8' if view.image.ndim == 2 else 'bgr8'
+            messages.append(message_from_image(view.image, encoding, header))
+            if view.depth is not None:
+                depth = np.ascontiguousarray(view.depth, np.float32)
+                messages.append(message_from_image(depth, '32FC1', header))
+        return messages
+
+    def _publish(self, frame: Frame, messages: Sequence[Any]) -> None:
+        from mv_matcher_ros.ros.messages import header_message
+
+        self._publish_clock(frame.stamp_ns)
+        for publisher, info, camera in zip(
+            self._infos, self._info_messages, self._frames, strict=True
+        ):
+            info.header = header_message(frame.stamp_ns, camera)
+            publisher.publish(info)
+        for publisher, message in zip(self._images, messages, strict=True):
+            publisher.publish(message)
+        self.published += 1
+
+    def _publish_clock(self, nanoseconds: int) -> None:
+        if self._clock is None:
+            return
+        from rosgraph_msgs.msg import Clock
+
+        from mv_matcher_ros.ros.messages import time_message
+
+        self._clock.publish(Clock(clock=time_message(nanoseconds)))
+
+    def _sleep_until(self, due_s: float, stamp_ns: int) -> None:
+        """Wait for a frame's time; the clock runs on meanwhile."""
+        while (left_s := due_s - time.monotonic()) > 0.0:
+            if self._clock is None:
+                time.sleep(left_s)
+            else:
+                self._publish_clock(stamp_ns - round(left_s * self._playback.rate * 1e9))
+                time.sleep(min(left_s, _CLOCK_PERIOD_S))
+        self.late += time.monotonic() - due_s > _LATE_S
+
+    def _spin(self) -> None:
+        import rclpy
+
+        rclpy.spin_once(self._node, timeout_sec=0.05)
+
+    def _wait_for_subscribers(self) -> None:
+        """Wait until every topic has a listener, and the node that answers is there."""
+        publishers = [*self._infos, *self._images]
+        deadline_s = time.monotonic() + self._playback.timeout_s
+        state = self._node.resolve_topic_name(self._playback.state_topic)
+        while True:
+            deaf = [p.topic_name for p in publishers if p.get_subscription_count() == 0]
+            mute = self._playback.lossless and self._node.count_publishers(state) == 0
+            if not deaf and not mute:
+                return
+            if time.monotonic() > deadline_s:
+                what = f'nobody subscribes to {", ".join(deaf)}' if deaf else ''
+                what += ' and ' * (bool(deaf) and mute) + f'nobody publishes {state}' * mute
+                raise SourceError(
+                    f'{what} after {self._playback.timeout_s:g} s: is the node running, for '
+                    f'{self._source.sensor}, on the same topics and ROS_DOMAIN_ID?'
+                )
+            self._spin()
+
+    def _on_state(self, message: Any) -> None:
+        state = json.loads(message.data)
+        self.answers[state['status']] += 1
+        if not self._playback.lossless or state['stamp_ns'] not in self._pending:
+            return
+        if state['stamp_ns'] != self._pending[0]:
+            raise SourceError(
+                f'the node answered stamp {state["stamp_ns"]} before {self._pending[0]}, '
+                f'so it dropped a frame: set its parameter ros.lossless'
+            )
+        self._pending.pop(0)
+
+    def _wait_for_answers(self, most: int) -> None:
+        """Wait until at most so many frames are under way."""
+        deadline_s = time.monotonic() + self._playback.timeout_s
+        while len(self._pending) > most:
+            self._spin()
+            if self._pending and self._images[0].get_subscription_count() == 0:
+                raise SourceError(
+                    f'the node went away before it answered stamp {self._pending[0]} '
+                    f'({self.published} frames published)'
+                )
+            if len(self._pending) > most and time.monotonic() > deadline_s:
+                raise SourceError(
+                    f'no answer to stamp {self._pending[0]} on {self._playback.state_topic} in '
+                    f'{self._playback.timeout_s:g} s: is its parameter ros.lossless set?'
+                )
+
+    def _flush(self) -> None:
+        from rclpy.duration import Duration
+
+        for publisher in [*self._infos, *self._images]:
+            publisher.wait_for_all_acked(Duration(seconds=2.0))
+
+
+def _parser() -> argparse.ArgumentParser:
+    default = Playback()
+    parser = argparse.ArgumentParser('bag_player', description=__doc__.split('\n\n')[0])
+    add = parser.add_argument
+    add('source', help='rosbag, sequence folder, image folder or video')
+    add('--sensor', choices=('mono', 'stereo', 'rgbd'), help='default: what the source has')
+    add('--rate', type=float, default=default.rate, help='speed, 1 is real time')
+    add('--lossless', action='store_true', help='wait for the answer to every frame')
+    add('--ahead', type=int, default=default.ahead, help='frames under way (lossless)')
+    add('--clock', action='store_true', help='publish /clock')
+    add('--body-frame', default=default.body_frame, help='parent of the cameras on /tf_static')
+    add('--state-topic', default=default.state_topic, help='where the node answers')
+    add('--timeout', type=float, default=default.timeout_s, help='seconds to wait for the node')
+    add('--start', type=int, default=0, help='first frame')
+    add('--end', type=int, help='frame to stop before')
+    add('--stride', type=int, default=1, help='play every n-th frame')
+    return parser
+
+
+def _checked(options: argparse.Namespace) -> Playback:
+    if options.rate <= 0 or options.ahead < 1:
+        raise SourceError('--rate must be positive and --ahead at least 1')
+    return Playback(
+        options.rate,
+        options.lossless,
+        options.ahead,
+        options.clock,
+        options.body_frame,
+        options.state_topic,
+        options.timeout,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of the player; prints one JSON line of what was played.
+
+    Returns:
+        Exit code: 0, 2 for an error of input or a node that does not answer, 130 after SIGINT.
+    """
+    apply_profile()
+    try:
+        import rclpy
+        from rclpy.executors import ExternalShutdownException
+        from rclpy.utilities import remove_ros_args
+    except ModuleNotFoundError:
+        print(MissingDependencyError('rclpy', 'ros', 'the bag player'), file=sys.stderr)
+        return 2
+    given = list(sys.argv if arguments is None else ['bag_player', *arguments])
+    options = _parser().parse_args(remove_ros_args(given)[1:])
+    player: BagPlayer | None = None
+    code = 0
+    rclpy.init(args=given)
+    try:
+        from mv_matcher_ros.files.open import open_source
+
+        playback = _checked(options)
+        source = open_source(
+            options.source, options.sensor, options.start, options.end, options.stride
+        )
+        player = BagPlayer(rclpy.create_node('bag_player'), source, playback)
+        player.play()
+    except MvMatcherError as error:
+        print(f'bag_player: {error}', file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, ExternalShutdownException):
+        code = 130
+    finally:
+        rclpy.try_shutdown()
+    if player is not None:
+        print(
+            json.dumps(
+                {
+                    'published': player.published,
+                    'late': player.late,
+                    'answers': dict(player.answers),
+                    'faults': dict(source.faults),
+                }
+            )
+        )
+    return code
+
+
+if __name__ == '__main__':
+    sys.exit(main())

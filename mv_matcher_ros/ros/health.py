@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the node fares: counts, latencies, and complaints, once and not a hundred times."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from typing import Any
+
+import numpy as np
+
+from mv_matcher_ros.datatypes import Estimate
+
+# The same complaint is logged again after this long.
+REPEAT_S = 5.0
+_LATENCIES_KEPT = 200
+_TIMES_KEPT = 50
+
+
+class Health:
+    """Numbers for `/diagnostics` and the state topic.
+
+    Args:
+        logger: of the node.
+
+    Attributes:
+        counts: processed, resets, and what was skipped, by kind.
+        last: the last estimate.
+        problem: what keeps the node from working; empty while nothing does.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self.counts: Counter[str] = Counter()
+        self.last: Estimate | None = None
+        self.problem = ''
+        self._latencies_ms: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+        self._done_s: deque[float] = deque(maxlen=_TIMES_KEPT)
+        self._said = ''
+        self._said_s = 0.0
+
+    def processed(self, estimate: Estimate) -> None:
+        """Note a frame that went through the engine."""
+        self.counts['processed'] += 1
+        self.last = estimate
+
+    def published(self, latency_ms: float) -> None:
+        """Note that its estimate is out."""
+        self._latencies_ms.append(latency_ms)
+        self._done_s.append(time.monotonic())
+
+    def say(self, problem: str) -> None:
+        """Log a problem when it is new, and now and then while it lasts."""
+        now_s = time.monotonic()
+        if problem and (problem != self._said or now_s - self._said_s > REPEAT_S):
+            self._logger.warning(problem)
+            self._said_s = now_s
+        self._said = problem
+
+    def values(self) -> dict[str, object]:
+        """Rate, latencies and the engine's counts, by the keys of the diagnostics."""
+        values: dict[str, object] = {}
+        done = list(self._done_s)
+        if len(done) > 1 and done[-1] > done[0]:
+            values['rate_hz'] = f'{(len(done) - 1) / (done[-1] - done[0]):.1f}'
+        latencies_ms = list(self._latencies_ms)
+        if latencies_ms:
+            p50, p95 = np.percentile(latencies_ms, [50, 95])
+            values['latency_p50_ms'], values['latency_p95_ms'] = f'{p50:.1f}', f'{p95:.1f}'
+        if self.last is not None:
+            values.update({f'count {name}': n for name, n in self.last.counts.items()})
+        return values

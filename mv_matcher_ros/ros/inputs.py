@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Input topics of the node: images of one time, calibrations, and what is missing, by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Sensor
+from mv_matcher_ros.ros.messages import stamp_ns
+from mv_matcher_ros.ros.standins import real_or_standin
+
+# Relative names, to be remapped or put into a namespace: (image topics, camera_info topics) of
+# each sensor.
+TOPICS: dict[Sensor, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    'mono': (('image',), ('camera_info',)),
+    'stereo': (('left/image', 'right/image'), ('left/camera_info', 'right/camera_info')),
+    'rgbd': (('image', 'depth'), ('camera_info',)),
+}
+
+
+_SILENT_S = 2.0  # images that stop coming for this long are missed
+
+
+@dataclass(frozen=True)
+class MessageSet:
+    """Images that belong together.
+
+    Attributes:
+        images: messages in the order of `TOPICS`.
+        stamp_ns: stamp of the first one.
+        received_s: time.monotonic() when the set was complete.
+    """
+
+    images: tuple[Any, ...]
+    stamp_ns: int
+    received_s: float
+
+
+@dataclass
+class Stream:
+    """One input topic: its full name, how many messages came, and the last stamp."""
+
+    topic: str
+    count: int = 0
+    stamp_ns: int | None = None
+
+
+class Inputs:
+    """Subscribes to what the sensor needs.
+
+    Args:
+        node: rclpy node.
+        settings: of the node.
+        deliver: called with each complete set in the executor's thread; must not block.
+
+    Attributes:
+        images, infos: the topics, in the order of `TOPICS`.
+        camera_infos: the last CameraInfo of each, None before the first.
+        sets: complete sets so far.
+        incompatible_qos: name of the offending policy by topic.
+    """
+
+    def __init__(
+        self, node: Any, settings: Settings, deliver: Callable[[MessageSet], None]
+    ) -> None:
+        self._node = node
+        self._settings = settings
+        self._deliver = deliver
+        self.sets = 0
+        self.incompatible_qos: dict[str, str] = {}
+        self._received_s = 0.0
+        self._changed: set[str] = set()
+        images, infos = TOPICS[settings.sensor]
+        self.images = [Stream(self._image_topic(name)) for name in images]
+        self.infos = [Stream(node.resolve_topic_name(name)) for name in infos]
+        self.camera_infos: list[Any] = [None] * len(infos)
+        self._filters = real_or_standin('message_filters')
+        self._sync: Any = None
+        self._subscribe()
+
+    def _image_topic(self, name: str) -> str:
+        """Full topic; transports are appended after remapping, as image_transport does."""
+        topic: str = self._node.resolve_topic_name(name)
+        if self._settings.ros.image_transport == 'raw':
+            return topic
+        return f'{topic}/compressedDepth' if name == 'depth' else f'{topic}/compressed'
+
+    def _subscribe(self) -> None:
+        from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+        raw = self._settings.ros.image_transport == 'raw'
+        for index, stream in enumerate(self.infos):
+            self._node.create_subscription(
+                CameraInfo,
+                stream.topic,
+                lambda message, i=index: self._take_info(i, message),
+                self._qos(),
+                event_callbacks=self._events(stream.topic),
+            )
+        subscribers = []
+        for stream in self.images:
+            subscriber = self._filters.Subscriber(
+                self._node,
+                Image if raw else CompressedImage,
+                stream.topic,
+                qos_profile=self._qos(),
+                event_callbacks=self._events(stream.topic),
+            )
+            subscriber.registerCallback(self._count, stream)
+            subscribers.append(subscriber)
+        self._connect(subscribers)
+
+    def _connect(self, subscribers: list[Any]) -> None:
+        """Images of several topics meet in a synchroniser."""
+        if len(subscribers) == 1:
+            subscribers[0].registerCallback(self._complete)
+            return
+        ros = self._settings.ros
+        if ros.sync_slop_s > 0.0:
+            self._sync = self._filters.ApproximateTimeSynchronizer(
+                subscribers, ros.queue_size, ros.sync_slop_s
+            )
+        else:  # the approximate one wants differences below its slop, so 0 would match nothing
+            self._sync = self._filters.TimeSynchronizer(subscribers, ros.queue_size)
+        self._sync.registerCallback(self._complete)
+
+    def _qos(self) -> Any:
+        from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+        ros = self._settings.ros
+        reliable = ros.lossless or ros.input_reliability == 'reliable'
+        return QoSProfile(
+            history=HistoryPolicy.KEEP_LAST,
+            depth=ros.queue_size,
+            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        )
+
+    def _events(self, topic: str) -> Any:
+        try:
+            from rclpy.event_handler import SubscriptionEventCallbacks
+        except ImportError:  # Humble
+            from rclpy.qos_event import SubscriptionEventCallbacks
+        return SubscriptionEventCallbacks(
+            incompatible_qos=lambda event: self._refuse_qos(topic, event)
+        )
+
+    def _refuse_qos(self, topic: str, event: Any) -> None:
+        from rclpy.qos import qos_policy_name_from_kind
+
+        policy = qos_policy_name_from_kind(event.last_policy_kind)
+        self.incompatible_qos[topic] = policy
+        advice = (
+            ': set ros.input_reliability to best_effort (and ros.lossless to false)'
+            if 'RELIABILITY' in policy
+            else ''
+        )
+        self._node.get_logger().error(
+            f'{topic}: a publisher offers an incompatible QoS, policy {policy}; '
+            f'nothing of it will be received{advice}'
+        )
+
+    def _take_info(self, index: int, message: Any) -> None:
+        self.infos[index].count += 1
+        before = self.camera_infos[index]
+        if before is not None and not _same_calibration(before, message):
+            self._changed.add(self.infos[index].topic)
+        self.camera_infos[index] = message
+
+    def _count(self, message: Any, stream: Stream) -> None:
+        stamp = stamp_ns(message.header.stamp)
+        jumped_back = stream.stamp_ns is not None and stamp < stream.stamp_ns
+        stream.count += 1
+        stream.stamp_ns = stamp
+        if jumped_back and self._sync is not None:
+            # What waits has stamps of a later time, and the synchroniser always throws the
+            # smallest stamps away: it would drop everything that comes from now on.
+            for queue in self._sync.queues:
+                for waiting in [s for s in queue if s > stamp]:
+                    queue.pop(waiting, None)
+
+    def _complete(self, *messages: Any) -> None:
+        self.sets += 1
+        self._received_s = time.monotonic()
+        stamp = stamp_ns(messages[0].header.stamp)
+        self._deliver(MessageSet(messages, stamp, self._received_s))
+
+    @property
+    def unsynchronised(self) -> int:
+        """Images of the first topic that found no partner so far (some may still wait)."""
+        return self.images[0].count - self.sets
+
+    def missing(self) -> list[str]:
+        """One sentence, by topic name, for all that should arrive and does not."""
+        sentences = [
+            self._why_silent(stream, what)
+            for what, streams in (('image', self.images), ('camera_info', self.infos))
+            for stream in streams
+            if stream.count == 0
+        ]
+        silent_s = time.monotonic() - self._received_s
+        if not sentences and self.sets and silent_s > _SILENT_S:
+            topics = ' and '.join(stream.topic for stream in self.images)
+            sentences.append(f'no new image on {topics} for {_SILENT_S:g} s and longer')
+        if not sentences and self.sets == 0 and self._sync is not None:
+            stamps = [stream.stamp_ns or 0 for stream in self.images]
+            apart_s = (max(stamps) - min(stamps)) * 1e-9
+            sentences.append(
+                f'{" and ".join(s.topic for s in self.images)} arrive, but no stamps within '
+                f'ros.sync_slop_s = {self._settings.ros.sync_slop_s:g} s '
+                f'(the last ones are {apart_s:.3f} s apart)'
+            )
+        sentences += [
+            f'the calibration on {topic} has changed since the start: restart the node to use it'
+            for topic in sorted(self._changed)
+        ]
+        return sentences
+
+    def _why_silent(self, stream: Stream, what: str) -> str:
+        publishers = self._node.count_publishers(stream.topic)
+        if stream.topic in self.incompatible_qos:
+            policy = self.incompatible_qos[stream.topic]
+            return f'no {what} on {stream.topic}: incompatible QoS policy {policy}'
+        if publishers == 0:
+            return f'no {what} on {stream.topic}: nobody publishes it'
+        return f'no {what} on {stream.topic}: {publishers} publisher(s), but no message yet'
+
+
+def _same_calibration(a: Any, b: Any) -> bool:
+    return all(list(getattr(a, name)) == list(getattr(b, name)) for name in ('k', 'd', 'p')) and (
+        (a.width, a.height, a.roi, a.binning_x, a.binning_y)
+        == (b.width, b.height, b.roi, b.binning_x, b.binning_y)
+    )
