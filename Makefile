@@ -15,7 +15,7 @@ WANT_TORCH := $(if $(TORCH),'$(TORCH)')
 unpinned = $(if $(TORCH),sed -i '/^torch==/d' $(1),true)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-apt demo test test-main test-apt lint format bench clean python-new-enough
+.PHONY: help setup setup-apt demo test test-main test-apt lint format docs bench clean python-new-enough
 
 help:
 	@echo 'make setup   create .venv with everything (other targets do it when needed)'
@@ -35,14 +35,14 @@ python-new-enough:
 # $(call install,VENV,CONSTRAINTS,EXTRAS): environment with this package in place; tf2_msgs is on no
 # registry, so its one message is compiled into the environment where ROS itself is not installed.
 define install
-	$(PYTHON) -m venv --clear $(1)
+	$(PYTHON) -m venv $(1)
 	cp $(2) $(1)/constraints.txt
 	$(call unpinned,$(1)/constraints.txt)
 	$(1)/bin/python -m pip install -q --disable-pip-version-check -c $(1)/constraints.txt $(WANT_TORCH) -e '.[$(3)]'
-	if [ -x interfaces/build_tf2_msgs.sh ]; then interfaces/build_tf2_msgs.sh $(1); fi
+	if [ -x interfaces/build_tf2_msgs.sh ]; then PIP_CONSTRAINT=$(1)/constraints.txt interfaces/build_tf2_msgs.sh $(1); fi
 endef
 
-INTERFACES := $(wildcard interfaces/* interfaces/*/* interfaces/*/*/*)
+INTERFACES := $(wildcard interfaces/*.sh interfaces/*/*.* interfaces/*/msg/*)
 
 $(VENV)/.installed: setup.py constraints.txt $(INTERFACES) | python-new-enough
 	$(call install,$(VENV),constraints.txt,$(EXTRAS)$(comma)lint)
@@ -67,11 +67,17 @@ format: $(VENV)/.installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# docs/settings.md is the settings tree; a test fails when it is not.
+docs: $(VENV)/.installed
+	{ sed '/^| setting /,$$d' docs/settings.md; $(VENV)/bin/mv-matcher settings --form markdown; } > docs/settings.new
+	mv docs/settings.new docs/settings.md
+
 test-main: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest $(PYTEST)
 
 # numpy 1.26 has no build for Python 3.13 and newer; there this leg cannot exist, and says so.
-ifeq ($(shell $(PYTHON) -c 'import sys; print(sys.version_info < (3, 13))' 2>/dev/null),False)
+HAS_NUMPY_1 := $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 13) and print("yes")' 2>/dev/null)
+ifeq ($(HAS_NUMPY_1),)
 test-apt:
 	@echo 'make: no numpy 1.26 for $(PYTHON): second test leg left out (PYTHON=python3.12 has it)'
 else
@@ -79,9 +85,16 @@ test-apt: $(VENV_APT)/.installed
 	$(VENV_APT)/bin/python -m pytest $(PYTEST)
 endif
 
-test:
-	$(MAKE) --no-print-directory test-apt
-	$(MAKE) --no-print-directory test-main
+# Both legs at once, each with one thread: on two cores that takes half the time. What the second leg
+# said is printed when it is done, so the last line is pytest's own either way.
+test: $(VENV)/.installed
+	@mkdir -p out
+	@$(MAKE) --no-print-directory $(if $(HAS_NUMPY_1),setup-apt,setup)
+	@$(MAKE) --no-print-directory test-apt > out/test-apt.log 2>&1 & second=$$!; \
+	$(MAKE) --no-print-directory test-main; first=$$?; \
+	wait $$second; status=$$?; cat out/test-apt.log; \
+	[ $$first -eq 0 ] || echo 'make: the first leg (newest numpy and OpenCV) failed, see above' >&2; \
+	[ $$first -eq 0 ] && [ $$status -eq 0 ]
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/mv-matcher bench

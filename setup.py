@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One package for colcon (ament_python) and for plain pip."""
 
+import os
 from glob import glob
 from pathlib import Path
 
@@ -40,8 +41,8 @@ setup(
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
         (f'share/{package_name}', ['package.xml']),
         (f'share/{package_name}/launch', sorted(glob('launch/*.launch.py'))),
-        (f'share/{package_name}/config', sorted(f for f in glob('config/*') if Path(f).is_file())),
-        # ros2 launch looks for executables here; plain pip ignores setup.cfg and would leave it empty.
+        (f'share/{package_name}/config', sorted(filter(os.path.isfile, glob('config/*')))),
+        # ros2 launch looks for executables here; plain pip ignores setup.cfg and leaves it empty.
         (f'lib/{package_name}', sorted(glob('scripts/*'))),
     ],
     install_requires=[
@@ -66,6 +67,7 @@ setup(
             'mv-matcher = mv_matcher_ros.cli:main',
             'odometry_node = mv_matcher_ros.ros.main:odometry',
             'bag_player = mv_matcher_ros.ros.bag_player:main',
+            'trajectory_recorder = mv_matcher_ros.ros.trajectory_recorder:main',
         ]
     },
     zip_safe=False,

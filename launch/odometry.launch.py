@@ -86,7 +86,7 @@ def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             ('right/camera_info', given['right_camera_info']),
             ('depth', given['depth']),
         ],
-        arguments=['--ros-args', '--log-level', f'odometry:={given["log_level"]}'],
+        arguments=['--ros-args', '--log-level', given['log_level']],
         output='screen',
     )
     if not flag('rviz', given['rviz']):

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
+# Tensors of tests are small: a second thread costs more than it brings, and far more where other
+# processes want the cores too. Read when torch is imported, so it stands before that.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 ROOT = Path(__file__).resolve().parents[1]
 
 

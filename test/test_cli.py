@@ -19,13 +19,24 @@ from mv_matcher_ros.cli.options import parse_assignments
 from mv_matcher_ros.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ['demo', 'run', 'eval', 'dataset', 'match', 'pairs', 'bench', 'stress', 'doctor']
+COMMANDS = [
+    'demo',
+    'run',
+    'eval',
+    'dataset',
+    'match',
+    'pairs',
+    'bench',
+    'stress',
+    'settings',
+    'doctor',
+]
 LATER = ['train', 'adapt', 'localize']  # not listed before they exist
 
 
 def fails_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The error line of a command whose input is at fault."""
-    code = cli.run(arguments)
+    code = cli.exit_code(arguments)
     printed = capsys.readouterr()
     assert code == 2, printed
     assert printed.out == ''
@@ -35,7 +46,7 @@ def fails_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
 
 
 def prints_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
-    code = cli.run(arguments)
+    code = cli.exit_code(arguments)
     printed = capsys.readouterr()
     assert code == 0, printed.err
     return json.loads(printed.out)
@@ -50,7 +61,7 @@ def in_process(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_lists_the_commands_of_this_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(['--help']) == 0
+    assert cli.exit_code(['--help']) == 0
     text = capsys.readouterr().out
     listed = [line.split()[0] for line in text.split('Commands:')[1].splitlines() if line.strip()]
     assert [name for name in listed if name in COMMANDS] == COMMANDS
@@ -59,14 +70,14 @@ def test_help_lists_the_commands_of_this_version(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run([command, '--help']) == 0
+    assert cli.exit_code([command, '--help']) == 0
     assert 'Usage: mv-matcher' in capsys.readouterr().out
 
 
 def test_help_loads_nothing_heavy_and_is_fast() -> None:
     """Heavy modules are what makes a command line slow: none of them may be needed for --help."""
     code = (
-        'import sys\nfrom mv_matcher_ros import cli\ncode = cli.run(["--help"])\n'
+        'import sys\nfrom mv_matcher_ros import cli\ncode = cli.exit_code(["--help"])\n'
         'heavy = {"torch", "numpy", "cv2", "matplotlib", "rosbags", "gtsam", "rclpy", "yaml"}\n'
         'print(sorted(heavy & set(sys.modules)), file=sys.stderr)\nsys.exit(code)'
     )
@@ -83,7 +94,7 @@ def test_help_loads_nothing_heavy_and_is_fast() -> None:
 def test_wrong_usage_is_exit_code_2_without_a_traceback(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(arguments) == 2
+    assert cli.exit_code(arguments) == 2
     printed = capsys.readouterr()
     assert 'Traceback' not in printed.err
     assert printed.err
@@ -170,7 +181,7 @@ def test_match_finds_a_shifted_picture_again(
         assert row['inliers'] > 0.9 * row['matches']
     drawn = cv2.imread(str(out))
     assert drawn.shape == (300, 3 * 300 + 2 * 8, 3)
-    assert cli.run(['match', *words]) == 0
+    assert cli.exit_code(['match', *words]) == 0
     assert 'agree on one geometry' in capsys.readouterr().out
 
 
@@ -226,7 +237,7 @@ def test_pairs_gives_the_keys_scripts_rely_on(
         ['pairs', str(file), '--json', '--solver', 'ransac', '--set', 'detector.name=orb'], capsys
     )
     assert (orb['detector']['name'], orb['solver']) == ('orb', 'opencv-ransac-1px')
-    assert cli.run(['pairs', str(file)]) == 0
+    assert cli.exit_code(['pairs', str(file)]) == 0
     assert 'pose AUC@5°' in capsys.readouterr().out
 
 

@@ -19,10 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: words after the program's name; the process's own without them.
     """
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(exit_code(sys.argv[1:] if arguments is None else arguments))
 
 
-def run(arguments: Sequence[str]) -> int:
+def exit_code(arguments: Sequence[str]) -> int:
     """Exit code of one command: 0 done, 1 a check failed, 2 faulty input, 130 interrupted."""
     try:
         from mv_matcher_ros.cli.app import app

@@ -7,8 +7,15 @@ from typing import Annotated
 
 import typer
 
+from mv_matcher_ros.cli.bench import bench
+from mv_matcher_ros.cli.dataset import dataset
+from mv_matcher_ros.cli.demo import demo
 from mv_matcher_ros.cli.doctor import doctor
+from mv_matcher_ros.cli.evaluate import evaluate
 from mv_matcher_ros.cli.images import match, pairs
+from mv_matcher_ros.cli.run import run
+from mv_matcher_ros.cli.settings_list import settings
+from mv_matcher_ros.cli.stress import stress
 
 app = typer.Typer(
     name='mv-matcher',
@@ -40,6 +47,14 @@ def root(
     """Visual odometry from bags, folders and videos: run it, measure it, look at it."""
 
 
-app.command()(doctor)
+# In the order in which a newcomer meets them.
+app.command()(demo)
+app.command()(run)
+app.command('eval')(evaluate)
+app.command()(dataset)
 app.command()(match)
 app.command()(pairs)
+app.command()(bench)
+app.command()(stress)
+app.command()(settings)
+app.command()(doctor)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import platform
 import resource
 import sys
 import time
@@ -19,7 +18,6 @@ from mv_matcher_ros.cli.options import (
     JsonOption,
     SensorChoice,
     SetOption,
-    locate,
     settings_from,
 )
 
@@ -42,18 +40,25 @@ class Part(str, Enum):
 
 def bench(
     source: Annotated[
-        Path | None, typer.Argument(help='Recording; default: a synthetic flight.', metavar='[SOURCE]')
+        Path | None,
+        typer.Argument(help='Recording; default: a synthetic flight.', metavar='[SOURCE]'),
     ] = None,
     only: Annotated[Part | None, typer.Option(help='Only one part.', show_default=False)] = None,
-    sensor: Annotated[SensorChoice, typer.Option(help='Sensor of the flight.')] = SensorChoice.mono,
+    sensor: Annotated[
+        SensorChoice, typer.Option(help='Sensor of the flight.')
+    ] = SensorChoice.mono,
     frames: Annotated[int, typer.Option(min=WARM_UP_FRAMES + 10, help='Frames to run.')] = 120,
-    repeats: Annotated[int, typer.Option(min=1, help='Runs of each solver; the median counts.')] = 5,
+    repeats: Annotated[
+        int, typer.Option(min=1, help='Runs of each solver; the median counts.')
+    ] = 5,
     config: ConfigOption = None,
     assignments: SetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Latency and memory of each stage; bundle adjustment against gtsam."""
-    content: dict[str, Any] = {'machine': machine()}
+    from mv_matcher_ros.files.results import machine, versions
+
+    content: dict[str, Any] = {'machine': machine(), 'versions': versions()}
     if only is not Part.ba:
         settings = settings_from(config, assignments, sensor.value)
         content['stages'] = measure_stages(_recording(source, settings, frames), settings, frames)
@@ -62,38 +67,12 @@ def bench(
     if json:
         print_json(content)
         return
-    say(f'machine: {", ".join(f"{k} {v}" for k, v in content["machine"].items())}')
+    for part in ('machine', 'versions'):
+        say(f'{part}: {", ".join(f"{k} {v}" for k, v in content[part].items())}')
     if 'stages' in content:
         _print_stages(content['stages'])
     if 'bundle_adjustment' in content:
         _print_bundle_adjustment(content['bundle_adjustment'])
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    import cv2
-    import numpy as np
-    import torch
-
-    return {
-        'processor': _processor(),
-        'cores': torch.multiprocessing.cpu_count(),
-        'torch_threads': torch.get_num_threads(),
-        'opencv_threads': cv2.getNumThreads(),
-        'python': platform.python_version(),
-        'torch': torch.__version__,
-        'numpy': np.__version__,
-        'opencv': cv2.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _recording(source: Path | None, settings: Settings, frames: int) -> Source:
@@ -103,8 +82,7 @@ def _recording(source: Path | None, settings: Settings, frames: int) -> Source:
         return flight(settings.sensor, frames)
     from mv_matcher_ros.cli.run import open_recording
 
-    recording = open_recording(locate(source), settings)
-    return recording.sliced(0, min(frames, len(recording)))
+    return open_recording(source, settings, end=frames)
 
 
 def measure_stages(recording: Source, settings: Settings, frames: int) -> dict[str, Any]:
@@ -113,7 +91,9 @@ def measure_stages(recording: Source, settings: Settings, frames: int) -> dict[s
 
     from mv_matcher_ros.odometry.engine import OdometryEngine
 
-    engine = OdometryEngine(settings.model_copy(update={'sensor': recording.sensor}), recording.rig)
+    engine = OdometryEngine(
+        settings.model_copy(update={'sensor': recording.sensor}), recording.rig
+    )
     with progress('frames', len(recording)) as advance:
         images = _in_memory(recording, advance)
     stages: dict[str, list[float]] = {}
@@ -139,7 +119,8 @@ def measure_stages(recording: Source, settings: Settings, frames: int) -> dict[s
         'keyframes': keyframes,
         'fps': 1e3 / float(np.mean(totals)),
         'latency_ms': {
-            name: _latency(values, len(totals)) for name, values in (*stages.items(), ('all', totals))
+            name: _latency(values, len(totals))
+            for name, values in (*stages.items(), ('all', totals))
         },
         'memory_grown_mb': _memory_mb() - before_mb,
         'memory_peak_mb': _memory_mb(),
@@ -155,12 +136,17 @@ def _in_memory(recording: Source, advance: Advance) -> list[Frame]:
 
 
 def _latency(values: Sequence[float], frames: int) -> dict[str, float]:
-    """p50 and p95 over the frames in which the stage ran, its mean over all frames, and how often it ran."""
+    """p50 and p95 over the frames in which a stage ran, mean over all, and how often it ran."""
     import numpy as np
 
     p50, p95 = np.percentile(values, [50.0, 95.0])
     mean = float(np.sum(values)) / frames
-    return {'p50': float(p50), 'p95': float(p95), 'mean_a_frame': mean, 'share_of_frames': len(values) / frames}
+    return {
+        'p50': float(p50),
+        'p95': float(p95),
+        'mean_a_frame': mean,
+        'share_of_frames': len(values) / frames,
+    }
 
 
 def _memory_mb() -> float:
@@ -198,8 +184,9 @@ def measure_bundle_adjustment(repeats: int) -> list[dict[str, Any]]:
 
 def _print_stages(stages: Mapping[str, Any]) -> None:
     print_table(
-        f'{stages["sensor"]} {stages["image"]}: {stages["fps"]:.1f} frames/s, {stages["with_pose"]} of '
-        f'{stages["frames"]} frames with a pose, {stages["keyframes"]} keyframes, '
+        f'{stages["sensor"]} {stages["image"]}: {stages["fps"]:.1f} frames/s, '
+        f'{stages["with_pose"]} of {stages["frames"]} frames with a pose, '
+        f'{stages["keyframes"]} keyframes, '
         f'memory {stages["memory_peak_mb"]:.0f} MB',
         ('stage', 'p50 ms', 'p95 ms', 'mean a frame ms', 'in % of frames'),
         [
@@ -220,12 +207,13 @@ def _print_bundle_adjustment(rows: Sequence[Mapping[str, Any]]) -> None:
                 continue
             faster = row['times_faster'] if solver == 'ours' else None
             body.append(
-                (f'{row["poses"]} x {row["points"]}', f'{row["views_a_point"]:.1f}', timing['solver'],
-                 f'{timing["time_ms"]:.1f}', timing['iterations'], f'{timing["start_cost"]:.0f}',
+                (f'{row["poses"]} x {row["points"]}', f'{row["views_a_point"]:.1f}',
+                 timing['solver'], f'{timing["time_ms"]:.1f}', timing['iterations'],
+                 f'{timing["start_cost"]:.0f}',
                  f'{timing["final_cost"]:.4f}', None if faster is None else f'{faster:.1f} x')
             )  # fmt: skip
     if not any(row['gtsam'] for row in rows):
-        say('gtsam is not installed, nothing to compare with: pip install "mv_matcher_ros[mapping]"')
+        say('gtsam is not there to compare with: pip install "mv_matcher_ros[mapping]"')
     print_table(
         'Bundle adjustment, float64, from the same start to the same stopping rule',
         ('poses x points', 'views a point', 'solver', 'ms', 'iterations', 'start cost',

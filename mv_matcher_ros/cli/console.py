@@ -83,7 +83,8 @@ def print_table(
     for row in rows:
         table.add_row(*('–' if cell is None else str(cell) for cell in row))
     shown = console()
-    shown.print(title, soft_wrap=True)
+    if title:
+        shown.print(title, soft_wrap=True)
     shown.print(table)
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 
 def dataset(
-    root: Annotated[Path, typer.Argument(help='Folder of KITTI, TUM or EuRoC sequences.', metavar='ROOT')],
-    out: Annotated[Path, typer.Option(help='Folder for one run folder a sequence and the table.')] = Path('out/dataset'),
+    root: Annotated[
+        Path, typer.Argument(help='Folder of KITTI, TUM or EuRoC sequences.', metavar='ROOT')
+    ],
+    out: Annotated[
+        Path, typer.Option(help='Folder for one run folder a sequence and the table.')
+    ] = Path('out/dataset'),
     sensor: SensorOption = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
@@ -56,9 +60,9 @@ def dataset(
 
 
 def _sequences(root: Path) -> list[tuple[str, Path]]:
-    from mv_matcher_ros.files.sequences import find_sequences
+    from mv_matcher_ros.files.open import find_sequences
 
-    found = [Path(folder) for folder in find_sequences(root)]
+    found = find_sequences(root)
     return [(str(f.relative_to(root)) if f != root else f.name, f) for f in found]
 
 
@@ -66,14 +70,12 @@ def _row(name: str, folder: Path, settings: Settings, out: Path, end: int | None
     """Run and evaluate one sequence; what goes wrong is said in the row, not raised."""
     from mv_matcher_ros.cli.evaluate import write_page
     from mv_matcher_ros.cli.run import open_recording, run_recording
+    from mv_matcher_ros.evaluation.run_data import load_run
     from mv_matcher_ros.evaluation.run_evaluation import evaluate_run, table_row
     from mv_matcher_ros.evaluation.table import TableRow
-    from mv_matcher_ros.files.results import load_run
 
     try:
-        recording: Any = open_recording(folder, settings)
-        if end is not None:
-            recording = recording.sliced(0, end)
+        recording = open_recording(folder, settings, end=end)
         run_recording(recording, settings, out)
         if recording.truth is None:
             return TableRow(name, recording.sensor, len(recording), error='no ground truth')

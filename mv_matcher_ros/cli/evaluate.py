@@ -12,13 +12,17 @@ from mv_matcher_ros.cli.console import print_json, print_table, say
 from mv_matcher_ros.cli.options import Alignment, JsonOption, locate
 
 if TYPE_CHECKING:
-    from mv_matcher_ros.evaluation.run_evaluation import EvaluationResult
+    from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult
     from mv_matcher_ros.evaluation.trajectory_error import ErrorStatistics
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help='Run folder, or a TUM trajectory file.', metavar='RUN')],
-    truth: Annotated[Path, typer.Option(help='TUM, KITTI or EuRoC poses, or the sequence folder.')],
+    run: Annotated[
+        Path, typer.Argument(help='Run folder, or a TUM trajectory file.', metavar='RUN')
+    ],
+    truth: Annotated[
+        Path, typer.Option(help='TUM, KITTI or EuRoC poses, or the sequence folder.')
+    ],
     align: Annotated[
         Alignment | None, typer.Option(help='Default: se3, for mono sim3.', show_default=False)
     ] = None,
@@ -62,15 +66,17 @@ def print_result(name: str, result: EvaluationResult) -> None:
     """The errors a person looks at first, with what must be known to read them."""
     fitted = 'SE(3)' if result.align == 'se3' else 'Sim(3)'
     share = 100.0 / result.path_m if result.path_m > 0 else float('nan')
+    of_path = f'{result.ate.translation_m.rmse * share:.2f} % of path'
     rows = [
-        (f'ATE after {fitted}', *_cells(result.ate.translation_m, 'm'), f'{result.ate.translation_m.rmse * share:.2f} % of path'),
+        (f'ATE after {fitted}', *_cells(result.ate.translation_m, 'm'), of_path),
         ('  rotation', *_cells(result.ate.rotation_deg, '°'), ''),
     ]  # fmt: skip
     other = result.sim3 if result.align == 'se3' else None
     if other is not None:
         rows.append(('ATE after Sim(3)', *_cells(other.translation_m, 'm'), ''))
     for error in result.rpe:
-        unit = f'{error.delta:g} {error.unit}'
+        frames = 'frame' if error.delta == 1 else 'frames'
+        unit = f'{error.delta:g} {frames if error.unit == "frames" else error.unit}'
         rows.append((f'RPE over {unit}', *_cells(error.translation_m, 'm'), ''))
         rows.append(('  rotation', *_cells(error.rotation_deg, '°'), ''))
     print_table(
@@ -101,6 +107,9 @@ def _figures(result: EvaluationResult) -> list[tuple[str, str | None]]:
         figures.append((f'r_rel {label}', f'{drift.r_rel_deg_per_100m:.3f} °/100 m'))
     if result.nees is not None:
         figures.append(
-            ('NEES per degree of freedom', f'{result.nees.nees_per_dof:.2f} ({result.nees.verdict})')
+            (
+                'NEES per degree of freedom',
+                f'{result.nees.nees_per_dof:.2f} ({result.nees.verdict})',
+            )
         )
     return figures

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,20 +23,34 @@ from mv_matcher_ros.cli.options import (
     locate,
     settings_from,
 )
-from mv_matcher_ros.errors import MvMatcherError
+from mv_matcher_ros.errors import EvaluationError, MvMatcherError, SourceError
 
 if TYPE_CHECKING:
     from mv_matcher_ros.config import Settings
-    from mv_matcher_ros.datatypes import Estimate, Frame
-    from mv_matcher_ros.runner import Source
+    from mv_matcher_ros.datatypes import Estimate, Frame, Trajectory
+    from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult
+    from mv_matcher_ros.files.recording import Recording
+    from mv_matcher_ros.runner import Sink, Source
 
 CalibrationOption = Annotated[
     list[Path] | None,
-    typer.Option('--calibration', help='Calibration YAML instead of the recording\'s own; one per camera if split.'),
+    typer.Option(
+        '--calibration', help='Calibration YAML to use instead; one per camera if split.'
+    ),
 ]
 MaskOption = Annotated[
     list[Path] | None,
     typer.Option('--mask', help='Image, black where no features may lie; one per camera.'),
+]
+TopicOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        '--topic', metavar='KEY=TOPIC', help='Bags: image, right, depth, camera_info, … by name.'
+    ),
+]
+BodyOption = Annotated[
+    str | None,
+    typer.Option(help='Bags: frame in /tf_static whose pose is wanted, e.g. base_link.'),
 ]
 
 
@@ -51,25 +65,54 @@ def run(
     stride: StrideOption = 1,
     calibration: CalibrationOption = None,
     mask: MaskOption = None,
+    topic: TopicOption = None,
+    body_frame: BodyOption = None,
     json: JsonOption = False,
 ) -> None:
     """Odometry on a recording: odometry.tum, run.json and report.html in a run folder."""
+    from mv_matcher_ros.cli.evaluate import print_result, write_page
+
     settings = settings_from(config, assignments, sensor.value if sensor else None)
-    recording = open_recording(source, settings, calibration, mask)
-    if (start, end, stride) != (0, None, 1):
-        recording = recording.sliced(start, end, stride)
-    summary = run_recording(recording, settings, out)
-    finish(recording, summary, out, json)
+    recording = open_recording(
+        source, settings, start=start, end=end, stride=stride, calibration=calibration or None,
+        masks=mask or None, topics=parse_topics(topic or ()), body_frame=body_frame,
+    )  # fmt: skip
+    info = run_recording(recording, settings, out)
+    result = evaluated(out, recording.truth)
+    page = write_page(out, recording.truth, result)
+    if json:
+        print_json({'run': info, 'evaluation': result and result.to_json()})
+        return
+    print_summary(recording.name, info)
+    if result is not None:
+        print_result('against the ground truth of the recording', result)
+    say(f'poses:  {out / "odometry.tum"}')
+    say(f'report: {page}')
 
 
-def open_recording(
-    source: Path, settings: Settings, calibration: Sequence[Path] | None = None, masks: Sequence[Path] | None = None
-) -> Any:
-    """The recording at `source`, as the sensor the settings name if they name one."""
-    from mv_matcher_ros.files.sequences import open_source
+def open_recording(source: Path, settings: Settings, **options: Any) -> Recording:
+    """The recording at `source`, as the sensor that the settings name if they name one.
+
+    Args:
+        source: path, or a name below MV_MATCHER_DATA.
+        settings: `sensor` counts only where it was set.
+        options: as for `open_source`.
+    """
+    from mv_matcher_ros.files.open import open_source
 
     asked = settings.sensor if 'sensor' in settings.model_fields_set else None
-    return open_source(locate(source), sensor=asked, calibration=calibration or None, masks=masks or None)
+    return open_source(locate(source), asked, **options)
+
+
+def parse_topics(assignments: Sequence[str]) -> dict[str, str] | None:
+    """['image=/cam0/image_raw'] → {'image': '/cam0/image_raw'}; None without any."""
+    topics = {}
+    for assignment in assignments:
+        key, equals, name = assignment.partition('=')
+        if not (equals and key and name):
+            raise SourceError(f'--topic {assignment}: write KEY=TOPIC, e.g. image=/cam0/image_raw')
+        topics[key] = name
+    return topics or None
 
 
 class ProgressSink:
@@ -97,22 +140,61 @@ def run_recording(recording: Source, settings: Settings, out: Path) -> dict[str,
         MvMatcherError: the recording cannot be read on; what was computed so far is in `out`.
     """
     from mv_matcher_ros.evaluation.track_sampler import TrackSampler
-    from mv_matcher_ros.files.results import RunWriter
+    from mv_matcher_ros.files.prefetch import Prefetched
+    from mv_matcher_ros.files.results import RunWriter, read_run
     from mv_matcher_ros.odometry.engine import OdometryEngine
     from mv_matcher_ros.runner import run as run_all
 
     settings = settings.model_copy(update={'sensor': recording.sensor})
     engine = OdometryEngine(settings, recording.rig)
-    writer = RunWriter(out, recording, settings)
-    with progress(recording.name, len(recording)) as advance:
+    source = Prefetched(recording)
+    with progress(Path(recording.name).name, len(recording)) as advance:
         counter = ProgressSink(advance)
+        sinks: list[Sink] = [
+            RunWriter(out, source, settings, covariances=True),
+            TrackSampler(out),
+            counter,
+        ]
         try:
-            run_all(recording, engine, [writer, TrackSampler(out), counter])
-        except (MvMatcherError, KeyboardInterrupt) as error:
+            run_all(source, engine, sinks)
+        except (MvMatcherError, KeyboardInterrupt):
             if counter.frames:
-                say(f'mv-matcher: stopped after {counter.frames} frames, which are in {out}')
-            raise error
+                say(f'mv-matcher: stopped after {counter.frames} frames; they are in {out}')
+            raise
         finally:
-            for fault, count in recording.faults.items():
-                warn(f'{recording.name}: {fault}: {count}')
-    return read_info(out)
+            for fault, count in source.faults.items():
+                warn(f'{recording.name}: {fault} ({count} x)')
+    return read_run(out).summary
+
+
+def evaluated(out: Path, truth: Trajectory | None) -> EvaluationResult | None:
+    """The run compared with the truth; None, and a line why, where there is nothing to compare."""
+    from mv_matcher_ros.evaluation.run_evaluation import evaluate_run
+
+    if truth is None:
+        return None
+    try:
+        return evaluate_run(out, truth)
+    except EvaluationError as error:
+        warn(f'no comparison with the truth: {error}')
+        return None
+
+
+def print_summary(name: str, info: Mapping[str, Any]) -> None:
+    """What happened in a run, from its run.json."""
+    latency = info['latency_ms'].get('total')
+    times = None if latency is None else f'{latency["p50"]:.0f} / {latency["p95"]:.0f} ms'
+    statuses = ', '.join(f'{count} {status}' for status, count in info['status'].items())
+    rate = info['fps']
+    print_table(
+        name,
+        ('figure', 'value'),
+        [
+            ('frames', f'{info["frames"]} ({statuses})'),
+            ('keyframes', info['keyframes']),
+            ('times lost', info['lost']),
+            ('throughput', None if rate is None else f'{rate:.1f} frames/s'),
+            ('latency p50 / p95', times),
+            ('scale', 'metric' if info['metric'] else 'arbitrary: one camera has no metric scale'),
+        ],
+    )

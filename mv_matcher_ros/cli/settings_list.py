@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`settings`: every setting with default, range and description, from the one tree that defines them."""
+"""`settings`: every setting with default, range and description, from the tree of them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from mv_matcher_ros.datatypes import Array, Trajectory
 from mv_matcher_ros.errors import EvaluationError
-from mv_matcher_ros.evaluation.poses import interpolate_poses
+from mv_matcher_ros.evaluation.poses import interpolate_poses, with_exact_rotations
+from mv_matcher_ros.files.stamps import pair_stamps
 
 Association = Literal['nearest', 'interpolated']
 MIN_POSES = 3  # an alignment of two points leaves the rotation about their line free
@@ -108,9 +109,8 @@ def associate(
         method: Association = 'interpolated'
         difference_s = 0.0
     else:
-        chosen, indices = _mutual_nearest(
-            estimate.stamps_ns, truth.stamps_ns, round(max_difference_s * 1e9)
-        )
+        found = pair_stamps(estimate.stamps_ns, truth.stamps_ns, round(max_difference_s * 1e9))
+        chosen, indices = np.array(found, dtype=np.int64).reshape(-1, 2).T
         partners = truth.world_from_body[indices]
         limit = f'within {max_difference_s:g} s'
         method = 'nearest'
@@ -121,8 +121,8 @@ def associate(
     covariances = None if estimate.covariances is None else estimate.covariances[chosen]
     return PosePairs(
         estimate.stamps_ns[chosen],
-        partners,
-        estimate.world_from_body[chosen],
+        with_exact_rotations(partners),
+        with_exact_rotations(estimate.world_from_body[chosen]),
         covariances,
         method,
         difference_s,
@@ -213,19 +213,6 @@ def _distance_to_nearest(
     if len(stamps_ns) == 0:
         return np.full(len(query_ns), np.iinfo(np.int64).max)
     return np.abs(query_ns - stamps_ns[_nearest(query_ns, stamps_ns)])
-
-
-def _mutual_nearest(
-    first_ns: NDArray[np.int64], second_ns: NDArray[np.int64], limit_ns: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    if len(first_ns) == 0 or len(second_ns) == 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    to_second = _nearest(first_ns, second_ns)
-    back = _nearest(second_ns, first_ns)
-    mutual = back[to_second] == np.arange(len(first_ns))
-    close = np.abs(first_ns - second_ns[to_second]) <= limit_ns
-    chosen = np.flatnonzero(mutual & close)
-    return chosen, to_second[chosen]
 
 
 def _interpolated(

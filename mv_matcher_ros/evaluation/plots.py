@@ -10,10 +10,10 @@ import numpy as np
 
 from mv_matcher_ros.datatypes import Array, Status
 from mv_matcher_ros.errors import MissingDependencyError
+from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult
 from mv_matcher_ros.evaluation.poses import invert
 from mv_matcher_ros.evaluation.report_tiles import ALIGNMENT_NAMES, total_latency_ms
 from mv_matcher_ros.evaluation.run_data import RunData, load_run
-from mv_matcher_ros.evaluation.run_evaluation import EvaluationResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,6 +8,7 @@ import torch
 
 from mv_matcher_ros.datatypes import Array
 from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.geometry.alignment import align_points
 
 
 def _tensor(values: Array) -> torch.Tensor:
@@ -18,6 +19,17 @@ def _tensor(values: Array) -> torch.Tensor:
 def invert(poses: Array) -> Array:
     """(…, 4, 4) inverse of rigid transforms."""
     return se3.inverse(_tensor(poses)).numpy()
+
+
+def with_exact_rotations(poses: Array) -> Array:
+    """(…, 4, 4) poses with each rotation replaced by the nearest exact one.
+
+    Products of many rounded rotations are rotations to a few digits only; inverses by
+    transposition and differences of accumulated covariances magnify that.
+    """
+    exact = np.array(poses, dtype=np.float64)
+    exact[..., :3, :3] = se3.nearest_rotation(_tensor(poses[..., :3, :3])).numpy()
+    return exact
 
 
 def logarithm(poses: Array) -> Array:
@@ -40,3 +52,12 @@ def interpolate_poses(before: Array, after: Array, share: Array) -> Array:
     if len(before) == 0:
         return np.zeros((0, 4, 4))
     return se3.interpolate(_tensor(before), _tensor(after), _tensor(share)).numpy()
+
+
+def align_positions(source: Array, target: Array, with_scale: bool) -> tuple[float, Array]:
+    """Scale and rigid (4, 4) target_from_source that bring (N, 3) `source` onto (N, 3)
+    `target`."""
+    found = align_points(_tensor(source), _tensor(target), with_scale=with_scale)
+    transform, scale = found.target_from_source.numpy().copy(), float(found.scale)
+    transform[:3, :3] /= scale
+    return scale, transform

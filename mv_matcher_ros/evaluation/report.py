@@ -14,6 +14,7 @@ import numpy as np
 
 from mv_matcher_ros.datatypes import Trajectory
 from mv_matcher_ros.errors import EvaluationError
+from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult, FittedAlignment
 from mv_matcher_ros.evaluation.report_links import LinkedFrames
 from mv_matcher_ros.evaluation.report_sections import (
     frames_section,
@@ -24,11 +25,7 @@ from mv_matcher_ros.evaluation.report_sections import (
 from mv_matcher_ros.evaluation.report_tables import accuracy_section, settings_section
 from mv_matcher_ros.evaluation.report_tiles import lead, tiles
 from mv_matcher_ros.evaluation.run_data import RunData, load_run
-from mv_matcher_ros.evaluation.run_evaluation import (
-    EvaluationResult,
-    FittedAlignment,
-    evaluate_loaded_run,
-)
+from mv_matcher_ros.evaluation.run_evaluation import evaluate_loaded_run
 from mv_matcher_ros.evaluation.track_sampler import SampledFrame, read_samples
 from mv_matcher_ros.files.trajectory import read_truth
 

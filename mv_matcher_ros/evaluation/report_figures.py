@@ -94,15 +94,16 @@ def _path_view(
     name: str,
 ) -> tuple[str, Array]:
     bottom = vertical.start
-    names = {0: 'x forward', 1: 'y left', 2: 'z up'}
+    middle = 0.5 * (LEFT + RIGHT)
+    names = {0: 'x forward →', 1: '← y left' if across == 1 else 'y left →', 2: 'z up →'}
     body = [
         svg.horizontal_axis(horizontal, vertical.stop, bottom, figure.unit),
         svg.vertical_axis(vertical, LEFT, RIGHT, max(2, round((bottom - 12) / 80))),
         f'<rect class="frame" x="{LEFT}" y="12" width="{RIGHT - LEFT}" '
         f'height="{bottom - 12:.1f}"/>',
-        svg.text(LEFT, bottom + 17, 'x forward →' if across == 0 else '← y left', 'axis'),
+        svg.text(middle, bottom + 34, names[across], 'axis', 'middle'),
         f'<text class="axis" transform="translate(16 {0.5 * bottom + 6:.1f}) rotate(-90)" '
-        f'text-anchor="middle">{names[axis]} →</text>',
+        f'text-anchor="middle">{names[axis]}</text>',
     ]
     at = np.column_stack(
         [horizontal(figure.estimate[:, across]), vertical(figure.estimate[:, axis])]
@@ -126,7 +127,7 @@ def _path_view(
     body.append(f'<rect class="end" x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9"/>')
     body.append('<circle class="here" r="6" cx="-20" cy="-20"/>')
     title = f'Path from {name}'
-    return svg.document(WIDTH, bottom + 26, body, 'path', title), at
+    return svg.document(WIDTH, bottom + 40, body, 'path', title), at
 
 
 def _coloured_path(at: Array, figure: PathFigure) -> list[str]:

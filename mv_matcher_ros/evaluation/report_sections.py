@@ -14,9 +14,14 @@ from numpy.typing import NDArray
 from mv_matcher_ros.datatypes import Array, Status
 from mv_matcher_ros.evaluation import report_figures as figures
 from mv_matcher_ros.evaluation import report_svg as svg
+from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult
 from mv_matcher_ros.evaluation.poses import invert
 from mv_matcher_ros.evaluation.report_links import LinkedFrames
-from mv_matcher_ros.evaluation.report_tables import events_section, latency_table
+from mv_matcher_ros.evaluation.report_tables import (
+    events_section,
+    latency_summary_table,
+    latency_table,
+)
 from mv_matcher_ros.evaluation.report_tiles import (
     ALIGNMENT_NAMES,
     metres,
@@ -24,7 +29,6 @@ from mv_matcher_ros.evaluation.report_tiles import (
     total_latency_ms,
 )
 from mv_matcher_ros.evaluation.run_data import RunData
-from mv_matcher_ros.evaluation.run_evaluation import EvaluationResult
 from mv_matcher_ros.evaluation.track_sampler import LONG_TRACK, SampledFrame
 
 STATUS_COLOURS = {
@@ -34,9 +38,11 @@ STATUS_COLOURS = {
     Status.LOST.value: '#dc3d43',
     Status.INITIALISING.value: '#8a94a6',
 }
-# Counts worth a line, in this order; a report with all of them would be unreadable.
-COUNTS = ('inliers', 'matches', 'landmarks', 'features', 'keypoints')
-MAX_LINES = 4
+# Title, counts worth a line, height: landmarks are many more than the rest and would flatten them.
+COUNT_CHARTS = (
+    ('Features of each frame', ('inliers', 'matches', 'features', 'keypoints'), 150.0),
+    ('Map', ('landmarks',), 80.0),
+)
 MAX_STAGES = 8
 
 
@@ -112,16 +118,8 @@ def time_section(run: RunData, result: EvaluationResult | None, linked: LinkedFr
         pieces.append('<h3>Status of each frame; ticks are keyframes</h3>' + svg.legend(entries))
         chart = figures.status_chart(linked.time_s, run.status, run.keyframe, STATUS_COLOURS)
         pieces.append(f'<div class="scroll">{chart}</div>')
-    lines = _count_series(run)
-    if lines:
-        spans = ''.join(
-            f'<span><i style="background:{line.colour}"></i>'
-            f'{linked.add_field(line.name, line.values, "")}</span>'
-            for line in lines
-        )
-        pieces.append(f'<h3>Counts</h3><div class="legend">{spans}</div>')
-        chart = figures.line_chart(linked.time_s, lines, title='Counts over time', height=170)
-        pieces.append(f'<div class="scroll">{chart}</div>')
+    for title, names, height in COUNT_CHARTS:
+        pieces.append(_count_chart(run, linked, title, names, height))
     if run.has_frames:
         pieces.append(events_section(run, linked.time_s, STATUS_COLOURS))
     if not pieces:
@@ -151,18 +149,30 @@ def _unit_name(unit: str) -> str:
     return {' m': 'metres', '°': 'degrees'}[unit]
 
 
-def _count_series(run: RunData) -> list[figures.TimeSeries]:
-    known = [name for name in COUNTS if name in run.counts]
-    return [
+def _count_chart(
+    run: RunData, linked: LinkedFrames, title: str, names: Sequence[str], height: float
+) -> str:
+    lines = [
         figures.TimeSeries(name, run.counts[name], figures.SERIES[k])
-        for k, name in enumerate(known[:MAX_LINES])
+        for k, name in enumerate(names)
+        if name in run.counts
     ]
+    if not lines:
+        return ''
+    spans = ''.join(
+        f'<span><i style="background:{line.colour}"></i>'
+        f'{linked.add_field(line.name, line.values, "")}</span>'
+        for line in lines
+    )
+    chart = figures.line_chart(linked.time_s, lines, title=f'{title} over time', height=height)
+    return f'<h3>{title}</h3><div class="legend">{spans}</div><div class="scroll">{chart}</div>'
 
 
 def latency_section(run: RunData, linked: LinkedFrames) -> str:
     total = total_latency_ms(run)
     if not len(total) or not np.isfinite(total).any():
-        return ''
+        summary = latency_summary_table(run.info.get('latency_ms'))
+        return f'<section class="card"><h2>Latency</h2>{summary}</section>' if summary else ''
     stages = _stages(run)
     series = [
         figures.TimeSeries(name, values, colour) for name, (colour, values) in stages.items()

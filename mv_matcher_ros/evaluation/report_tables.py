@@ -11,16 +11,17 @@ import numpy as np
 
 from mv_matcher_ros.config import Settings, flatten
 from mv_matcher_ros.datatypes import Array
+from mv_matcher_ros.evaluation.drift import Drift
+from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult
 from mv_matcher_ros.evaluation.report_tiles import (
     ALIGNMENT_NAMES,
     lengths,
     metres,
     percent,
     percentile,
+    rotation_drift,
 )
 from mv_matcher_ros.evaluation.run_data import RunData
-from mv_matcher_ros.evaluation.run_evaluation import EvaluationResult
-from mv_matcher_ros.evaluation.trajectory_error import Drift
 
 MAX_EVENTS = 25
 
@@ -126,17 +127,17 @@ def _drift_table(drift: Drift) -> str:
         [
             f'{segment.length_m:g} m',
             f'{segment.t_rel_percent:.3f} %',
-            f'{segment.r_rel_deg_per_100m:.3g}°',
+            rotation_drift(drift, segment.r_rel_deg_per_100m),
             str(segment.count),
         ]
         for segment in drift.segments
     ]
     assert drift.t_rel_percent is not None
     assert drift.r_rel_deg_per_100m is not None
-    mean = ['all', f'{drift.t_rel_percent:.3f} %', f'{drift.r_rel_deg_per_100m:.3g}°']
+    mean = ['all', f'{drift.t_rel_percent:.3f} %', rotation_drift(drift, drift.r_rel_deg_per_100m)]
     count = str(sum(segment.count for segment in drift.segments))
     rows.append([f'<b>{cell}</b>' for cell in (*mean, count)])
-    return table(['length', 'translation', 'rotation per 100 m', 'segments'], rows)
+    return table(['length', 'translation', 'rotation', 'segments'], rows)
 
 
 def _consistency_text(result: EvaluationResult) -> str:
@@ -153,7 +154,8 @@ def _consistency_text(result: EvaluationResult) -> str:
         '<h3>Covariance (NEES)</h3>'
         f'<p class="hint">{found.nees_per_dof:.3g} per degree of freedom over '
         f'{len(found.nees)} motions of {found.delta} frames (translation '
-        f'{found.translation_per_dof:.3g}, rotation {found.rotation_per_dof:.3g}; 95 % of consistent runs lie in {low:.2f} … {high:.2f}): '
+        f'{found.translation_per_dof:.3g}, rotation {found.rotation_per_dof:.3g}; 95 % of '
+        f'consistent runs lie in {low:.2f} … {high:.2f}): '
         f'<b>{found.verdict}</b>, {meaning}. {percent(found.share_inside)} of the motions lie '
         'inside their 95 % interval.</p>'
     )
@@ -169,7 +171,8 @@ def events_section(run: RunData, time_s: Array, colours: Mapping[str, str]) -> s
         if status == last and not news:
             continue
         dot = f'<i style="background:{colours.get(status, "#7a8699")}"></i>'
-        rows.append([f'{time_s[k]:.2f} s', str(k), f'{dot}{escape(status)}', escape(message)])
+        frame = run.frame_index[k] if len(run.frame_index) else k
+        rows.append([f'{time_s[k]:.2f} s', str(frame), f'{dot}{escape(status)}', escape(message)])
         last = status
     if len(rows) <= 1 and not any(run.messages):
         return ''
@@ -195,6 +198,18 @@ def latency_table(stages: Mapping[str, tuple[str, Array]], total: Array) -> str:
     if len(stages) > 1:
         rows.append(['<b>total</b>', *(f'<b>{c}</b>' for c in _latency_cells(total)), ''])
     return table(['stage', 'p50', 'p95', 'p99', 'largest', 'share'], rows)
+
+
+def latency_summary_table(latency: Any) -> str:
+    """The same from `run.json`, for runs that did not write the latency of each frame."""
+    if not isinstance(latency, Mapping) or not latency:
+        return ''
+    rows = [
+        [escape(str(stage)), *(f'{float(values.get(p, np.nan)):.1f} ms' for p in ('p50', 'p95'))]
+        for stage, values in latency.items()
+        if isinstance(values, Mapping)
+    ]
+    return table(['stage', 'p50', 'p95'], rows)
 
 
 def _latency_cells(values: Array) -> list[str]:

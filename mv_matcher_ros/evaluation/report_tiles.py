@@ -11,8 +11,9 @@ import numpy as np
 
 from mv_matcher_ros.datatypes import Array, Status
 from mv_matcher_ros.evaluation.association import path_distances
+from mv_matcher_ros.evaluation.drift import Drift
+from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult
 from mv_matcher_ros.evaluation.run_data import RunData
-from mv_matcher_ros.evaluation.run_evaluation import EvaluationResult
 
 ALIGNMENT_NAMES = {'se3': 'SE(3)', 'sim3': 'Sim(3)', 'origin': 'at the origin'}
 SENSOR_NAMES = {'mono': 'monocular', 'stereo': 'stereo', 'rgbd': 'RGB-D'}
@@ -41,7 +42,8 @@ class Tile:
 def lead(run: RunData, result: EvaluationResult | None) -> str:
     """One sentence that says how the run went."""
     sensor = SENSOR_NAMES.get(run.sensor, run.sensor)
-    what = f'{sensor} odometry'.strip().capitalize()
+    what = f'{sensor} odometry'.strip()
+    what = what[:1].upper() + what[1:]
     parts = []
     if run.has_frames:
         parts.append(
@@ -111,7 +113,7 @@ def _drift_tile(result: EvaluationResult) -> Tile:
         note = f'over {first:g} … {last:g} m only'
     if drift.t_rel_percent is None or drift.r_rel_deg_per_100m is None:
         return Tile('Drift', '–', '', drift.note)
-    rotation = f'{drift.r_rel_deg_per_100m:.3g}° per 100 m'
+    rotation = rotation_drift(drift, drift.r_rel_deg_per_100m)
     return Tile('Drift', f'{drift.t_rel_percent:.2f}', '%', f'{rotation}, {note}')
 
 
@@ -142,9 +144,13 @@ def _speed_tiles(run: RunData) -> list[Tile]:
         slower = 'warn' if 0 < run.fps < rate else ''
         chosen.append(Tile('Speed', f'{run.fps:.1f}', 'frames/s', note, slower))
     total = total_latency_ms(run)
-    if np.isfinite(total).any():
-        note = f'median; 95 % below {percentile(total, 95):.0f} ms'
-        chosen.append(Tile('Latency', f'{percentile(total, 50):.0f}', 'ms', note))
+    middle, high = percentile(total, 50), percentile(total, 95)
+    if np.isnan(middle):
+        whole = (run.info.get('latency_ms') or {}).get('total') or {}
+        middle, high = (float(whole.get(name, np.nan)) for name in ('p50', 'p95'))
+    if np.isfinite(middle):
+        note = f'median; 95 % below {high:.0f} ms'
+        chosen.append(Tile('Latency', f'{middle:.0f}', 'ms', note))
     if run.keyframe.any():
         keys = int(run.keyframe.sum())
         chosen.append(
@@ -201,6 +207,13 @@ def lengths(values: Sequence[float]) -> list[str]:
     if max(abs(value) for value in values) < 0.1:
         return [f'{1000 * value:.1f} mm' for value in values]
     return [f'{value:.3f} m' for value in values]
+
+
+def rotation_drift(drift: Drift, deg_per_100m: float) -> str:
+    """Rotation drift as text: per 100 m as the benchmark, per metre where segments are small."""
+    if drift.segments[-1].length_m >= 10.0:
+        return f'{deg_per_100m:.3g}° per 100 m'
+    return f'{deg_per_100m / 100.0:.3g}° per m'
 
 
 def split_metres(value: float) -> tuple[str, str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import heapq
 import importlib
+import re
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mv_matcher_ros.errors import MissingDependencyError, SourceError
 from mv_matcher_ros.files.bag_messages import ImageForm, record
 from mv_matcher_ros.files.bag_topics import Topic
+from mv_matcher_ros.files.images import natural_key
 
 if TYPE_CHECKING:
     from mv_matcher_ros.runner import Source
@@ -25,21 +28,21 @@ Compression = Literal['none', 'file', 'message']
 
 
 def is_bag(path: Path) -> bool:
-    """Whether this looks like a bag: a bag file, a ROS 2 bag folder, or a folder of ROS 1 bags."""
+    """Whether this looks like a bag: a bag file, or a folder that holds the parts of one bag."""
     if path.is_dir():
-        suffixes = {child.suffix for child in path.iterdir()}
-        return (path / 'metadata.yaml').is_file() or bool(suffixes & {'.bag', *STORAGE_SUFFIXES})
+        return (path / 'metadata.yaml').is_file() or bool(_parts(path))
     return path.suffix in ('.bag', *STORAGE_SUFFIXES)
 
 
 class BagReader:
     """Topics and messages of a bag, of either ROS, any storage, split or compressed.
 
-    The messages read here are standard ones, so they are decoded by their standard definitions: a bag with
-    odd messages beside them, or without definitions, opens all the same.
+    The messages read here are standard ones, so they are decoded by their standard definitions: a
+    bag with odd messages beside them, or without definitions, opens all the same.
 
     Args:
-        path: .bag, .mcap or .db3 file; ROS 2 bag folder (also one without metadata.yaml); folder of .bag files.
+        path: .bag, .mcap or .db3 file; ROS 2 bag folder (also one without metadata.yaml); folder
+            of .bag files.
 
     Raises:
         MissingDependencyError: rosbags is not installed.
@@ -57,8 +60,7 @@ class BagReader:
         rosbag1, rosbag2, typesys = _rosbags('rosbag1'), _rosbags('rosbag2'), _rosbags('typesys')
         files = _storage_files(self.path)
         self._ros1 = files[0].suffix == '.bag'
-        store = typesys.Stores.ROS1_NOETIC if self._ros1 else typesys.Stores.LATEST
-        self._types = typesys.get_typestore(store)
+        self._types = _ros1_types(typesys) if self._ros1 else _ros2_types(typesys)
         reader = rosbag1.Reader if self._ros1 else rosbag2.Reader
         try:
             self._readers = [self._stack.enter_context(reader(file)) for file in files]
@@ -125,9 +127,10 @@ def write_bag(
 ) -> dict[str, str]:
     """Write a source as a ROS 2 bag that `open_source`, `ros2 bag play` and the node can use.
 
-    Images (depth as 32FC1) with CameraInfo, /tf_static from `body_frame` to the cameras, and the truth as
-    PoseStamped on /ground_truth. The truth is the pose of the static frame `ground_truth`: a body with axes of
-    its own is `body_frame` itself; an optical body is mounted on `body_frame` in REP-103 axes.
+    Images (depth as 32FC1) with CameraInfo, /tf_static from `body_frame` to the cameras, and the
+    truth as PoseStamped on /ground_truth. The truth is the pose of the static frame
+    `ground_truth`: a body with axes of its own is `body_frame` itself; an optical body is mounted
+    on `body_frame` in REP-103 axes.
 
     Args:
         path: new folder.
@@ -138,7 +141,7 @@ def write_bag(
         body_frame: name of the robot's frame.
 
     Returns:
-        Topics by the keys of `open_source(topics=…)`, and `body_frame`.
+        Topics by the keys of `open_source(topics=…)`.
 
     Raises:
         SourceError: `path` exists.
@@ -164,9 +167,8 @@ class _BagWriter:
     """Makes messages and writes them, opening each topic when it is first used."""
 
     def __init__(self, writer: Any) -> None:
-        typesys = _rosbags('typesys')
         self._writer = writer
-        self._types = typesys.get_typestore(typesys.Stores.LATEST)
+        self._types = _ros2_types(_rosbags('typesys'))
         self._connections: dict[str, Any] = {}
 
     def message(self, kind: str, **fields: Any) -> Any:
@@ -209,11 +211,44 @@ def _storage_files(path: Path) -> list[Path]:
         raise SourceError(f'{path}: no such bag')
     if path.is_file() or (path / 'metadata.yaml').is_file():
         return [path]
-    for suffix in ('.bag', *STORAGE_SUFFIXES):  # split ROS 1 bags; a recording that was cut short
-        files = sorted(path.glob(f'*{suffix}'))
-        if files:
+    parts = _parts(path)
+    if parts:
+        return parts
+    raise SourceError(
+        f'{path}: not a bag; looked for metadata.yaml, or one *.bag, *.mcap, *.db3 and its parts'
+    )
+
+
+def _parts(folder: Path) -> list[Path]:
+    """A split ROS 1 bag, or a ROS 2 recording that was cut short before its metadata was written.
+
+    Parts are named alike but for a time and a number from 0; several recordings in a folder are
+    not one.
+    """
+    for suffix in ('.bag', *STORAGE_SUFFIXES):
+        files = sorted(folder.glob(f'*{suffix}'), key=lambda file: natural_key(file.name))
+        names = {re.sub(r'\d+(-\d+){5}', '', file.stem) for file in files}
+        stem = re.sub(r'_\d+$', '', min(names, default=''))
+        if files and (
+            len(files) == 1 or names == {f'{stem}_{number}' for number in range(len(files))}
+        ):
             return files
-    raise SourceError(f'{path}: not a bag; looked for metadata.yaml, *.bag, *.mcap, *.db3')
+    return []
+
+
+@cache
+def _ros2_types(typesys: Any) -> Any:
+    return typesys.get_typestore(typesys.Stores.LATEST)
+
+
+@cache
+def _ros1_types(typesys: Any) -> Any:
+    """The types of Noetic, and those of /tf_static, which rosbags leaves out."""
+    types = typesys.get_typestore(typesys.Stores.ROS1_NOETIC)
+    for name in ('tf2_msgs/msg/TFMessage', 'tf/msg/tfMessage'):
+        definition = 'geometry_msgs/TransformStamped[] transforms'
+        types.register(typesys.get_types_from_msg(definition, name))
+    return types
 
 
 def _damaged(path: Path, error: Exception) -> SourceError:

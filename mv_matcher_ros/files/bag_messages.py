@@ -80,7 +80,7 @@ class _Recorder:
             topics['depth'] = DEPTH_TOPIC
         if self._source.truth is not None:
             topics['truth'] = TRUTH_TOPIC
-        return topics | {'body_frame': self._body_frame}
+        return topics
 
     def write_frame(self, frame: Frame) -> None:
         stamp_ns = frame.stamp_ns

@@ -58,7 +58,8 @@ class BagSetup:
         """Cameras of the choice, mounted on `body_frame`, or on the first camera without one.
 
         Raises:
-            CalibrationError: not calibrated, no baseline, or `body_frame` is not connected to the camera.
+            CalibrationError: not calibrated, no baseline, or `body_frame` is not connected to the
+                camera.
         """
         count = len(self._choice.cameras)
         if calibration is not None:
@@ -73,8 +74,8 @@ class BagSetup:
         base = self._tree.lookup(body_frame, self._camera_frame)
         if base is None:
             raise CalibrationError(
-                f'{self._where}: /tf_static does not connect "{body_frame}" and "{self._camera_frame}"'
-                f' (frames there: {", ".join(self._tree.frames) or "none"})'
+                f'{self._where}: /tf_static does not connect "{body_frame}" and '
+                f'"{self._camera_frame}" (frames there: {", ".join(self._tree.frames) or "none"})'
             )
         first_from_body = inverse_transform(rig.cameras[0].body_from_camera)
         cameras = (
@@ -115,7 +116,8 @@ class BagSetup:
             baselines = [float(np.linalg.norm(p[:3, 3])) for p in (pose, known)]
             if abs(baselines[0] - baselines[1]) > _TOLERANCE * baselines[0]:
                 self._notes.append(
-                    f'baseline is {baselines[0]:.4f} m in camera_info (used), {baselines[1]:.4f} m in /tf_static'
+                    f'baseline is {baselines[0]:.4f} m in camera_info (used), '
+                    f'{baselines[1]:.4f} m in /tf_static'
                 )
         return pose
 
@@ -127,7 +129,8 @@ class BagSetup:
         focal = info.p[0, 0] if is_rectified(depth_topic) and info.p is not None else info.k[0, 0]
         if focal > 0 and abs(focal / camera.intrinsics[0] - 1.0) > _TOLERANCE:
             self._notes.append(
-                f'depth seems not registered: its fx is {focal:g}, that of the image {camera.intrinsics[0]:g}'
+                f'depth seems not registered: its fx is {focal:g}, '
+                f'that of the image {camera.intrinsics[0]:g}'
             )
 
     def _info(self, image: str, key: str) -> CameraInfo:

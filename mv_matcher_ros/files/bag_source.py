@@ -26,14 +26,18 @@ class Bag(Recording):
         sensor: mono, stereo or rgbd; default the richest that the topics make up.
         calibration: used instead of the camera_info topics.
         masks: as for `Recording`.
-        topics: topics by key: image (or left), right, depth, camera_info, right_camera_info, truth; and
-            truth_frame, the frame whose pose the truth is where the messages do not say so.
-        body_frame: frame in /tf_static whose pose is estimated; default the first camera's optical frame.
-        slop_ns: largest stamp difference of images taken together; default 10 ms (stereo), 20 ms (depth).
+        topics: topics by key: image (or left), right, depth, camera_info, right_camera_info,
+            truth; and truth_frame, the frame whose pose the truth is where the messages do not say
+            so.
+        body_frame: frame in /tf_static whose pose is estimated; default the first camera's optical
+            frame.
+        slop_ns: largest stamp difference of images taken together; default 10 ms (stereo), 20 ms
+            (depth).
 
     Raises:
         SourceError: the bag cannot be read, or has no such topics.
-        CalibrationError: no camera_info, K[0] = 0, no baseline, or `body_frame` is not connected to the camera.
+        CalibrationError: no camera_info, K[0] = 0, no baseline, or `body_frame` is not connected
+            to the camera.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class Bag(Recording):
     def _stamped(
         self, reader: BagReader, topics: tuple[str, ...]
     ) -> Iterator[tuple[str, int, Any]]:
-        """Messages with the stamp of their header, or the time of recording where it was left at zero."""
+        """Messages with the stamp of their header; where that is zero, the time of recording."""
         for topic, recorded_ns, message in reader.messages(topics):
             stamp_ns = stamp_ns_of(message)
             if stamp_ns == 0 and recorded_ns != 0:

@@ -84,7 +84,7 @@ def check_named(named: Mapping[str, str] | None, where: str) -> dict[str, str]:
 
 
 def is_rectified(topic: str) -> bool:
-    """Whether images of the topic are rectified, by the naming of image_proc and the usual drivers."""
+    """Whether images of the topic are rectified, by the naming of image_proc and most drivers."""
     name = topic.removesuffix('/compressed').rsplit('/', 1)[-1]
     return 'rect' in re.split(r'[^a-z]+', name.lower())
 
@@ -94,7 +94,8 @@ def choose_topics(
 ) -> Choice:
     """The image topics to read: those named, and for the rest those that look right.
 
-    Depth comes before stereo before mono; but depth that is not registered to the colour image comes after stereo.
+    Depth comes before stereo before mono; but depth that is not registered to the colour image
+    comes after stereo.
 
     Args:
         topics: what the bag holds.
@@ -143,7 +144,7 @@ def choose_topics(
 
 
 def info_topic(image: str, topics: Collection[Topic], named: str | None, where: str) -> str:
-    """The camera_info topic of an image topic: named, in the same namespace, or the only one there is.
+    """The camera_info topic of an image topic: named, in the same namespace, or the only one.
 
     Raises:
         CalibrationError: none found, or the named one is not there.
@@ -214,7 +215,7 @@ def _depth_pair(
 
 
 def _rank(topic: Topic, colour_first: bool) -> tuple[bool, bool, bool, bool, int, str]:
-    """Sort key: cameras that begin a pair, colour, rectified, not compressed, most images, name."""
+    """Sort key: first of a pair, colour, rectified, not compressed, most images, name."""
     begins_pair = any(re.search(rf'(?<![a-z0-9]){b}(?![a-z0-9])', topic.name) for _, b in _PAIRS)
     colour = bool(_COLOUR.search(topic.name.lower()))
     return (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration files: our own YAML, ROS camera_info YAML, EuRoC sensor.yaml and Kalibr camchain YAML.
+"""Calibration files: our own YAML, ROS camera_info, EuRoC sensor.yaml and Kalibr camchain.
 
 Our own form describes a whole rig::
 
@@ -85,7 +85,8 @@ def read_calibration(paths: Path | str | Sequence[Path | str]) -> Calibration:
             info_from_yaml(content, str(path))
             for path, content in zip(files, contents, strict=True)
         )
-        # Two camera_info files describe raw images; their R and P say how the cameras stand to each other.
+        # Two camera_info files describe raw images; their R and P say how the cameras stand to
+        # each other.
         pose = left_from_right(left, right, str(files[1]), rectified=False)
         first = camera_from_info(left, files[0].stem)
         second = camera_from_info(right, files[1].stem, body_from_camera=pose)
@@ -178,7 +179,7 @@ def _from_euroc(path: Path, content: Mapping[str, Any]) -> Calibration:
 
 
 def _from_kalibr(where: str, content: Mapping[str, Any]) -> Calibration:
-    """Kalibr's camchain: each camera stands to the one before it by `T_cn_cnm1`; the first is the body."""
+    """Kalibr's camchain: `T_cn_cnm1` leads from one camera to the next; the first is the body."""
     cameras: list[Camera] = []
     body_from_previous = np.eye(4)
     for name in sorted(key for key in content if key.startswith('cam') and key[3:].isdigit()):
@@ -241,7 +242,8 @@ def _pose(value: Any, where: str) -> Array:
 def _check_apart(cameras: Sequence[Camera], where: str) -> None:
     if len(cameras) > 1 and Rig(tuple(cameras)).baseline_m < 1e-6:
         raise CalibrationError(
-            f'{where}: the two cameras are at the same place; missing key "body_from_camera" or "baseline_m"'
+            f'{where}: the two cameras are at the same place; '
+            'missing key "body_from_camera" or "baseline_m"'
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROS camera information: sensor_msgs/CameraInfo messages and camera_info YAML files to cameras, and back."""
+"""ROS camera information, from sensor_msgs/CameraInfo or camera_info YAML, to cameras and back."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class CameraInfo:
         width, height: full size of the sensor in pixels; 0 where it was not filled in.
         k: (3, 3) intrinsics of the raw image. d: distortion. model: ROS name of it.
         r: (3, 3) rotation rectified_from_camera. p: (3, 4) projection of the rectified image.
-        binning: (x, y) pixels of the sensor in one of the image. roi: (x, y, width, height), zeros for all.
+        binning: (x, y) pixels of the sensor in one of the image. roi: (x, y, width, height), zeros
+            for all.
         frame: name of the optical frame.
     """
 
@@ -59,7 +60,7 @@ class CameraInfo:
 
 
 def info_from_message(message: Any) -> CameraInfo:
-    """CameraInfo of a ROS 1 (fields K, D, R, P) or ROS 2 (k, d, r, p) message, out of a bag or live."""
+    """CameraInfo of a ROS 1 (K, D, R, P) or ROS 2 (k, d, r, p) message, out of a bag or live."""
 
     def field(name: str) -> list[float]:
         values = getattr(message, name, None)
@@ -109,14 +110,15 @@ def camera_from_info(
         body_from_camera: (4, 4) pose in the body, default identity.
 
     Raises:
-        CalibrationError: K[0] (P[0]) is zero: the camera was never calibrated; or an unknown distortion model.
+        CalibrationError: K[0] (P[0]) is zero: the camera was never calibrated; or an unknown
+            distortion model.
     """
     matrix = info.p if rectified and info.p is not None else info.k
     letter = 'P' if rectified else 'K'
     if matrix[0, 0] <= 0:
         raise CalibrationError(
-            f'{name}: camera_info has {letter}[0] = {matrix[0, 0]:g}, the camera is not calibrated; '
-            'calibrate it or give a calibration file'
+            f'{name}: camera_info has {letter}[0] = {matrix[0, 0]:g}, the camera is not '
+            'calibrated; calibrate it or give a calibration file'
         )
     distortion = () if rectified else info.d
     model = distortion_model('none' if rectified else info.model, distortion, name)
@@ -139,7 +141,7 @@ def camera_from_info(
 
 
 def left_from_right(left: CameraInfo, right: CameraInfo, name: str, rectified: bool) -> Array:
-    """(4, 4) pose of the right camera in the left one, from P = [K' | -fx' B] and, for raw images, R.
+    """(4, 4) pose of the right camera in the left one, from P = [K' | -fx' B] and, if raw, R.
 
     Args:
         left, right: calibration of a stereo pair.
@@ -160,10 +162,12 @@ def left_from_right(left: CameraInfo, right: CameraInfo, name: str, rectified: b
             f'{name}: right camera_info has P[3] = 0, so the baseline is not known; '
             'calibrate as stereo, or give a calibration file'
         )
-    # A vertical rig has its baseline in P[7]; the second camera lies right of, or below, the first.
+    # A vertical rig has its baseline in P[7]; the second camera lies right of, or below, the
+    # first.
     if baseline[np.argmax(np.abs(baseline))] < 0:
         raise CalibrationError(
-            f'{name}: right camera_info has P[3] > 0, a negative baseline; are left and right swapped?'
+            f'{name}: right camera_info has P[3] > 0, a negative baseline; '
+            'are left and right swapped?'
         )
     rotations = []
     for info in (left, right):
@@ -177,8 +181,8 @@ def left_from_right(left: CameraInfo, right: CameraInfo, name: str, rectified: b
 def fields_from_cameras(cameras: Sequence[Camera]) -> list[dict[str, Any]]:
     """Fields of a CameraInfo message (all but header and roi) of the cameras of a rig.
 
-    For two cameras R and P are those of the rectified pair, so that the reader of the messages finds the
-    exact relative pose again.
+    For two cameras R and P are those of the rectified pair, so that the reader of the messages
+    finds the exact relative pose again.
     """
     projections = [np.hstack((camera.matrix, np.zeros((3, 1)))) for camera in cameras]
     rotations = [np.eye(3) for _ in cameras]
@@ -210,7 +214,7 @@ def fields_from_cameras(cameras: Sequence[Camera]) -> list[dict[str, Any]]:
 
 
 def _rectifying_rotations(left_from_right_pose: Array) -> tuple[Array, Array]:
-    """Rotations that make the rows of a stereo pair parallel to its baseline (Fusiello et al., 2000)."""
+    """Rotations that make the rows of a pair parallel to its baseline (Fusiello et al., 2000)."""
     rotation, x = left_from_right_pose[:3, :3], left_from_right_pose[:3, 3].copy()
     x /= np.linalg.norm(x)
     forward = np.array([0.0, 0.0, 1.0]) + rotation[:, 2]  # between the two optical axes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ASL folders (EuRoC, TUM-VI and others): mav0/cam0 [cam1] with data.csv, data/ and sensor.yaml."""
+"""ASL folders (EuRoC, TUM-VI, others): mav0/cam0 [cam1] with data.csv, data/ and sensor.yaml."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mv_matcher_ros.files.image_list import ImageList, StampedFiles
 from mv_matcher_ros.files.images import image_files
 from mv_matcher_ros.files.recording import Masks, choose_sensor
 from mv_matcher_ros.files.stamps import stamp_from_text
+from mv_matcher_ros.files.text import read_rows
 from mv_matcher_ros.files.trajectory import read_euroc_truth
 
 LOOKED_FOR = 'mav0/cam0/data'
@@ -75,10 +76,7 @@ def _files(camera: Path) -> StampedFiles:
     stamps: list[int] = []
     files: list[Path] = []
     if listed.is_file():
-        for number, line in enumerate(listed.read_text(encoding='utf-8').splitlines(), start=1):
-            fields = line.split('#', 1)[0].replace(',', ' ').split()
-            if not fields:
-                continue
+        for number, fields in read_rows(listed):
             if len(fields) < 2:
                 raise SourceError(f'{listed}:{number}: expected "stamp,file"')
             stamps.append(_stamp(fields[0], f'{listed}:{number}'))

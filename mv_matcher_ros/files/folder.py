@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of images with a calibration file: one camera, a stereo pair in two subfolders, or colour and depth."""
+"""A folder of images with a calibration file: one camera, a stereo pair, or colour and depth."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from mv_matcher_ros.datatypes import Rig, Sensor
@@ -45,10 +46,11 @@ def open_folder(
 ) -> ImageList:
     """Images of a folder in natural order of their names.
 
-    With one camera in the calibration the images lie in the folder itself or in `images/`, `rgb/`, `left/` or a
-    subfolder named like the camera; with two, in subfolders named like the cameras; depth images in `depth/`.
-    Stamps come from `times.txt` (seconds, one row an image), from names that are stamps (seconds with a point,
-    or nanoseconds), or from the number in the name and the calibration's `rate_hz`.
+    With one camera in the calibration the images lie in the folder itself or in `images/`, `rgb/`,
+    `left/` or a subfolder named like the camera; with two, in subfolders named like the cameras;
+    depth images in `depth/`. Stamps come from `times.txt` (seconds, one row an image), from names
+    that are stamps (seconds with a point, or nanoseconds), or from the number in the name and the
+    calibration's `rate_hz`.
 
     Args:
         folder: the folder; `groundtruth.txt` in it (TUM rows of the body) becomes the truth.
@@ -65,7 +67,7 @@ def open_folder(
         path = calibration_beside(folder)
         if path is None:
             raise CalibrationError(
-                f'{name}: no calibration; give one, or put {CALIBRATION_NAMES[0]} beside the images'
+                f'{name}: no calibration; give one, or put {CALIBRATION_NAMES[0]} beside them'
             )
         calibration = read_calibration(path)
     lists = [image_files(sub) for sub in _image_folders(folder, calibration.rig)]
@@ -115,7 +117,7 @@ def _has_stamps(folder: Path, files: Sequence[Path]) -> bool:
 
 
 def _is_stamp(stem: str) -> bool:
-    """Seconds with a point, or 16 digits and more of nanoseconds; a plain number is only a number."""
+    """Seconds with a point, or 16 digits and more of nanoseconds; not just any number."""
     return bool(re.fullmatch(r'\d+\.\d+|\d{16,}', stem))
 
 
@@ -133,7 +135,7 @@ def _stamped(folder: Path, files: Sequence[Path], rate_hz: float | None) -> Stam
     # The number in the name, so that a missing image leaves a gap and does not shift its partner.
     runs = [re.findall(r'\d+', file.stem) for file in files]
     numbers = [int(run[-1]) if run else -1 for run in runs]
-    if any(a >= b for a, b in zip(numbers, numbers[1:], strict=False)) or -1 in numbers:
+    if -1 in numbers or any(a >= b for a, b in pairwise(numbers)):
         numbers = list(range(len(files)))
     period_ns = 1e9 / (rate_hz or _ASSUMED_RATE_HZ)
     return StampedFiles([round(number * period_ns) for number in numbers], files)

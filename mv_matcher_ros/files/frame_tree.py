@@ -12,7 +12,7 @@ from mv_matcher_ros.files.rotations import inverse_transform
 
 
 class FrameTree:
-    """Fixed transforms between named frames; names are compared without the leading slash of ROS 1."""
+    """Fixed transforms between named frames; the leading slash of ROS 1 does not count."""
 
     def __init__(self) -> None:
         self._from: dict[str, dict[str, Array]] = {}

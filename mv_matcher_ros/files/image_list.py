@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings that are lists of files with stamps: one list per camera, perhaps one of depth images."""
+"""Recordings that are lists of stamped files: one per camera, perhaps one of depth images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from mv_matcher_ros.files.images import UnreadableImageError, read_depth, read_i
 from mv_matcher_ros.files.recording import Entry, Masks, Recording
 from mv_matcher_ros.files.stamps import pair_stamps
 
-# Cameras without a common trigger at 30 Hz are at most half a period apart; hardware-triggered ones far less.
+# Cameras without a common trigger at 30 Hz are at most half a period apart; hardware-triggered
+# ones far less.
 RGBD_SLOP_NS = 20_000_000
 STEREO_SLOP_NS = 10_000_000
 
@@ -40,7 +41,8 @@ class ImageList(Recording):
 
     Args:
         name, sensor, rig, truth, masks: as for `Recording`.
-        images: files of each camera of the rig: one list, two for stereo. Frames come in the order of the first.
+        images: files of each camera of the rig: one list, two for stereo. Frames come in the order
+            of the first.
         depths: depth images, for rgbd.
         depth_scale: stored value of one metre.
 
@@ -105,7 +107,7 @@ class ImageList(Recording):
 
 
 def _pairs(first: StampedFiles, second: StampedFiles, slop_ns: int) -> list[tuple[int, int]]:
-    """Pairs by stamp, in the order of `first`; disordered stamps are paired all the same and judged later."""
+    """Pairs by stamp, in the order of `first`; disordered stamps are paired and judged later."""
     left, right = (np.array(files.stamps_ns, dtype=np.int64) for files in (first, second))
     left_order, right_order = np.argsort(left, kind='stable'), np.argsort(right, kind='stable')
     pairs = pair_stamps(left[left_order], right[right_order], slop_ns)

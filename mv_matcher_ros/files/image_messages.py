@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pixels of sensor_msgs Image and CompressedImage messages, and back.
 
-Works on any object with the fields of the message: of ROS 1 or ROS 2, out of a bag or live. `step`,
-byte order and padding are respected.
+Works on any object with the fields of the message: of ROS 1 or ROS 2, out of a bag or live.
+`step`, byte order and padding are respected.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from mv_matcher_ros.files.images import (
     frozen,
 )
 
-# Channels and type of a pixel of each encoding, and how OpenCV turns it into grey or BGR (None: it is that).
-# A Bayer pattern is named by its first two pixels in ROS, by the second row from the second column in OpenCV.
+# Channels and type of a pixel of each encoding, and how OpenCV turns it into grey or BGR (None: it
+# is that). A Bayer pattern is named by its first two pixels in ROS, by the second row from the
+# second column in OpenCV.
 _ENCODINGS: dict[str, tuple[int, str, int | None]] = {
     'mono8': (1, 'u1', None),
     '8UC1': (1, 'u1', None),
@@ -110,7 +111,8 @@ def _raw_pixels(message: Any, what: str) -> NDArray[Any]:
     step = step or row  # some drivers leave step at zero
     if height <= 0 or width <= 0 or step < row or len(data) < step * (height - 1) + row:
         raise UnreadableImageError(
-            f'{what}: {len(data)} bytes with step {step} are too few for {width}x{height} {encoding}'
+            f'{what}: {len(data)} bytes with step {step} are too few for '
+            f'{width}x{height} {encoding}'
         )
     shape = (height, width) if channels == 1 else (height, width, channels)
     strides = (step, channels * dtype.itemsize, dtype.itemsize)[: len(shape)]
@@ -129,9 +131,10 @@ def _view_of_compressed(message: Any, what: str) -> NDArray[np.uint8]:
 
 
 def _depth_of_compressed(message: Any, what: str) -> NDArray[np.float32]:
-    """PNG of image_transport `compressed`, or of `compressedDepth`, which has a header of 12 bytes.
+    """PNG of image_transport `compressed`, or of `compressedDepth` with its header of 12 bytes.
 
-    The header is an enumeration and two floats; 32FC1 is stored as inverse depth `a / depth + b` in 16 bits.
+    The header is an enumeration and two floats; 32FC1 is stored as inverse depth `a / depth + b`
+    in 16 bits.
     """
     data = bytes(np.frombuffer(message.data, dtype=np.uint8))
     text = str(message.format)

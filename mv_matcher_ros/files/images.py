@@ -52,7 +52,8 @@ def decode(data: bytes | NDArray[np.uint8], what: str) -> NDArray[np.generic]:
         UnreadableImageError: not an image, or cut off.
     """
     buffer = np.frombuffer(data, dtype=np.uint8)
-    # OpenCV fills what is missing of a cut JPEG with grey and calls it a success; some versions do so for PNG.
+    # OpenCV fills what is missing of a cut JPEG with grey and calls it a success; some versions do
+    # so for PNG.
     head, tail = bytes(buffer[:4]), bytes(buffer[-4096:])
     cut = (head[:2] == b'\xff\xd8' and b'\xff\xd9' not in tail) or (
         head == b'\x89PNG' and b'IEND' not in tail
@@ -116,8 +117,8 @@ def as_depth(pixels: NDArray[np.generic], scale: float | None, what: str) -> NDA
     """(H, W) float32 metres of stored depth; 0 where unknown.
 
     Args:
-        pixels: (H, W) uint16 in units of 1/scale metres; (H, W) floats in metres; or (H, W, 4) uint8, whose
-            four bytes are one little-endian float32 in metres (TartanAir).
+        pixels: (H, W) uint16 in units of 1/scale metres; (H, W) floats in metres; or (H, W, 4)
+            uint8, whose four bytes are one little-endian float32 in metres (TartanAir).
         scale: stored value of one metre, for uint16.
         what: file or topic, for messages.
 

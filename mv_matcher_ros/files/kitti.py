@@ -15,9 +15,11 @@ from mv_matcher_ros.files.image_list import ImageList, StampedFiles, first_image
 from mv_matcher_ros.files.images import image_files
 from mv_matcher_ros.files.recording import Masks, choose_sensor
 from mv_matcher_ros.files.rotations import rigid_transform
+from mv_matcher_ros.files.text import read_lines
 from mv_matcher_ros.files.trajectory import read_kitti_poses, read_stamps
 
-# Grey cameras first: they are the sharper ones of this car, and what the benchmark's poses belong to.
+# Grey cameras first: they are the sharper ones of this car, and what the benchmark's poses belong
+# to.
 PAIRS = (('image_0', 'image_1'), ('image_2', 'image_3'))
 LOOKED_FOR = 'calib.txt with image_0 or image_2'
 
@@ -83,7 +85,7 @@ def _stamped(folder: Path, files: Sequence[Path], stamps: Sequence[int]) -> Stam
 def _projections(path: Path, numbers: Sequence[str]) -> list[Array]:
     """(3, 4) projection matrices P<number> of calib.txt."""
     rows: dict[str, Array] = {}
-    for line_number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+    for line_number, line in enumerate(read_lines(path), start=1):
         key, _, values = line.partition(':')
         try:
             rows[key.strip()] = np.array([float(v) for v in values.split()])
@@ -112,7 +114,7 @@ def _camera(projection: Array, size: tuple[int, int], name: str) -> Camera:
 
 
 def _truth(folder: Path, stamps: Sequence[int]) -> Trajectory | None:
-    """Poses beside the images, or in the `poses` folder of the data set as published; test sequences have none."""
+    """Poses beside the images, or in `poses` as published; test sequences have none."""
     published = folder.parent.parent / 'poses' / f'{folder.name}.txt'
     for path in (folder / 'poses.txt', published):
         if path.is_file():

@@ -19,14 +19,15 @@ _Opener = Callable[[Path, Sensor | None, Calibration | None, Masks], Recording]
 
 # In this order: a more particular layout comes before one that it would also pass for.
 _FOLDERS: tuple[tuple[str, Callable[[Path], bool], _Opener, str], ...] = (
-    ('bag', is_bag, Bag, 'metadata.yaml or *.bag, *.mcap, *.db3'),
     ('kitti', kitti.is_kitti, kitti.open_kitti, kitti.LOOKED_FOR),
     ('euroc', euroc.is_euroc, euroc.open_euroc, euroc.LOOKED_FOR),
     ('tartanair', tartanair.is_tartanair, tartanair.open_tartanair, tartanair.LOOKED_FOR),
     ('tum', tum.is_tum, tum.open_tum, tum.LOOKED_FOR),
+    ('bag', is_bag, Bag, 'metadata.yaml or *.bag, *.mcap, *.db3'),
     ('images', folder.is_image_folder, folder.open_folder, folder.LOOKED_FOR),
 )
-# Deep enough for <data set>/<scene>/<difficulty>/<sequence>; a wrong root must not walk a whole disk.
+# Deep enough for <data set>/<scene>/<difficulty>/<sequence>; a wrong root must not walk a whole
+# disk.
 _MAX_DEPTH = 5
 
 
@@ -54,10 +55,12 @@ def open_source(
 
     Args:
         path: ROS 1 or ROS 2 bag; KITTI, TUM, EuRoC or TartanAir folder; image folder; video file.
-        sensor: mono, stereo or rgbd; default the richest there is (depth before stereo before mono).
+        sensor: mono, stereo or rgbd; default the richest there is (depth before stereo before
+            mono).
         start, end, stride: the frames to use, as a slice.
         topics: bags only: topics by key, see `Bag`.
-        calibration: file(s) used instead of the calibration of the recording, see `read_calibration`.
+        calibration: file(s) used instead of the calibration of the recording, see
+            `read_calibration`.
         masks: image(s) that are black where no features may lie, one per camera.
         body_frame: bags only: frame in /tf_static whose pose is estimated.
 

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ class _End:
 
 
 class Prefetched:
-    """A source whose frames are decoded ahead by one thread; the frames and their order stay the same.
+    """A source whose frames are decoded ahead by one thread, the same frames in the same order.
 
     Args:
         source: any source; it is iterated in the other thread.
@@ -64,13 +63,17 @@ class Prefetched:
         def decode() -> None:
             error: BaseException | None = None
             try:
-                with closing(iter(self._source)) as frames:  # type: ignore[type-var]
-                    # A slot is taken before a frame is decoded, so no more than `depth` are ever held.
-                    while slots.acquire() and not stop.is_set():
-                        frame = next(frames, None)
-                        if frame is None:
-                            break
-                        ready.put((frame, dict(self._source.faults)))
+                frames = iter(self._source)
+                # A slot is taken before a frame is decoded: no more than `depth` are ever held.
+                while slots.acquire() and not stop.is_set():
+                    frame = next(frames, None)
+                    if frame is None:
+                        break
+                    ready.put((frame, dict(self._source.faults)))
+                if isinstance(
+                    frames, Generator
+                ):  # files are closed in the thread that opened them
+                    frames.close()
             except BaseException as raised:
                 error = raised
             ready.put(_End(error, dict(self._source.faults)))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every recording does alike: order of stamps, sizes, masks, slices, counting of faults.
 
-A kind of recording says which frames it has and how one is decoded; `Recording` does the rest, so that a
-repeated stamp or an unreadable image is treated the same in a bag, a folder and a video.
+A kind of recording says which frames it has and how one is decoded; `Recording` does the rest, so
+that a repeated stamp or an unreadable image is treated the same in a bag, a folder and a video.
 """
 
 from __future__ import annotations

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import json
 import os
-import platform
 import sys
 import time
 from collections import Counter
@@ -17,14 +15,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
-import torch
 from pydantic import BaseModel
 
 from mv_matcher_ros.datatypes import Array, Estimate, Frame, Status, Trajectory
 from mv_matcher_ros.errors import SourceError
+from mv_matcher_ros.files.machine import machine, versions
 from mv_matcher_ros.files.stamps import stamp_from_text, text_from_stamp
+from mv_matcher_ros.files.text import read_lines
 from mv_matcher_ros.files.trajectory import read_tum, tum_row
 
 if TYPE_CHECKING:
@@ -42,8 +40,10 @@ _STATUS_FIELDS = ('stamp_ns', 'index', 'status', 'keyframe', 'counts', 'message'
 class RunWriter:
     """A sink that writes a run folder.
 
-    `odometry.tum` (poses of the body in odom, as published), `status.csv` (every frame) and, if asked for,
-    `covariance.txt` are written row by row, so a crash keeps them; `run.json` at `close`, also after a failure.
+    `odometry.tum` (poses of the body in odom, as published), `status.csv` (every frame) and, if
+    asked for, `covariance.txt` are written row by row, so a crash keeps them; `run.json` at
+    `close`, also after a failure. Its `lost` counts how often tracking was lost, `status` the
+    frames of each status.
 
     Args:
         folder: made if it is not there; files of an earlier run in it are replaced.
@@ -182,7 +182,8 @@ class Run:
 
     Attributes:
         folder: where it lies.
-        trajectory: poses of the body in odom, with covariances where they were written; None without a pose.
+        trajectory: poses of the body in odom, with covariances where they were written; None
+            without a pose.
         summary: `run.json`; empty when the run was cut short before it was written.
         stamps_ns: (N,) stamps of all frames. statuses: their N statuses.
     """
@@ -219,40 +220,6 @@ def read_run(folder: Path | str) -> Run:
     return Run(folder, trajectory, summary, stamps, statuses)
 
 
-def versions() -> dict[str, str]:
-    """Versions of this package, Python and the libraries that the numbers depend on."""
-    try:
-        own = importlib.metadata.version('mv_matcher_ros')
-    except importlib.metadata.PackageNotFoundError:
-        own = 'not installed'
-    return {
-        'mv_matcher_ros': own,
-        'python': platform.python_version(),
-        'numpy': np.__version__,
-        'torch': torch.__version__,
-        'opencv': cv2.__version__,
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What the run ran on."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-        cpu = next((line.split(':', 1)[1].strip() for line in lines if 'model name' in line), cpu)
-    except OSError:
-        pass
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        'system': f'{platform.system()} {platform.machine()}',
-        'cpu': cpu,
-        'cores': os.cpu_count(),
-        'torch_threads': torch.get_num_threads(),
-        'opencv_threads': cv2.getNumThreads(),
-        'gpu': gpu,
-    }
-
-
 def _failure() -> str | None:
     """The exception that is ending the run, in one line: `close` is called while it passes."""
     error = sys.exc_info()[1]
@@ -274,7 +241,7 @@ def _covariance_row(estimate: Estimate) -> str:
 def _read_covariances(path: Path, trajectory: Trajectory) -> Array:
     """(N, 6, 6), one for each pose; NaN where there is none."""
     known: dict[int, list[float]] = {}
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         fields = line.split()
         try:
             known[stamp_from_text(fields[0])] = [float(v) for v in fields[1:]]

@@ -48,8 +48,9 @@ def quaternion_from_matrix(rotation: ArrayLike) -> Array:
         (..., 4) quaternions xyzw.
 
     Source:
-        Bar-Itzhack, "New method for extracting the quaternion from a rotation matrix", 2000: the columns of
-        4 q q^T are linear in R; the one with the largest diagonal is free of cancellation at every angle.
+        Bar-Itzhack, "New method for extracting the quaternion from a rotation matrix", 2000: the
+        columns of 4 q q^T are linear in R; the one with the largest diagonal is free of
+        cancellation at every angle.
     """
     r = np.asarray(rotation, dtype=np.float64)
     trace = np.trace(r, axis1=-2, axis2=-1)

@@ -14,7 +14,7 @@ NANOSECOND_DIGITS = 16
 
 
 def stamp_from_text(text: str) -> int:
-    """Nanoseconds from seconds (decimal, also with an exponent) or from a long whole number of nanoseconds.
+    """Nanoseconds from seconds (decimal, also with an exponent) or a long whole number of them.
 
     A double holds a stamp of today to 200 ns only, so the digits are read as they stand.
 
@@ -52,7 +52,8 @@ def pair_stamps(
         slop_ns: largest difference of a pair.
 
     Returns:
-        (left index, right index), increasing; each index at most once. On a tie the earlier stamp wins.
+        (left index, right index), increasing; each index at most once. On a tie the earlier stamp
+        wins.
     """
     left, right = np.asarray(left_ns, dtype=np.int64), np.asarray(right_ns, dtype=np.int64)
     if not len(left) or not len(right):
@@ -66,7 +67,7 @@ def pair_stamps(
 
 
 def _nearest(stamps: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Index of the element of increasing `among` nearest to each stamp, the earlier one on a tie."""
+    """Index of the element of increasing `among` nearest to each stamp, the earlier on a tie."""
     after = np.clip(np.searchsorted(among, stamps), 1, max(len(among) - 1, 1))
     if len(among) == 1:
         return np.zeros(len(stamps), dtype=np.int64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairing of two streams of stamps while they come in: the same pairs as `stamps.pair_stamps`, with bounded memory."""
+"""Pairing of two streams while they come in: the pairs of `pair_stamps`, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ T = TypeVar('T')
 class PairSynchroniser(Generic[T]):
     """Finds the pairs that are each other's nearest and at most `slop_ns` apart.
 
-    Stamps of one stream must increase. An answer waits until a later stamp of the other stream shows that
-    nothing nearer can come, or until `limit` items wait.
+    Stamps of one stream must increase. An answer waits until a later stamp of the other stream
+    shows that nothing nearer can come, or until `limit` items wait.
 
     Args:
         slop_ns: largest difference of a pair.
@@ -30,7 +30,7 @@ class PairSynchroniser(Generic[T]):
         self.unpaired = 0  # lefts that found no partner
 
     def push_left(self, stamp_ns: int, item: T) -> Iterator[tuple[int, T, T]]:
-        """Take an item of the first stream; yields (left stamp, left, right) of the pairs this settles."""
+        """Take an item of the first stream; yields (left stamp, left, right) of settled pairs."""
         self._left.append((stamp_ns, item))
         yield from self._settle(ended=False)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TartanAir folders, V1 (image_left, pose_left.txt) and V2 (image_lcam_front, pose_lcam_front.txt)."""
+"""TartanAir folders, V1 (image_left, …) and V2 (image_lcam_front, pose_lcam_front.txt, …)."""
 
 from __future__ import annotations
 

@@ -18,12 +18,15 @@ from mv_matcher_ros.files.rotations import (
     rigid_transform,
 )
 from mv_matcher_ros.files.stamps import stamp_from_text, text_from_stamp
+from mv_matcher_ros.files.text import read_rows
 
-# TartanAir's camera frame is x forward, y right, z down; the optical frame is x right, y down, z forward.
+# TartanAir's camera frame is x forward, y right, z down; the optical frame is x right, y down, z
+# forward.
 NED_FROM_OPTICAL = np.array(
     [[0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
 )
-# A world with z up is drawn the right way round by every viewer: north, west, up from north, east, down.
+# A world with z up is drawn the right way round by every viewer: north, west, up from north, east,
+# down.
 NWU_FROM_NED = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
@@ -33,14 +36,15 @@ def read_tum(path: Path | str) -> Trajectory:
     A row that repeats the stamp before it is left out.
 
     Raises:
-        SourceError: missing file, no rows, a row that is not eight numbers, stamps that run backwards; names the line.
+        SourceError: missing file, no rows, a row that is not eight numbers, stamps that run
+            backwards; names the line.
     """
     path = Path(path)
     return _from_rows(path, _rows(path, 8), 'TUM')
 
 
 def write_tum(path: Path | str, trajectory: Trajectory) -> None:
-    """Write `trajectory` as TUM rows: stamps exact to the nanosecond, poses in full double precision."""
+    """Write `trajectory` as TUM rows: stamps exact to the nanosecond, poses in full precision."""
     rows = (
         tum_row(int(stamp), pose)
         for stamp, pose in zip(trajectory.stamps_ns, trajectory.world_from_body, strict=True)
@@ -67,10 +71,12 @@ def read_stamps(path: Path | str) -> NDArray[np.int64]:
 def read_kitti_poses(path: Path | str, stamps_ns: Sequence[int] | NDArray[np.int64]) -> Trajectory:
     """Trajectory of 3x4 camera-to-world rows, row i at `stamps_ns[i]`.
 
-    Rotations are rounded to seven digits in these files and are replaced by the nearest exact ones.
+    Rotations are rounded to seven digits in these files and are replaced by the nearest exact
+    ones.
 
     Raises:
-        SourceError: missing file, a row that is not twelve numbers, more or fewer rows than stamps.
+        SourceError: missing file, a row that is not twelve numbers, more or fewer rows than
+            stamps.
     """
     path = Path(path)
     poses = []
@@ -101,7 +107,7 @@ def read_euroc_truth(path: Path | str) -> Trajectory:
 def read_tartanair_poses(
     path: Path | str, stamps_ns: Sequence[int] | NDArray[np.int64]
 ) -> Trajectory:
-    """Optical-frame trajectory of rows `x y z qx qy qz qw` given in north-east-down axes; world with z up.
+    """Optical-frame trajectory of rows `x y z qx qy qz qw` in NED axes; the world gets z up.
 
     Raises:
         SourceError: missing file, a row that is not seven numbers, more or fewer rows than stamps.
@@ -121,15 +127,16 @@ def read_truth(
 ) -> Trajectory:
     """Trajectory of any known ground-truth file, or of the one inside a sequence folder.
 
-    TUM rows (8 columns), KITTI rows (12), ASL csv (8 and more, commas) and TartanAir rows (7) are told apart by
-    their columns.
+    TUM rows (8 columns), KITTI rows (12), ASL csv (8 and more, commas) and TartanAir rows (7) are
+    told apart by their columns.
 
     Args:
         path: file, or folder that holds a ground truth under one of the usual names.
         stamps_ns: stamps for files without; KITTI's are found in `times.txt` by themselves.
 
     Raises:
-        SourceError: no ground truth there, an unknown form, or stamps that are needed and not known.
+        SourceError: no ground truth there, an unknown form, or stamps that are needed and not
+            known.
     """
     path = Path(path)
     if path.is_dir():
@@ -148,7 +155,8 @@ def read_truth(
             raise SourceError(f'{path}: poses without time stamps (TartanAir); open its folder')
         return read_tartanair_poses(path, stamps_ns)
     raise SourceError(
-        f'{path}:{line}: {len(first)} columns; known are TUM (8), KITTI (12), TartanAir (7), ASL csv'
+        f'{path}:{line}: {len(first)} columns; known are TUM (8), KITTI (12), '
+        'TartanAir (7), ASL csv'
     )
 
 
@@ -170,7 +178,7 @@ def _truth_in(folder: Path) -> Path:
 
 
 def _kitti_stamps(path: Path) -> NDArray[np.int64]:
-    """Stamps of a KITTI pose file: beside it, or in the `sequences` folder of the published layout."""
+    """Stamps of a KITTI pose file: beside it, or in `sequences` of the published layout."""
     beside = path.parent / 'times.txt'
     published = path.parent.parent / 'sequences' / path.stem / 'times.txt'
     for candidate in (beside, published):
@@ -182,19 +190,11 @@ def _kitti_stamps(path: Path) -> NDArray[np.int64]:
 def _rows(
     path: Path, columns: int | None = None, exact: bool = True
 ) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of every line that is not blank or a comment."""
-    try:
-        lines = path.read_text(encoding='utf-8').splitlines()
-    except FileNotFoundError:
-        raise SourceError(f'{path}: no such file') from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f'{path}: not a readable text file ({error})') from None
-    for number, line in enumerate(lines, start=1):
-        fields = line.split('#', 1)[0].replace(',', ' ').split()
-        if not fields:
-            continue
-        if columns is not None and (len(fields) < columns or (exact and len(fields) != columns)):
-            raise SourceError(f'{path}:{number}: {len(fields)} columns instead of {columns}')
+    """Rows of `columns` fields, or of at least so many."""
+    for number, fields in read_rows(path):
+        count = len(fields)
+        if columns is not None and (count < columns or (exact and count != columns)):
+            raise SourceError(f'{path}:{number}: {count} columns instead of {columns}')
         yield number, fields
 
 
@@ -231,7 +231,8 @@ def _from_rows(path: Path, rows: Iterable[tuple[int, list[str]]], form: str) -> 
         if stamps and stamp < stamps[-1]:
             raise SourceError(f'{path}:{line}: the time stamps run backwards')
         numbers = _numbers(path, line, row[1:])
-        # Rounded quaternions are of unit length to a few digits; one of another length is another column.
+        # Rounded quaternions are of unit length to a few digits; one of another length is another
+        # column.
         if abs(float(np.linalg.norm(numbers[3:7])) - 1.0) > 0.05:
             raise SourceError(f'{path}:{line}: columns 5 to 8 are not a unit quaternion ({form})')
         if not stamps or stamp > stamps[-1]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TUM RGB-D folders and others of their layout: rgb/ [depth/], rgb.txt, depth.txt, groundtruth.txt."""
+"""TUM RGB-D folders and others like them: rgb/ [depth/], rgb.txt, depth.txt, groundtruth.txt."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from mv_matcher_ros.files.image_list import ImageList, StampedFiles, first_image
 from mv_matcher_ros.files.images import image_files
 from mv_matcher_ros.files.recording import Masks, choose_sensor
 from mv_matcher_ros.files.stamps import stamp_from_text
+from mv_matcher_ros.files.text import read_lines, read_rows
 from mv_matcher_ros.files.trajectory import read_tum
 
-LOOKED_FOR = 'rgb.txt or rgb/'
+LOOKED_FOR = 'rgb.txt, or rgb/ with stamps for names'
 
-# Colour cameras of the benchmark as its authors publish them: fx fy cx cy k1 k2 p1 p2 k3 (Sturm et al., 2012).
+# Colour cameras of the benchmark as its authors publish them: fx fy cx cy k1 k2 p1 p2 k3 (Sturm et
+# al., 2012).
 _FREIBURG = {
     'freiburg1': (517.3, 516.5, 318.6, 255.3, 0.2624, -0.9531, -0.0054, 0.0026, 1.1633),
     'freiburg2': (520.9, 521.0, 325.1, 249.7, 0.2312, -0.7849, -0.0033, -0.0001, 0.9172),
@@ -30,8 +32,13 @@ _FREIBURG_DEPTH_SCALE = 5000.0
 
 
 def is_tum(folder: Path) -> bool:
-    """Whether this looks like a TUM RGB-D sequence."""
-    return (folder / 'rgb.txt').is_file() or (folder / 'rgb').is_dir()
+    """Whether this looks like a TUM RGB-D sequence: a list of images, or names that are stamps."""
+    if (folder / 'rgb.txt').is_file():
+        return True
+    if (folder / 'calibration.txt').is_file() and (folder / 'rgb').is_dir():
+        return True
+    files = image_files(folder / 'rgb')
+    return bool(files) and bool(re.fullmatch(r'\d+\.\d+|\d{16,}', files[0].stem))
 
 
 def open_tum(
@@ -42,8 +49,9 @@ def open_tum(
 ) -> ImageList:
     """A sequence in the layout of the TUM RGB-D benchmark; the body is the colour camera.
 
-    The calibration is `calibration`, or calibration.txt (`fx fy cx cy k1 k2 p1 p2 k3 width height`, the depth
-    scale in a line `depth_scale S`), or calibration.yaml, or that of the benchmark by the folder's name.
+    The calibration is `calibration`, or calibration.txt (`fx fy cx cy k1 k2 p1 p2 k3 width
+    height`, the depth scale in a line `depth_scale S`), or calibration.yaml, or that of the
+    benchmark by the folder's name.
 
     Args:
         folder: sequence folder.
@@ -85,10 +93,7 @@ def _files(folder: Path, kind: str) -> StampedFiles:
     stamps: list[int] = []
     files: list[Path] = []
     if listed.is_file():
-        for number, line in enumerate(listed.read_text(encoding='utf-8').splitlines(), start=1):
-            fields = line.split('#', 1)[0].split()
-            if not fields:
-                continue
+        for number, fields in read_rows(listed):
             if len(fields) != 2:
                 raise SourceError(f'{listed}:{number}: expected "stamp file"')
             stamps.append(_stamp(fields[0], f'{listed}:{number}'))
@@ -121,8 +126,8 @@ def _calibration(folder: Path, files: Sequence[Path]) -> Calibration:
             camera = _camera(values, _FREIBURG_SIZE, str(folder))
             return Calibration(Rig((camera,)), depth_scale=_FREIBURG_DEPTH_SCALE)
     raise CalibrationError(
-        f'{folder}: no calibration; looked for calibration.txt, calibration.yaml, camera_info.yaml '
-        'and freiburg1…3 in the name'
+        f'{folder}: no calibration; looked for calibration.txt, calibration.yaml, '
+        'camera_info.yaml and freiburg1…3 in the name'
     )
 
 
@@ -136,21 +141,21 @@ def read_plain_calibration(path: Path, files: Sequence[Path]) -> Calibration:
     Raises:
         CalibrationError: no such row.
     """
-    text = path.read_text(encoding='utf-8')
-    rows = [line.split() for line in text.splitlines() if line.strip() and line.lstrip()[0] != '#']
+    rows = [fields for _, fields in read_rows(path)]
     try:
         values = [float(v) for v in rows[0]] if rows else []
     except ValueError as error:
         raise CalibrationError(f'{path}: {error}') from None
     if len(values) not in (4, 9, 11):
         raise CalibrationError(
-            f'{path}: expected "fx fy cx cy [k1 k2 p1 p2 k3 [width height]]", found {len(values)} values'
+            f'{path}: {len(values)} values; expected "fx fy cx cy [k1 k2 p1 p2 k3 [width height]]"'
         )
     if len(values) == 11:
         size = (int(values[9]), int(values[10]))
     else:
         size = first_image_size(files, str(path))
-    scale = re.search(r'\bdepth_scale[\s:=]+([0-9.eE+]+)', text)
+    text = '\n'.join(read_lines(path))
+    scale = re.search(r'\bdepth_scale[\s:=]+([0-9]+(?:\.[0-9]*)?)', text)
     camera = _camera(values, size, str(path))
     return Calibration(Rig((camera,)), depth_scale=float(scale.group(1)) if scale else None)
 

@@ -64,7 +64,8 @@ class Video(Recording):
         super().__init__(name, chosen, rig, None, masks)
         self._path = path
         self._rate_hz = calibration.rate_hz or (rate if np.isfinite(rate) and rate > 0 else 30.0)
-        # A rate given by the user (a time lapse, a slow-motion film) overrules the stamps of the container.
+        # A rate given by the user (a time lapse, a slow-motion film) overrules the stamps of the
+        # container.
         self._use_container_stamps = calibration.rate_hz is None
 
     def _entry_count(self) -> int:

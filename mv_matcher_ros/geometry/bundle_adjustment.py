@@ -173,7 +173,9 @@ def full_hessian(problem: Problem) -> NormalEquations:
         camera = extrinsic[:3, :3] @ body + extrinsic[:3, 3]
         inverse_depth = 1.0 / camera[2].clamp_min(MIN_DEPTH)
         predicted = torch.cat([camera[:2] * inverse_depth, inverse_depth[None]])[:size]
-        squared = ((predicted - measured) * sqrt_information).square()
+        error = predicted - measured
+        whitened = sqrt_information @ error if sqrt_information.ndim == 2 else sqrt_information * error
+        squared = whitened.square()
         value, _ = kernel_value_and_weight(squared[:2].sum(), problem.kernel, problem.kernel_width)
         if size == 3:
             value = (
@@ -189,7 +191,7 @@ def full_hessian(problem: Problem) -> NormalEquations:
         world,
         extrinsic,
         problem.measured.reshape(-1, size),
-        problem.sqrt_information.reshape(-1, size),
+        problem.sqrt_information.flatten(0, 1),
     )
     pose_blocks = torch.zeros(batch * poses, 6, 6, dtype=pose.dtype, device=pose.device)
     pose_blocks = pose_blocks.index_add(0, pose_at, blocks[:, :6, :6]).reshape(batch, poses, 6, 6)

@@ -33,7 +33,7 @@ class EightPoint:
     """Result of the eight-point algorithm.
 
     Attributes:
-        essential: (..., 3, 3), always a valid essential matrix; where degenerate one of many.
+        essential: (..., 3, 3), always a valid essential matrix; where degenerate without meaning.
         degeneracy: (...) in [0, 1], ratio of the two smallest singular values of the system.
         degenerate: (...) bool: the matches do not determine the essential matrix.
     """
@@ -123,9 +123,10 @@ def eight_point(
     condition number, which float32 does not survive at low parallax.
 
     Degenerate matches (fewer than eight, points on a plane, pure rotation, all weights zero) leave
-    a null space of more than one dimension. The value is then one valid essential matrix out of
-    it, `degenerate` is set, and the gradient is damped by the eigenvalue gap (see
-    `smallest_eigenvector`): it is finite everywhere and vanishes where the gap does.
+    a null space of more than one dimension. The value then is a valid essential matrix near some
+    vector of it, which need not explain the matches (use `select_two_view_model`), `degenerate` is
+    set, and the gradient is damped by the eigenvalue gap (see `smallest_eigenvector`): it is
+    finite everywhere and vanishes where the gap does.
 
     Args:
         xy_a, xy_b: (..., N, 2) matched normalised coordinates; N may be zero. Pairs that are not

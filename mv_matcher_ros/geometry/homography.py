@@ -128,7 +128,7 @@ def homography_sampson_error(
     h = b_from_a / b_from_a.flatten(-2).norm(dim=-1)[..., None, None]
     p = homogeneous(xy_a) @ h.mT
     u, v = xy_b.unbind(-1)
-    # Constraints e1 = u p3 - p1, e2 = v p3 - p2, their Jacobian J by (xa, ya, u, v), e^T (J J^T)^-1 e.
+    # e = (u p3 - p1, v p3 - p2), J its Jacobian by (xa, ya, u, v): e^T (J J^T)^-1 e.
     e1, e2 = u * p[..., 2] - p[..., 0], v * p[..., 2] - p[..., 1]
     rows = (
         h[..., 2:3, :2] * xy_b[..., 0:1] - h[..., 0:1, :2],

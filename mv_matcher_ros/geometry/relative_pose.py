@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refinement of the pose between two views on the Sampson error, robust and batched.
 
-Five parameters: rotation (right perturbation R exp(w)) and the direction of the translation, moved
-in its tangent plane. Levenberg-Marquardt with exact Jacobians and iteratively reweighted residuals.
+Five parameters: rotation (right perturbation R exp(w)) and the direction of the translation,
+moved in its tangent plane. Levenberg-Marquardt with exact Jacobians, robust by reweighting.
 Source of the error: Hartley and Zisserman, Multiple View Geometry, 2nd edition, section 11.4.3.
 """
 
@@ -13,12 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from mv_matcher_ros.errors import GeometryError
-from mv_matcher_ros.geometry.epipolar import (
-    check_pair,
-    essential_from_pose,
-    homogeneous,
-    sampson_error,
-)
+from mv_matcher_ros.geometry.epipolar import check_pair, homogeneous
 from mv_matcher_ros.geometry.reprojection import Kernel, kernel_value_and_weight
 from mv_matcher_ros.geometry.se3 import compose_matrix, hat, so3_exp
 from mv_matcher_ros.geometry.shapes import check, check_same_type
@@ -86,88 +81,85 @@ def refine_relative_pose(
     if bool((length == 0).any()):
         raise GeometryError('refine_relative_pose needs a start with a translation')
     direction = b_from_a[..., :3, 3] / length
-    cost = _cost(rotation, direction, a, b, w, sigma, kernel, kernel_width)
-    damping = torch.full_like(cost, 1e-3)
-    converged = torch.zeros_like(cost, dtype=torch.bool)
+    problem = _Problem(homogeneous(a).mT, homogeneous(b).mT, w, sigma, kernel, kernel_width)
+    now = _linearise(problem, rotation, direction)
+    damping = torch.full_like(now.cost, 1e-3)
+    converged = torch.zeros_like(now.cost, dtype=torch.bool)
     for _ in range(iterations):
-        gradient, hessian, basis = _linearise(
-            rotation, direction, a, b, w, sigma, kernel, kernel_width
-        )
-        step = damped_solve(hessian, gradient, damping)
-        trial_rotation = rotation @ so3_exp(step[..., :3])
-        moved = direction + (basis @ step[..., 3:, None]).squeeze(-1)
+        step = damped_solve(now.hessian, now.gradient, damping)
+        moved = direction + (tangent_basis(direction) @ step[..., 3:, None]).squeeze(-1)
         trial_direction = moved / moved.norm(dim=-1, keepdim=True)
-        trial_cost = _cost(trial_rotation, trial_direction, a, b, w, sigma, kernel, kernel_width)
-        better = trial_cost <= cost
-        fall = (cost - trial_cost).detach()
-        converged = converged | (better & (fall <= CONVERGED * cost.detach()))
+        trial_rotation = rotation @ so3_exp(step[..., :3])
+        trial = _linearise(problem, trial_rotation, trial_direction)
+        better = trial.cost <= now.cost
+        fall = (now.cost - trial.cost).detach()
+        converged = converged | (fall.abs() <= CONVERGED * now.cost.detach())
         rotation = torch.where(better[..., None, None], trial_rotation, rotation)
         direction = torch.where(better[..., None], trial_direction, direction)
-        cost = torch.where(better, trial_cost, cost)
+        now = _Linear(
+            torch.where(better, trial.cost, now.cost),
+            torch.where(better[..., None], trial.gradient, now.gradient),
+            torch.where(better[..., None, None], trial.hessian, now.hessian),
+            torch.where(better[..., None], trial.residual, now.residual),
+        )
         damping = torch.where(better, damping * 0.1, damping * 8.0).clamp(1e-9, 1e6)
         if bool(converged.all()):
             break
     pose = compose_matrix(rotation, direction)
-    _, hessian, _ = _linearise(rotation, direction, a, b, w, sigma, kernel, kernel_width)
-    residuals = sampson_error(essential_from_pose(pose), a, b) / sigma
-    return RefinedRelativePose(pose, residuals, hessian, cost, converged)
+    return RefinedRelativePose(pose, now.residual, now.hessian, now.cost, converged)
 
 
-def _cost(
-    rotation: torch.Tensor,
-    direction: torch.Tensor,
-    xy_a: torch.Tensor,
-    xy_b: torch.Tensor,
-    weights: torch.Tensor,
-    sigma: float,
-    kernel: Kernel,
-    width: float,
-) -> torch.Tensor:
-    residual = sampson_error(hat(direction) @ rotation, xy_a, xy_b) / sigma
-    value, _ = kernel_value_and_weight(residual * residual, kernel, width)
-    return 0.5 * (weights * value).sum(-1)
+@dataclass(frozen=True)
+class _Problem:
+    rays_a: torch.Tensor  # (..., 3, N), points last: every product below is one matrix product
+    rays_b: torch.Tensor
+    weights: torch.Tensor
+    sigma: float
+    kernel: Kernel
+    width: float
 
 
-def _linearise(
-    rotation: torch.Tensor,
-    direction: torch.Tensor,
-    xy_a: torch.Tensor,
-    xy_b: torch.Tensor,
-    weights: torch.Tensor,
-    sigma: float,
-    kernel: Kernel,
-    width: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradient (..., 5), Gauss-Newton Hessian (..., 5, 5), basis (..., 3, 2) of the direction."""
-    basis = tangent_basis(direction)
+@dataclass(frozen=True)
+class _Linear:
+    cost: torch.Tensor
+    gradient: torch.Tensor
+    hessian: torch.Tensor
+    residual: torch.Tensor
+
+
+def _linearise(problem: _Problem, rotation: torch.Tensor, direction: torch.Tensor) -> _Linear:
+    """Cost, gradient and Gauss-Newton Hessian in (rotation, direction in `tangent_basis`)."""
     essential = hat(direction) @ rotation
     generators = hat(torch.eye(3, dtype=rotation.dtype, device=rotation.device))
     by_rotation = essential[..., None, :, :] @ generators
-    by_direction = hat(basis.mT) @ rotation[..., None, :, :]
+    by_direction = hat(tangent_basis(direction).mT) @ rotation[..., None, :, :]
     derivatives = torch.cat((by_rotation, by_direction), -3)  # (..., 5, 3, 3)
-    a, b = homogeneous(xy_a), homogeneous(xy_b)
-    line_b, line_a = a @ essential.mT, b @ essential
-    value = (b * line_b).sum(-1)
-    total = line_b[..., :2].square().sum(-1) + line_a[..., :2].square().sum(-1)
+    a, b = problem.rays_a, problem.rays_b
+    line_b, line_a = essential @ a, essential[..., :, :2].mT @ b
+    value = (b * line_b).sum(-2)
+    total = line_b[..., :2, :].square().sum(-2) + line_a.square().sum(-2)
     total = total.clamp_min(2.0 * torch.finfo(total.dtype).eps)
-    d_line_b = a[..., None, :, :] @ derivatives.mT  # (..., 5, N, 3)
-    d_line_a = b[..., None, :, :] @ derivatives
-    d_value = (b[..., None, :, :] * d_line_b).sum(-1)
-    d_total = (line_b[..., None, :, :2] * d_line_b[..., :2]).sum(-1)
-    d_total = d_total + (line_a[..., None, :, :2] * d_line_a[..., :2]).sum(-1)
-    root = total.rsqrt()
-    residual = value * root / sigma
-    # d (v / sqrt(s)) = dv / sqrt(s) - v ds / (2 s sqrt(s)), and d_total is half of ds.
-    scale = (root / sigma)[..., None, :]
-    jacobian = (d_value - (value / total)[..., None, :] * d_total) * scale  # (..., 5, N)
-    _, robust = kernel_value_and_weight(residual * residual, kernel, width)
-    weighted = jacobian * (weights * robust)[..., None, :]
-    gradient = (weighted @ residual[..., None]).squeeze(-1)
-    return gradient, weighted @ jacobian.mT, basis
+    d_line_b = (derivatives.flatten(-3, -2) @ a).unflatten(-2, (5, 3))
+    d_line_a = (derivatives[..., :2].mT.flatten(-3, -2) @ b).unflatten(-2, (5, 2))
+    d_value = (d_line_b * b[..., None, :, :]).sum(-2)
+    half_d_total = (d_line_b[..., :2, :] * line_b[..., None, :2, :]).sum(-2)
+    half_d_total = half_d_total + (d_line_a * line_a[..., None, :, :]).sum(-2)
+    scale = total.rsqrt() / problem.sigma
+    residual = value * scale
+    # d (v / sqrt(s)) = (dv - v ds / (2 s)) / sqrt(s)
+    jacobian = (d_value - (value / total)[..., None, :] * half_d_total) * scale[..., None, :]
+    robust, slope = kernel_value_and_weight(residual * residual, problem.kernel, problem.width)
+    weighted = jacobian * (problem.weights * slope)[..., None, :]
+    return _Linear(
+        0.5 * (problem.weights * robust).sum(-1),
+        (weighted @ residual[..., None]).squeeze(-1),
+        weighted @ jacobian.mT,
+        residual,
+    )
 
 
 def tangent_basis(direction: torch.Tensor) -> torch.Tensor:
-    """Two orthonormal vectors (..., 3, 2) across a unit vector (..., 3), without a singular one."""
+    """Two orthonormal vectors (..., 3, 2) across a unit vector (..., 3); no direction fails."""
     # Cross with the axis it is least along, which is never parallel to it.
     index = direction.abs().argmin(-1, keepdim=True)
     axis = torch.zeros_like(direction).scatter(-1, index, 1.0)

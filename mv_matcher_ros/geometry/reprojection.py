@@ -51,7 +51,8 @@ class Problem:
         points: (B, P, 3) start of the points.
         pose_index, point_index: (B, O) int64, which pose saw which point.
         measured: (B, O, D) with D = 2 (x/z, y/z) or D = 3 (and 1/z).
-        sqrt_information: (B, O, D) 1/σ of each component; 0 switches a component (or padding) off.
+        sqrt_information: (B, O, D) 1/σ of each component; 0 switches a component (or padding) off. Or (B, O, D, D),
+            a square root L of the information matrix LᵀL for components that err together.
         fixed: (B, V) bool, poses that do not move.
         camera_from_body: (B, C, 4, 4) extrinsics of the rig, or None for body = camera.
         camera_index: (B, O) int64 into the C cameras; needed with `camera_from_body` of C > 1.
@@ -80,12 +81,13 @@ class Problem:
     def __post_init__(self) -> None:
         batch, poses = self.world_from_body.shape[:2]
         observations = self.measured.shape[1]
+        last = (self.measured.shape[-1],) if self.sqrt_information.ndim == 4 else ()
         expected = {
             'world_from_body': (self.world_from_body, (batch, poses, 4, 4)),
             'points': (self.points, (batch, self.points.shape[1], 3)),
             'pose_index': (self.pose_index, (batch, observations)),
             'point_index': (self.point_index, (batch, observations)),
-            'sqrt_information': (self.sqrt_information, tuple(self.measured.shape)),
+            'sqrt_information': (self.sqrt_information, tuple(self.measured.shape) + last),
             'fixed': (self.fixed, (batch, poses)),
         }
         for name, (value, shape) in expected.items():
@@ -177,12 +179,16 @@ def _whitened(problem: Problem, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]
     inverse_depth = 1.0 / camera[:, 2].clamp_min(MIN_DEPTH)
     plane = camera[:, :2] * inverse_depth[:, None]
     predicted = plane if size == 2 else torch.cat([plane, inverse_depth[:, None]], dim=1)
-    sqrt_information = problem.sqrt_information.reshape(-1, size)
-    return (
-        (predicted - problem.measured.reshape(-1, size)) * sqrt_information,
-        predicted,
-        inverse_depth,
-    )
+    error = predicted - problem.measured.reshape(-1, size)
+    return _whiten(problem, error[:, :, None])[:, :, 0], predicted, inverse_depth
+
+
+def _whiten(problem: Problem, rows: Tensor) -> Tensor:
+    """Square-root information times (N, D, K) rows."""
+    size = problem.measured.shape[-1]
+    if problem.sqrt_information.ndim == 4:
+        return torch.bmm(problem.sqrt_information.reshape(-1, size, size), rows)
+    return rows * problem.sqrt_information.reshape(-1, size, 1)
 
 
 def _robust(problem: Problem, whitened: Tensor) -> tuple[Tensor, Tensor]:
@@ -292,7 +298,7 @@ def _rows_by_body(
     rows[:, 0, 0] = inverse_depth
     rows[:, 1, 1] = inverse_depth
     rows[:, :, 2] = -predicted * slope[:, None]
-    rows = rows * problem.sqrt_information.reshape(-1, size)[:, :, None]
+    rows = _whiten(problem, rows)
     return rows if camera_rotation is None else torch.bmm(rows, camera_rotation)
 
 

@@ -143,14 +143,11 @@ def damped_solve(
         (..., n), zero where the system cannot be solved.
     """
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-    eps = 10.0 * torch.finfo(hessian.dtype).eps
-    # Directions without any information get a unit diagonal: their step is zero.
-    empty = diagonal <= eps * eps * diagonal.amax(-1, keepdim=True)
-    floor = eps * diagonal.amax(-1, keepdim=True)
-    extra = diagonal * damping[..., None] + floor + empty.to(hessian.dtype)
+    info_type = torch.finfo(hessian.dtype)
+    # A direction without information has gradient zero, and with this floor a step of zero.
+    floor = (10.0 * info_type.eps * diagonal.amax(-1, keepdim=True)).clamp_min(info_type.tiny)
+    extra = diagonal * damping[..., None] + floor
     factor, info = torch.linalg.cholesky_ex(hessian + torch.diag_embed(extra))
-    eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
     failed = (info != 0)[..., None]
-    factor = torch.where(failed[..., None], eye, factor)
-    step = -torch.cholesky_solve(gradient[..., None], factor).squeeze(-1)
-    return torch.where(failed, 0.0, step)
+    step = torch.cholesky_solve(-gradient[..., None], torch.where(failed[..., None], 1.0, factor))
+    return torch.where(failed, 0.0, step.squeeze(-1))

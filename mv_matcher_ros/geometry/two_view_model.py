@@ -4,7 +4,8 @@
 The score is the GRIC of Torr (Geometric motion segmentation and model selection, Phil. Trans. R.
 Soc. A 356, 1998): a truncated sum of squared errors plus a price for the dimension of the model's
 manifold, paid per match, and for its parameters. An essential matrix always fits a plane and a
-rotation too; it is the price that tells them apart. A rotation is a homography of three parameters.
+rotation too; it is the price that tells them apart. A rotation is a homography with three
+parameters.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def select_two_view_model(
 
     The fits are reweighted least squares and bear some ten per cent of outliers; with more, give
     the inliers of a robust estimator as `weights` and its `essential`. A sigma that is too large
-    makes noise of real parallax: the choice moves to ROTATION; one too small moves it to ESSENTIAL.
+    makes noise of real parallax, and the choice moves to ROTATION; one too small: to ESSENTIAL.
 
     Args:
         xy_a, xy_b: (..., N, 2) matched normalised coordinates; pairs not finite count as absent.

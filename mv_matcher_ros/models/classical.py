@@ -176,8 +176,104 @@ class NearestNeighbourMatcher:
         Returns:
             (K, 2) int64 indices and (K,) confidence.
         """
-        masked = torch.where(allowed, similarity, torch.full_like(similarity, -2.0))
+        masked = similarity.masked_fill(~allowed, -2.0)
         return mutual_nearest(masked, self._settings.guided_ratio, self._floor)
+
+    def match_near(
+        self,
+        source: tuple[torch.Tensor, torch.Tensor],
+        target: tuple[torch.Tensor, torch.Tensor],
+        radius: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Matches between points closer than `radius`, with the looser ratio that geometry permits.
+
+        Args:
+            source, target: positions (N, 2) and unit descriptors (N, D) of each side.
+
+        Returns:
+            (K, 2) int64 indices and (K,) confidence.
+        """
+        a, b = near_pairs(source[0], target[0], radius)
+        similarity = torch.einsum('kd,kd->k', source[1][a], target[1][b])
+        return mutual_nearest_of_pairs(a, b, similarity, self._settings.guided_ratio, self._floor)
+
+
+def near_pairs(
+    source_xy: torch.Tensor, target_xy: torch.Tensor, radius: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All pairs of points closer than `radius`, by a grid of that cell size.
+
+    Args:
+        source_xy: (N, 2); target_xy: (M, 2).
+
+    Returns:
+        (K,) int64 source and (K,) int64 target, ordered by source.
+    """
+    if len(source_xy) == 0 or len(target_xy) == 0:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    low = target_xy.amin(0) - radius
+    cells = ((target_xy - low) / radius).long()
+    columns = int(cells[:, 0].max()) + 2
+    rows = int(cells[:, 1].max()) + 2
+    place, order = (cells[:, 1] * columns + cells[:, 0]).sort(stable=True)
+    limits = torch.tensor([columns - 1.0, rows - 1.0], dtype=source_xy.dtype)
+    home = ((source_xy - low) / radius).floor()
+    inside = ((home >= -1) & (home <= limits)).all(1).nonzero()[:, 0]
+    home = home[inside].long()
+    sources, targets = [], []
+    for step_y in (-1, 0, 1):
+        # Cells of one row are neighbours in `place`: three cells are one range.
+        row = home[:, 1] + step_y
+        first = row * columns + (home[:, 0] - 1).clamp_min(0)
+        last = row * columns + (home[:, 0] + 1).clamp_max(columns - 1)
+        begin = torch.searchsorted(place, first)
+        count = (torch.searchsorted(place, last, right=True) - begin).clamp_min(0)
+        count = torch.where((row >= 0) & (row < rows), count, 0)
+        which = torch.repeat_interleave(torch.arange(len(inside)), count)
+        offset = torch.arange(len(which)) - torch.repeat_interleave(count.cumsum(0) - count, count)
+        sources.append(inside[which])
+        targets.append(order[begin[which] + offset])
+    source, target = torch.cat(sources), torch.cat(targets)
+    close = (source_xy[source] - target_xy[target]).square().sum(1) < radius * radius
+    source, target = source[close], target[close]
+    by_source = source.argsort(stable=True)
+    return source[by_source], target[by_source]
+
+
+def mutual_nearest_of_pairs(
+    source: torch.Tensor, target: torch.Tensor, similarity: torch.Tensor, ratio: float, floor: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `mutual_nearest`, among K listed candidate pairs only.
+
+    Args:
+        source, target: (K,) int64; similarity: (K,) dot products of unit descriptors.
+
+    Returns:
+        (L, 2) int64 indices and (L,) confidence.
+    """
+    if len(source) == 0:
+        return torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0)
+    order = similarity.argsort(descending=True, stable=True)
+    order = order[source[order].argsort(stable=True)]  # by source, best first
+    source, target, similarity = source[order], target[order], similarity[order]
+    new = torch.ones(len(source), dtype=torch.bool)
+    new[1:] = source[1:] != source[:-1]
+    first = new.nonzero()[:, 0]
+    second = torch.full((len(first),), floor, dtype=similarity.dtype)
+    has_second = torch.zeros(len(first), dtype=torch.bool)
+    has_second[:-1] = first[1:] - first[:-1] > 1
+    has_second[-1] = len(source) - int(first[-1]) > 1
+    second[has_second] = similarity[first[has_second] + 1].clamp_min(floor)
+    best_of_target = torch.full((int(target.max()) + 1,), -2.0, dtype=similarity.dtype)
+    best_of_target = best_of_target.scatter_reduce(0, target, similarity, 'amax')
+    best = similarity[first]
+    quotient = (1.0 - best).clamp_min(0.0) / (1.0 - second).clamp_min(1e-6)
+    good = (best >= best_of_target[target[first]]) & (quotient < ratio * ratio)
+    chosen = first[good]
+    return (
+        torch.stack([source[chosen], target[chosen]], dim=1),
+        (1.0 - quotient[good]).clamp(0.0, 1.0),
+    )
 
 
 def mutual_nearest(
@@ -197,7 +293,7 @@ def mutual_nearest(
         return torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0)
     rows = torch.arange(len(similarity))
     best, nearest = similarity.max(dim=1)
-    back = similarity.argmax(dim=0)
+    back = similarity.max(dim=0).indices
     rest = similarity.clone()
     rest[rows, nearest] = -2.0
     second = rest.max(dim=1).values.clamp_min(floor)

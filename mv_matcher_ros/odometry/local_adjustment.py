@@ -12,7 +12,8 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import marginal_prior, pose_covariance, solve
-from mv_matcher_ros.geometry.reprojection import PosePrior, Problem, residuals
+from mv_matcher_ros.geometry.reprojection import PosePrior, Problem, linearise, residuals
+from mv_matcher_ros.geometry.schur import half_inverse_of
 from mv_matcher_ros.odometry.window import FlatObservations, Window
 
 # How well the first pose is held (m, rad): it defines odom. Tight, yet far from the limits of float64.
@@ -68,7 +69,10 @@ class LocalAdjustment:
         for keyframe, pose in zip(window.keyframes, solution.world_from_body[0], strict=True):
             keyframe.world_from_body = pose
         window.landmarks.position = solution.points[0]
-        self._cull(window, flat, problem.moved(solution.world_from_body, solution.points))
+        at_end = problem.moved(solution.world_from_body, solution.points)
+        half = half_inverse_of(linearise(at_end).point_point)[0]
+        window.landmarks.covariance = half.transpose(1, 2) @ half
+        self._cull(window, flat, at_end)
 
     def relative_covariance(self, window: Window) -> Tensor:
         """(6, 6) covariance of the newest pose given the one before it, right perturbation."""

@@ -13,6 +13,7 @@ from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import solve
 from mv_matcher_ros.geometry.reprojection import Problem, linearise, residuals
+from mv_matcher_ros.geometry.schur import half_inverse_of
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.window import Keyframe, Window, measurements
@@ -61,12 +62,10 @@ class Tracker:
 
     def track(self, window: Window, observation: Observation, guess: Tensor) -> Tracked | None:
         """Pose near `guess`, or None when too little agrees."""
-        rows = window.landmarks.alive.nonzero()[:, 0]
-        similarity = window.landmarks.descriptor[rows] @ observation.features.descriptors.T
         wanted = self._settings.tracking
         best: Tracked | None = None
         for radius in (self._settings.matching.search_radius_px, self._settings.matching.wide_radius_px):
-            found = self._search(window, observation, rows, similarity, guess, radius * self._pixel_scale)
+            found = self._search(window, observation, guess, radius * self._pixel_scale)
             tracked = self.solve_pose(window, observation, *found, guess, 'landmarks')
             if tracked is None:
                 continue
@@ -77,7 +76,7 @@ class Tracker:
         if best is None:
             return None
         radius = self._settings.matching.search_radius_px * self._pixel_scale * REFINED_RADIUS_SHARE
-        found = self._search(window, observation, rows, similarity, best.world_from_body, radius)
+        found = self._search(window, observation, best.world_from_body, radius)
         refined = self.solve_pose(window, observation, *found, best.world_from_body, 'landmarks')
         if refined is not None and refined.inliers >= best.inliers:
             best = refined
@@ -111,6 +110,7 @@ class Tracker:
         if len(feature) < 4:
             return None
         measured, information = measurements(observation)
+        whitening = self._whitening(window, landmark, information[feature], start)
         adjustment = self._settings.bundle_adjustment
         count = len(feature)
         problem = Problem(
@@ -119,7 +119,7 @@ class Tracker:
             torch.zeros(1, count, dtype=torch.int64),
             torch.arange(count)[None],
             measured[feature][None],
-            information[feature][None],
+            whitening[None],
             torch.zeros(1, 1, dtype=torch.bool),
             camera_from_body=self._camera_from_body[None, None],
             kernel=adjustment.kernel,
@@ -136,14 +136,39 @@ class Tracker:
             return None
         return Tracked(pose, feature, landmark, inlier, system.pose_pose[0], method)
 
+    def _whitening(self, window: Window, landmark: Tensor, sqrt_information: Tensor, world_from_body: Tensor) -> Tensor:
+        """(K, 3, 3) square-root information of measurement and landmark together.
+
+        A landmark from little parallax is uncertain along its ray; seen from elsewhere, that moves its projection
+        along the epipolar line. Its covariance, projected, is added to that of the measurement.
+        """
+        camera_from_world = self._camera_from_body @ se3.inverse(world_from_body)
+        local = se3.transform(camera_from_world, window.landmarks.position[landmark])
+        inverse = 1.0 / local[:, 2].clamp_min(1e-9)
+        zero = torch.zeros_like(inverse)
+        rows = [
+            torch.stack([inverse, zero, -local[:, 0] * inverse * inverse], 1),
+            torch.stack([zero, inverse, -local[:, 1] * inverse * inverse], 1),
+            torch.stack([zero, zero, -inverse * inverse], 1),
+        ]
+        known = sqrt_information > 0
+        jacobian = (torch.stack(rows, 1) @ camera_from_world[:3, :3]) * known[:, :, None]
+        noise = torch.where(known, 1.0 / sqrt_information.clamp_min(1e-12), 1.0).square()
+        covariance = jacobian @ window.landmarks.covariance[landmark] @ jacobian.transpose(1, 2)
+        covariance = covariance + torch.diag_embed(noise)
+        return half_inverse_of(covariance) * known[:, :, None]
+
     def _search(
-        self, window: Window, observation: Observation, rows: Tensor, similarity: Tensor, guess: Tensor, radius_px: float
+        self, window: Window, observation: Observation, guess: Tensor, radius_px: float
     ) -> tuple[Tensor, Tensor]:
         """(K,) features and (K,) landmarks that match within a radius of the projections."""
-        predicted, depth = self.project(window.landmarks.position[rows], guess)
-        near = torch.cdist(predicted.float(), observation.plane_xy.float()) < radius_px / self._focal
-        near &= (depth > 0)[:, None]
-        pairs, _ = self._matcher.match_guided(similarity, near)
+        predicted, depth = self.project(window.landmarks.position, guess)
+        rows = (window.landmarks.alive & (depth > 0)).nonzero()[:, 0]
+        pairs, _ = self._matcher.match_near(
+            (predicted[rows], window.landmarks.descriptor[rows]),
+            (observation.plane_xy, observation.features.descriptors),
+            radius_px / self._focal,
+        )
         return pairs[:, 1], rows[pairs[:, 0]]
 
     def project(self, points: Tensor, world_from_body: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,12 +33,14 @@ class Landmarks:
 
     Attributes:
         position: (P, 3) float64 in the world of the window.
+        covariance: (P, 3, 3) float64 of the position, the poses taken as known.
         descriptor: (P, D) float32 of the newest keyframe that saw it.
         alive: (P,) bool; dead rows stay until the next compaction so that row numbers hold.
         seen: (P,) int64 number of keyframes that see it.
     """
 
     position: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.float64))
+    covariance: Tensor = field(default_factory=lambda: torch.zeros(0, 3, 3, dtype=torch.float64))
     descriptor: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     alive: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     seen: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
@@ -50,6 +52,8 @@ class Landmarks:
         """Append K landmarks; returns their (K,) rows."""
         rows = torch.arange(len(self), len(self) + len(position))
         self.position = torch.cat([self.position, position])
+        unknown = torch.zeros(len(position), 3, 3, dtype=torch.float64)
+        self.covariance = torch.cat([self.covariance, unknown])
         self.descriptor = torch.cat([self.descriptor, descriptor]) if len(self.descriptor) else descriptor.clone()
         self.alive = torch.cat([self.alive, torch.ones(len(position), dtype=torch.bool)])
         self.seen = torch.cat([self.seen, torch.zeros(len(position), dtype=torch.int64)])
@@ -124,7 +128,11 @@ class Window:
             keyframe.landmark = torch.where(sees, new_row[keyframe.landmark.clamp_min(0)], -1)
         kept = self.landmarks
         self.landmarks = Landmarks(
-            kept.position[alive], kept.descriptor[alive], torch.ones(int(alive.sum()), dtype=torch.bool), kept.seen[alive]
+            kept.position[alive],
+            kept.covariance[alive],
+            kept.descriptor[alive],
+            torch.ones(int(alive.sum()), dtype=torch.bool),
+            kept.seen[alive],
         )
         return new_row
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mv_matcher_ros.runner import Source
 
 _CLOCK_PERIOD_S = 0.02
+_LAST_ANSWER_S = 5.0  # wait at the end, for the answers that are counted
 _LATE_S = 0.01  # a frame published later than this after its time was late
 
 
@@ -39,6 +40,7 @@ class Playback:
         clock: publish /clock.
         body_frame: parent of the cameras on /tf_static, where the recording knows its body.
         state_topic: where the node answers.
+        wait_for: names of recorders that must say on `NAME/ready` that they hear the node.
         timeout_s: how long to wait for subscribers, and for an answer.
     """
 
@@ -48,6 +50,7 @@ class Playback:
     clock: bool = False
     body_frame: str = 'base_link'
     state_topic: str = 'odometry/state'
+    wait_for: tuple[str, ...] = ()
     timeout_s: float = 60.0
 
 
@@ -61,6 +64,8 @@ class BagPlayer:
     """
 
     def __init__(self, node: Any, source: Source, playback: Playback) -> None:
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.qos import DurabilityPolicy, QoSProfile
         from rosgraph_msgs.msg import Clock
         from sensor_msgs.msg import CameraInfo, Image
         from std_msgs.msg import String
@@ -79,10 +84,21 @@ class BagPlayer:
         several = len(self._info_messages) > 1
         self._frames = ['left_camera', 'right_camera'] if several else ['camera']
         self._pending: list[int] = []
+        self._published_ns: int | None = None
+        self._answered_ns: int | None = None
         self.answers: Counter[str] = Counter()
         self.published = 0
         self.late = 0
         node.create_subscription(String, playback.state_topic, self._on_state, 1000)
+        self._ready: set[str] = set()
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        for name in playback.wait_for:
+            node.create_subscription(
+                String, f'{name}/ready', lambda _, n=name: self._ready.add(n), latched
+            )
+        # rclpy.spin_once would take the node up and down again for every message.
+        self._executor = SingleThreadedExecutor(context=node.context)
+        self._executor.add_node(node)
         self._broadcast_mounts()
 
     def _broadcast_mounts(self) -> None:
@@ -120,9 +136,11 @@ class BagPlayer:
                 due_s = start_s + (frame.stamp_ns - first_ns) * 1e-9 / self._playback.rate
                 self._sleep_until(due_s, frame.stamp_ns)
             self._publish(frame, messages)
+        self._flush()
         if self._playback.lossless:
             self._wait_for_answers(0)
-        self._flush()
+        else:
+            self._wait_for_the_last()
 
     def _messages(self, frame: Frame) -> list[Any]:
         from mv_matcher_ros.ros.conversions import message_from_image
@@ -150,6 +168,7 @@ class BagPlayer:
         for publisher, message in zip(self._images, messages, strict=True):
             publisher.publish(message)
         self.published += 1
+        self._published_ns = frame.stamp_ns
 
     def _publish_clock(self, nanoseconds: int) -> None:
         if self._clock is None:
@@ -161,42 +180,47 @@ class BagPlayer:
         self._clock.publish(Clock(clock=time_message(nanoseconds)))
 
     def _sleep_until(self, due_s: float, stamp_ns: int) -> None:
-        """Wait for a frame's time; the clock runs on meanwhile."""
+        """Wait for a frame's time; answers are read and the clock runs on meanwhile."""
         while (left_s := due_s - time.monotonic()) > 0.0:
-            if self._clock is None:
-                time.sleep(left_s)
-            else:
-                self._publish_clock(stamp_ns - round(left_s * self._playback.rate * 1e9))
-                time.sleep(min(left_s, _CLOCK_PERIOD_S))
+            self._publish_clock(stamp_ns - round(left_s * self._playback.rate * 1e9))
+            self._spin(min(left_s, _CLOCK_PERIOD_S))
         self.late += time.monotonic() - due_s > _LATE_S
 
-    def _spin(self) -> None:
-        import rclpy
-
-        rclpy.spin_once(self._node, timeout_sec=0.05)
+    def _spin(self, timeout_s: float = 0.05) -> None:
+        self._executor.spin_once(timeout_sec=timeout_s)
 
     def _wait_for_subscribers(self) -> None:
-        """Wait until every topic has a listener, and the node that answers is there."""
-        publishers = [*self._infos, *self._images]
+        """Wait until every topic has a listener, and whoever else must be there is there."""
         deadline_s = time.monotonic() + self._playback.timeout_s
-        state = self._node.resolve_topic_name(self._playback.state_topic)
-        while True:
-            deaf = [p.topic_name for p in publishers if p.get_subscription_count() == 0]
-            mute = self._playback.lossless and self._node.count_publishers(state) == 0
-            if not deaf and not mute:
-                return
+        while lacking := self._lacking():
             if time.monotonic() > deadline_s:
-                what = f'nobody subscribes to {", ".join(deaf)}' if deaf else ''
-                what += ' and ' * (bool(deaf) and mute) + f'nobody publishes {state}' * mute
                 raise SourceError(
-                    f'{what} after {self._playback.timeout_s:g} s: is the node running, for '
+                    f'{lacking} after {self._playback.timeout_s:g} s: is the node running, for '
                     f'{self._source.sensor}, on the same topics and ROS_DOMAIN_ID?'
                 )
             self._spin()
 
+    def _lacking(self) -> str:
+        """What hinders the start; empty when all are there."""
+        publishers = [*self._infos, *self._images]
+        deaf = [p.topic_name for p in publishers if p.get_subscription_count() == 0]
+        parts = [f'nobody subscribes to {", ".join(deaf)}'] if deaf else []
+        state = self._node.resolve_topic_name(self._playback.state_topic)
+        if self._playback.lossless and self._node.count_publishers(state) == 0:
+            parts.append(f'nobody publishes {state}')
+        parts += [f'{n} is not ready' for n in self._playback.wait_for if n not in self._ready]
+        # Somebody who is known but not matched yet would miss the first messages.
+        if not parts and any(
+            p.get_subscription_count() < self._node.count_subscribers(p.topic_name)
+            for p in publishers
+        ):
+            parts.append('subscribers of other QoS, or not matched')
+        return ' and '.join(parts)
+
     def _on_state(self, message: Any) -> None:
         state = json.loads(message.data)
         self.answers[state['status']] += 1
+        self._answered_ns = state['stamp_ns']
         if not self._playback.lossless or state['stamp_ns'] not in self._pending:
             return
         if state['stamp_ns'] != self._pending[0]:
@@ -222,6 +246,14 @@ class BagPlayer:
                     f'{self._playback.timeout_s:g} s: is its parameter ros.lossless set?'
                 )
 
+    def _wait_for_the_last(self) -> None:
+        """The newest frame wins, so the last one is answered, if somebody answers here at all."""
+        deadline_s = time.monotonic() + _LAST_ANSWER_S
+        while self.answers and self._answered_ns != self._published_ns:
+            self._spin()
+            if time.monotonic() > deadline_s:
+                return
+
     def _flush(self) -> None:
         from rclpy.duration import Duration
 
@@ -241,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--clock', action='store_true', help='publish /clock')
     add('--body-frame', default=default.body_frame, help='parent of the cameras on /tf_static')
     add('--state-topic', default=default.state_topic, help='where the node answers')
+    add('--wait-for', action='append', default=[], help='recorder that must be ready (repeatable)')
     add('--timeout', type=float, default=default.timeout_s, help='seconds to wait for the node')
     add('--start', type=int, default=0, help='first frame')
     add('--end', type=int, help='frame to stop before')
@@ -252,13 +285,14 @@ def _checked(options: argparse.Namespace) -> Playback:
     if options.rate <= 0 or options.ahead < 1:
         raise SourceError('--rate must be positive and --ahead at least 1')
     return Playback(
-        options.rate,
-        options.lossless,
-        options.ahead,
-        options.clock,
-        options.body_frame,
-        options.state_topic,
-        options.timeout,
+        rate=options.rate,
+        lossless=options.lossless,
+        ahead=options.ahead,
+        clock=options.clock,
+        body_frame=options.body_frame,
+        state_topic=options.state_topic,
+        wait_for=tuple(options.wait_for),
+        timeout_s=options.timeout,
     )
 
 

@@ -248,6 +248,11 @@ class OdometryNode(Node):
             f'{self.settings.sensor} odometry of {cameras}{baseline}; '
             f'poses are of "{self._outputs.body}" in "{self.settings.ros.frames.odom}"'
         )
+        body = self.settings.ros.frames.body
+        if body not in ('', self._outputs.body):
+            self.get_logger().info(
+                f'for poses of "{body}" set ros.extrinsics_from_tf and publish its camera in TF'
+            )
         if self.settings.sensor == 'mono':
             self.get_logger().warning('mono: poses have no metric scale')
 

@@ -22,6 +22,9 @@ TOPICS: dict[Sensor, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+# The middleware drops in silence; when lossless, what is too much must get as far as the mailbox,
+# where it is counted and answered.
+_LOSSLESS_DEPTH = 200
 _SILENT_S = 2.0  # images that stop coming for this long are missed
 
 
@@ -135,7 +138,7 @@ class Inputs:
         reliable = ros.lossless or ros.input_reliability == 'reliable'
         return QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
-            depth=ros.queue_size,
+            depth=max(ros.queue_size, _LOSSLESS_DEPTH) if ros.lossless else ros.queue_size,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
         )
 
@@ -178,9 +181,9 @@ class Inputs:
         if jumped_back and self._sync is not None:
             # What waits has stamps of a later time, and the synchroniser always throws the
             # smallest stamps away: it would drop everything that comes from now on.
-            for queue in self._sync.queues:
-                for waiting in [s for s in queue if s > stamp]:
-                    queue.pop(waiting, None)
+            waiting = self._sync.queues[self.images.index(stream)]
+            for later in [s for s in waiting if s > stamp]:
+                waiting.pop(later, None)
 
     def _complete(self, *messages: Any) -> None:
         self.sets += 1

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,7 @@ class TrajectoryRecorder:
         camera_info: str = 'camera_info',
     ) -> None:
         from nav_msgs.msg import Odometry
-        from rclpy.qos import QoSProfile, ReliabilityPolicy
-        from rclpy.subscription import Subscription
+        from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
         from sensor_msgs.msg import CameraInfo
         from std_msgs.msg import String
 
@@ -61,24 +60,36 @@ class TrajectoryRecorder:
         self._node_latencies_ms: list[float] = []
         self._statuses: Counter[str] = Counter()
         self._last_state: dict[str, Any] = {}
-        self._span_s: list[float] = []
+        self._answered_ns: list[int] = []
         self.odometry_messages = 0
         self.last_s: float | None = None
-        node.create_subscription(Odometry, odometry, self._on_odometry, _DEPTH)
-        node.create_subscription(String, state, self._on_state, _DEPTH)
+        on_state = _with_time_sent(self._on_state)
+        self._heard = [
+            node.create_subscription(Odometry, odometry, self._on_odometry, _DEPTH),
+            node.create_subscription(String, state, on_state, _DEPTH),
+        ]
         qos = QoSProfile(depth=_DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
-        # Before Iron a callback cannot learn when its message was sent: its arrival must do.
-        tells = hasattr(Subscription, 'CallbackType')
-        callback = self._on_sent if tells else self._on_info
-        node.create_subscription(CameraInfo, camera_info, callback, qos)
+        note = _with_time_sent(self._on_camera_info)
+        self._heard.append(node.create_subscription(CameraInfo, camera_info, note, qos))
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._node = node
+        self._ready = node.create_publisher(String, '~/ready', latched)
+        self._is_ready = False
 
-    def _on_sent(self, message: Any, info: Any) -> None:
-        self._note(message, int(info['source_timestamp']))
+    def announce(self) -> None:
+        """Say on `~/ready` that everything is heard, once it is; a player may wait for that."""
+        from std_msgs.msg import String
 
-    def _on_info(self, message: Any) -> None:
-        self._note(message, time.time_ns())
+        if not self._is_ready and all(self._has_publisher(one) for one in self._heard):
+            self._is_ready = True
+            self._ready.publish(String(data='ready'))
 
-    def _note(self, message: Any, sent_ns: int) -> None:
+    def _has_publisher(self, subscription: Any) -> bool:
+        if hasattr(subscription, 'get_publisher_count'):  # since Kilted: those that are matched
+            return bool(subscription.get_publisher_count())
+        return bool(self._node.count_publishers(subscription.topic_name))
+
+    def _on_camera_info(self, message: Any, sent_ns: int) -> None:
         from mv_matcher_ros.ros.messages import stamp_ns
 
         self._sent_ns[stamp_ns(message.header.stamp)] = sent_ns
@@ -98,22 +109,23 @@ class TrajectoryRecorder:
         self.odometry_messages += 1
         self.last_s = time.monotonic()
 
-    def _on_state(self, message: Any) -> None:
+    def _on_state(self, message: Any, sent_ns: int) -> None:
         self._last_state = json.loads(message.data)
         self._statuses[self._last_state['status']] += 1
         self._node_latencies_ms.append(self._last_state['latency_ms'])
         self.last_s = time.monotonic()
-        self._span_s.append(self.last_s)
+        self._answered_ns.append(sent_ns)
 
     def summary(self) -> dict[str, Any]:
         """What was seen so far: counts, statuses, rate, latencies, the node's own counters."""
-        span_s = self._span_s[-1] - self._span_s[0] if len(self._span_s) > 1 else 0.0
+        times_ns = self._answered_ns
+        span_s = (times_ns[-1] - times_ns[0]) * 1e-9 if len(times_ns) > 1 else 0.0
         return {
             'odometry_messages': self.odometry_messages,
             'answers': sum(self._statuses.values()),
             'statuses': dict(self._statuses),
             'metric': self._last_state.get('metric'),
-            'rate_hz': round((len(self._span_s) - 1) / span_s, 3) if span_s > 0 else None,
+            'rate_hz': round((len(times_ns) - 1) / span_s, 3) if span_s > 0 else None,
             'latency_ms': _percentiles(self._latencies_ms),
             'latency_in_node_ms': _percentiles(self._node_latencies_ms),
             'counters': self._last_state.get('counters', {}),
@@ -124,6 +136,20 @@ class TrajectoryRecorder:
         self._rows.close()
         text = json.dumps(self.summary(), indent=2)
         (self._out / 'live.json').write_text(text + '\n', encoding='utf-8')
+
+
+def _with_time_sent(callback: Callable[[Any, int], None]) -> Callable[..., None]:
+    """A subscription's callback that also learns when its message was sent, in ns since 1970."""
+    from rclpy.subscription import Subscription
+
+    def told(message: Any, info: Any) -> None:
+        callback(message, int(info['source_timestamp']))
+
+    def arrived(message: Any) -> None:
+        callback(message, time.time_ns())
+
+    # Before Iron only the arrival is known.
+    return told if hasattr(Subscription, 'CallbackType') else arrived
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float | int | None]:
@@ -149,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     apply_profile()
     try:
         import rclpy
-        from rclpy.executors import ExternalShutdownException
+        from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
         from rclpy.utilities import remove_ros_args
     except ModuleNotFoundError:
         print(MissingDependencyError('rclpy', 'ros', 'the recorder'), file=sys.stderr)
@@ -158,12 +184,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(remove_ros_args(given)[1:])
     rclpy.init(args=given)
     node = rclpy.create_node('trajectory_recorder')
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
     recorder = TrajectoryRecorder(
         node, options.out, options.odometry, options.state, options.camera_info
     )
     try:
         while recorder.last_s is None or time.monotonic() - recorder.last_s < options.idle:
-            rclpy.spin_once(node, timeout_sec=0.2)
+            executor.spin_once(timeout_sec=0.2)
+            recorder.announce()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:

@@ -98,9 +98,10 @@ def facade(
             if s == storeys - 1:  # ground floor: doors and shop windows with a sign above
                 y, h = int((s + 0.26) * cell_h), int(0.74 * cell_h)
                 sign = image[y - int(0.22 * cell_h) : y - int(0.04 * cell_h), x : x + w]
-                sign[:] = paint(rng)
-                size = max(4, int(0.6 * sign.shape[0]))
-                glyphs(rng, sign, (3, 3, w - 3, sign.shape[0]), size, contrast(sign))
+                if sign.size:
+                    sign[:] = paint(rng)
+                    size = max(4, int(0.6 * sign.shape[0]))
+                    glyphs(rng, sign, (3, 3, w - 3, sign.shape[0]), size, contrast(sign))
                 if rng.random() < 0.4:
                     leaf = door(rng, w / per_m, h / per_m, per_m)
                     image[y : y + leaf.shape[0], x : x + leaf.shape[1]] = leaf

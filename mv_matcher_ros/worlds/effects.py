@@ -70,7 +70,7 @@ class Effects:
         depth: errors of the depth image, None for exact depth.
     """
 
-    exposure_s: float = 0.004
+    exposure_s: float = 0.003
     blur_samples: int = 5
     full_well: float = 6000.0
     read_noise: float = 6.0

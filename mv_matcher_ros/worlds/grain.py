@@ -65,27 +65,36 @@ def finish(image: Floats) -> Pixels:
 
 
 def speckle(rng: Random, image: Floats, share: float, strength: float) -> None:
-    """Adds grains of one or a few texels in place: pores, chips, pebbles."""
+    """Adds grains of one to four texels in place: pores, chips, pebbles.
+
+    Args:
+        rng: generator.
+        image: (H, W, 3) float32.
+        share: of the texels that get a grain of the smallest size; larger ones are rarer.
+        strength: standard deviation of their grey values.
+    """
     rows, columns = image.shape[:2]
+    total = np.zeros((rows, columns), np.float32)
     for size in (1, 2, 4):
-        shape = (-(-rows // size), -(-columns // size))
-        grains = np.where(
-            rng.random(shape, dtype=np.float32) < share / size, rng.normal(0, strength, shape), 0.0
-        ).astype(np.float32)
-        large = cv2.resize(
-            grains, (shape[1] * size, shape[0] * size), interpolation=cv2.INTER_NEAREST
-        )
-        image += cv2.GaussianBlur(large, (0, 0), 0.5 * size)[:rows, :columns, None]
+        count = round(share * rows * columns / size**2)
+        y, x = rng.integers(0, rows, count), rng.integers(0, columns, count)
+        grains = np.zeros((rows, columns), np.float32)
+        sigma = 0.4 * size
+        # A blurred grain is 1 / (2 pi sigma^2) as high as before: make up for it.
+        height = strength * max(1.0, 2.0 * np.pi * sigma**2)
+        grains[y, x] = rng.normal(0.0, height, count)
+        total += cv2.GaussianBlur(grains, (0, 0), sigma)
+    image += total[..., None]
 
 
-def cracks(rng: Random, image: Floats, count: int, dark: float) -> None:
+def cracks(rng: Random, image: Floats, count: int, per_m: float, dark: float) -> None:
     """Draws wandering lines in place: cracks, scratches, joints."""
     rows, columns = image.shape[:2]
     mask = np.zeros((rows, columns), np.uint8)
     for _ in range(count):
         steps = int(rng.integers(8, 30))
         heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.35, steps))
-        length = rng.uniform(0.004, 0.02) * max(rows, columns)
+        length = rng.uniform(0.01, 0.05) * per_m
         path = np.stack([np.cos(heading), np.sin(heading)], 1).cumsum(0) * length
         path += rng.uniform((0, 0), (columns, rows))
         points = np.round(path * 16).astype(np.int32)[None]
@@ -98,23 +107,27 @@ def cracks(rng: Random, image: Floats, count: int, dark: float) -> None:
 def stains(rng: Random, image: Floats, count: int, per_m: float, strength: float = 0.1) -> None:
     """Blotches of 2 to 20 cm with sharp or soft rims, in place; most of them small."""
     rows, columns = image.shape[:2]
-    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    circle = np.stack([np.cos(angle), np.sin(angle)], 1)
-    order = np.arange(2, 7)[:, None]
+    bank = [_blotch(rng) for _ in range(min(count, 24))]
     for _ in range(count):
         half = int(min(2.0 * per_m * 0.02 * 10.0 ** rng.uniform(0, 1), 0.45 * min(rows, columns)))
         if half < 2:
             continue
-        phase = rng.uniform(0, 2 * np.pi, (5, 1))
-        wobble = 1.0 + 0.25 * (
-            rng.normal(size=(5, 1)) / order * np.sin(order * angle + phase)
-        ).sum(0)
-        mask = np.zeros((64, 64), np.float32)  # drawn small: a blotch needs no more detail
-        points = np.round((circle * (16.0 * wobble)[:, None] + 31.5) * 16).astype(np.int32)
-        cv2.fillPoly(mask, [points], 1.0, cv2.LINE_AA, shift=4)
-        soft = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.5, 4.0))
-        blotch = cv2.resize(soft, (2 * half, 2 * half), interpolation=cv2.INTER_LINEAR)
+        mask = bank[rng.integers(len(bank))][:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
+        blotch = cv2.resize(np.ascontiguousarray(mask), (2 * half, 2 * half))
         x, y = (int(rng.integers(0, max(1, side - 2 * half))) for side in (columns, rows))
         image[y : y + 2 * half, x : x + 2 * half] *= (
             1.0 + rng.normal(0, strength) * blotch[..., None]
         )
+
+
+def _blotch(rng: Random) -> Floats:
+    """(64, 64) mask of a wobbly disc with a sharp or soft rim."""
+    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    order = np.arange(2, 7)[:, None]
+    phase = rng.uniform(0, 2 * np.pi, (5, 1))
+    wobble = 1.0 + 0.25 * (rng.normal(size=(5, 1)) / order * np.sin(order * angle + phase)).sum(0)
+    circle = np.stack([np.cos(angle), np.sin(angle)], 1)
+    points = np.round((circle * (16.0 * wobble)[:, None] + 31.5) * 16).astype(np.int32)
+    mask = np.zeros((64, 64), np.float32)
+    cv2.fillPoly(mask, [points], 1.0, cv2.LINE_AA, shift=4)
+    return np.asarray(cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.5, 4.0)), np.float32)

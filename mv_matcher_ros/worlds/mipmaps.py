@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 
 MAX_PROBES = 16
 # A pixel with an axis ratio below this is round enough for one probe.
-ROUND_RATIO = 1.15
+ROUND_RATIO = 1.25
 # cv2.remap addresses pictures and results of at most 32766 columns and rows.
 MAX_SIDE = 16384
 _COLUMNS = 1024
@@ -131,13 +131,17 @@ class Pyramid:
         major_u, major_v, ratio, minor = _ellipse(footprint, width, height)
         values = np.empty((len(u), *self.packed.shape[2:]), np.float32)
         probes = np.ones(len(u), np.int8)
-        for count in (2, 4, 8, MAX_PROBES):
-            probes[ratio > (ROUND_RATIO if count == 2 else count / 2)] = count
+        count = 1
+        while count < MAX_PROBES:
+            # A probe's tent filter reaches half again beyond its width: so far apart may they lie.
+            probes[ratio > (ROUND_RATIO if count == 1 else 1.5 * count)] = 2 * count
+            count *= 2
         level = np.log2(np.maximum(minor, 1.0))
-        for count in np.unique(probes):
-            chosen = slice(None) if (probes == count).all() else np.flatnonzero(probes == count)
+        for number in np.flatnonzero(np.bincount(probes)):
+            same = probes == number
+            chosen = slice(None) if same.all() else np.flatnonzero(same)
             values[chosen] = self._probe(
-                u[chosen], v[chosen], major_u[chosen], major_v[chosen], level[chosen], int(count)
+                u[chosen], v[chosen], major_u[chosen], major_v[chosen], level[chosen], int(number)
             )
         return values
 
@@ -181,6 +185,8 @@ class Pyramid:
 def bilinear(image: NDArray, x: Floats, y: Floats) -> NDArray:
     """(N,) or (N, C) bilinear look-up at (N,) places, pixel centres at integers."""
     count = len(x)
+    if count == 0:  # OpenCV refuses empty lists
+        return np.zeros((0, *image.shape[2:]), image.dtype)
     if count <= _COLUMNS:
         shape = (1, count)
     else:  # remap takes pictures of limited width: fold the list into rows

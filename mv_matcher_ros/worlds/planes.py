@@ -23,7 +23,7 @@ from mv_matcher_ros.worlds.mipmaps import Floats, Texture
 EDGE_ON_M = 1e-7
 # Rectangles are clipped here when their bounds in the image are worked out; visibility itself is
 # unclipped.
-NEAR_M = 1e-3
+NEAR_M = 1e-6
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,7 @@ def make_rig(
             f'field of view {field_of_view_deg:g} deg (want 1..170)'
         )
     width, height = size
-    focal = 0.5 * width / np.tan(np.deg2rad(field_of_view_deg) / 2)
+    focal = float(0.5 * width / np.tan(np.deg2rad(field_of_view_deg) / 2))
     intrinsics = (focal, focal, 0.5 * (width - 1), 0.5 * (height - 1))
     mount = REP103_FROM_OPTICAL if body_axes == 'rep103' else np.eye(4)
     shift = np.eye(4)

@@ -28,7 +28,8 @@ class Raster:
         x64, y64: rays, (H, W), or (1, W) and (H, 1).
         step_x: d(x)/d(column), d(y)/d(column), each () or (H, W).
         step_y: the same for rows.
-        valid: (H, W) bool, False where the lens model gives no ray before the camera.
+        valid: (H, W) bool, False where the lens model gives no ray (x, y: NaN).
+        x, y: `x64` and `y64` in float32.
     """
 
     width: int
@@ -108,8 +109,8 @@ def _raster(
     x64: Array
     y64: Array
     if not any(distortion) and model != 'equidistant':
-        x64 = ((np.arange(width) - cx) / fx)[None]
-        y64 = ((np.arange(height) - cy) / fy)[:, None]
+        x64 = ((np.arange(width, dtype=np.float64) - cx) / fx)[None]
+        y64 = ((np.arange(height, dtype=np.float64) - cy) / fy)[:, None]
         zero = np.float32(0.0)
         step_x = (np.asarray(np.float32(1 / fx)), np.asarray(zero))
         step_y = (np.asarray(zero), np.asarray(np.float32(1 / fy)))

@@ -25,8 +25,9 @@ from mv_matcher_ros.worlds.rendering import render, render_radiance
 from mv_matcher_ros.worlds.trajectories import Path
 
 _VIEWS: dict[str, int] = {'mono': 1, 'stereo': 2, 'rgbd': 1}
-# An exposure is rendered again for about every pixel that the image moves in it.
-_BLUR_STEP_PX = 1.0
+# An exposure is rendered again for each such distance that the image moves in it: a pixel itself
+# already averages one pixel.
+_BLUR_STEP_PX = 1.5
 
 
 class SyntheticSource:

@@ -34,7 +34,6 @@ def _builder(seed: int, per_m: float, photos: Path | str | None) -> Builder:
     return Builder(np.random.default_rng(seed), per_m, pictures)
 
 
-@lru_cache(maxsize=4)
 def room(seed: int = 0, photos: Path | str | None = None) -> World:
     """A furnished room of 7 x 5.4 x 2.8 m, with space to walk around a low table.
 
@@ -45,6 +44,11 @@ def room(seed: int = 0, photos: Path | str | None = None) -> World:
     Raises:
         SourceError: `photos` is no folder of readable images.
     """
+    return _room(seed, photos)
+
+
+@lru_cache(maxsize=2)
+def _room(seed: int, photos: Path | str | None) -> World:
     b = _builder(seed, 260.0, photos)
     hx, hy, height = ROOM_M[0] / 2, ROOM_M[1] / 2, ROOM_M[2]
     b.floor((-hx, -hy), (hx, hy), textures.wood)
@@ -105,7 +109,6 @@ def _furnish(b: Builder) -> None:
     b.box((-2.92, -2.2), (0.36, 0.32, 0.3), prints.crate, 0.7, 0.44)
 
 
-@lru_cache(maxsize=4)
 def corridor(seed: int = 0, photos: Path | str | None = None) -> World:
     """A corridor in a ring of 16 x 11 m: doors, notice boards, cabinets.
 
@@ -116,6 +119,11 @@ def corridor(seed: int = 0, photos: Path | str | None = None) -> World:
     Raises:
         SourceError: `photos` is no folder of readable images.
     """
+    return _corridor(seed, photos)
+
+
+@lru_cache(maxsize=2)
+def _corridor(seed: int, photos: Path | str | None) -> World:
     b = _builder(seed, 190.0, photos)
     (hx, hy), width, height = (np.array(CORRIDOR_M) / 2, CORRIDOR_WIDTH_M, CORRIDOR_HEIGHT_M)
     ix, iy = hx - width, hy - width
@@ -168,7 +176,6 @@ def _doors_and_boards(b: Builder, wall: Quad) -> None:
         number += 1
 
 
-@lru_cache(maxsize=4)
 def street(seed: int = 0, photos: Path | str | None = None) -> World:
     """Streets around a block of 36 x 24 m: facades, lanes, pavements, vans, lamp posts.
 
@@ -179,6 +186,11 @@ def street(seed: int = 0, photos: Path | str | None = None) -> World:
     Raises:
         SourceError: `photos` is no folder of readable images.
     """
+    return _street(seed, photos)
+
+
+@lru_cache(maxsize=2)
+def _street(seed: int, photos: Path | str | None) -> World:
     b = _builder(seed, 56.0, photos)
     bx, by = np.array(BLOCK_M) / 2
     inner = [(-bx, -by), (bx, -by), (bx, by), (-bx, by)]

@@ -35,7 +35,7 @@ def plaster(
     area = width_m * height_m
     speckle(rng, image, 0.006, 30.0)
     stains(rng, image, round(9 * area), per_m, 0.075)
-    cracks(rng, image, round(1.6 * area), 0.4)
+    cracks(rng, image, round(2.2 * area), per_m, 0.4)
     return finish(image)
 
 
@@ -97,7 +97,7 @@ def tiles(
     grout = np.float32(70.0)
     image = grout + share * (image - grout)
     stains(rng, image, round(8 * width_m * height_m), per_m, 0.14)
-    cracks(rng, image, round(0.6 * width_m * height_m), 0.5)
+    cracks(rng, image, round(0.6 * width_m * height_m), per_m, 0.5)
     return finish(image)
 
 
@@ -126,7 +126,7 @@ def wood(
         dark = tuple(float(c) for c in np.array(colour) * rng.uniform(0.3, 0.6))
         _ellipse(image, centre, axes, (dark[0], dark[1], dark[2]))
     speckle(rng, image, 0.003, 22.0)
-    cracks(rng, image, round(1.2 * width_m * height_m), 0.35)
+    cracks(rng, image, round(1.2 * width_m * height_m), per_m, 0.35)
     image *= np.clip(0.45 + 0.55 * (inside + 0.5), 0.45, 1.0)[..., None]
     return finish(image)
 
@@ -157,7 +157,7 @@ def asphalt(rng: Random, width_m: float, height_m: float, per_m: float) -> Pixel
         w, h = (rng.uniform(0.5, 2.2, 2) * per_m).astype(int)
         image[y : y + h, x : x + w] *= rng.uniform(0.7, 1.2)
     stains(rng, image, round(1.2 * area), per_m, 0.25)
-    cracks(rng, image, round(0.35 * area), 0.6)
+    cracks(rng, image, round(0.35 * area), per_m, 0.6)
     return finish(image)
 
 

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults in the images and the rig: what the engine has to notice, name, and survive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mv_matcher_ros.cli.faults import Clip, Drive, Fault, Outcome, drive, names
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Camera, Frame, Rig, Status, View
+
+Image = NDArray[Any]
+# A faultless clip stays well below this share of its path; beyond it the fault has left its mark.
+MAX_ERROR_OF_PATH = 0.05
+NONE = range(0)
+STEREO_WORDS = ('swapped', 'baseline', 'rectif', 'epipolar', 'calibration', 'extrinsic')
+
+
+def faulty_part(clip: Clip) -> range:
+    """Frames a passing fault hits: a quarter of the clip, from its middle on."""
+    return range(len(clip) // 2, len(clip) // 2 + max(len(clip) // 4, 1))
+
+
+def _images(frame: Frame, change: Callable[[Image], Image]) -> Frame:
+    views = tuple(View(change(v.image), v.depth, v.mask) for v in frame.views)
+    return replace(frame, views=views)
+
+
+def _passing(name: str, change: Callable[[Image], Image], must_say: bool) -> Fault:
+    """Images are spoilt for a while: odom must not jump, and tracking goes on afterwards."""
+
+    def apply(clip: Clip, place: Path, settings: Settings) -> Outcome:
+        hit = faulty_part(clip)
+        faulty = clip.with_frames(lambda i, f: _images(f, change) if i in hit else f)
+        return _survived(drive(faulty, settings), clip, hit if must_say else NONE)
+
+    return Fault(
+        name, 'said by status, no jump, goes on' if must_say else 'no jump, goes on', apply
+    )
+
+
+def _gap(clip: Clip, place: Path, settings: Settings) -> Outcome:
+    hit = faulty_part(clip)
+    return _survived(drive(clip.with_frames(lambda i, f: None if i in hit else f), settings), clip)
+
+
+def _frozen(clip: Clip, place: Path, settings: Settings) -> Outcome:
+    hit = faulty_part(clip)
+    still = clip.frames[hit.start]
+    frozen = clip.with_frames(lambda i, f: replace(f, views=still.views) if i in hit else f)
+    return _survived(drive(frozen, settings), clip, hidden=hit)
+
+
+def _survived(driven: Drive, clip: Clip, must_say: range = NONE, hidden: range = NONE) -> Outcome:
+    """Still tracking at the end, without a jump; in `must_say` the status admits the fault.
+
+    Frames in `hidden` show the engine another time than their truth has: their error is not its.
+    """
+    if driven.error:
+        return Outcome(f'error: {driven.error}', False)
+    last = driven.estimates[-1].status
+    share = driven.error_of_path('sim3' if clip.sensor == 'mono' else 'se3', hidden)
+    said = sum(driven.estimates[i].status is not Status.TRACKING for i in must_say)
+    kinds = ', '.join(f'{count} {status.value}' for status, count in driven.statuses.items())
+    words = 'no truth' if share is None else f'ATE {100 * share:.1f} % of path'
+    observed = f'{kinds}; largest step {driven.largest_step_m:.3f} m; {words}'
+    fine = last is Status.TRACKING and (share is None or share < MAX_ERROR_OF_PATH)
+    bounded = clip.sensor == 'mono' or driven.largest_step_m <= _allowed_step_m(clip)
+    return Outcome(observed, fine and bounded and (not must_say or said >= len(must_say) // 2))
+
+
+def _allowed_step_m(clip: Clip) -> float:
+    """What the body can have moved from before the fault to after it, and a little."""
+    if clip.truth is None:
+        return float('inf')
+    positions = clip.truth.world_from_body[:, :3, 3]
+    fastest = float(np.linalg.norm(np.diff(positions, axis=0), axis=1).max())
+    return 1.5 * fastest * (len(faulty_part(clip)) + 1) + 0.02
+
+
+def _rig_fault(name: str, change: Callable[[Clip], Clip]) -> Fault:
+    """The cameras are not what the calibration says: somebody has to name that."""
+
+    def apply(clip: Clip, place: Path, settings: Settings) -> Outcome:
+        if clip.sensor != 'stereo':
+            return Outcome('left out: only for stereo', True)
+        driven = drive(change(clip), settings)
+        said = [driven.error, *driven.messages, *driven.faults]
+        named = [line for line in said if line and names(line, STEREO_WORDS)]
+        if driven.error:
+            return Outcome(f'error: {driven.error}', bool(named))
+        kinds = ', '.join(f'{count} {status.value}' for status, count in driven.statuses.items())
+        most = driven.messages.most_common(1)
+        return Outcome(
+            f'{kinds}; {named[0] if named else most[0][0] if most else "nothing said"}',
+            bool(named),
+        )
+
+    return Fault(name, 'error or warning that names it', apply)
+
+
+def _swapped(clip: Clip) -> Clip:
+    return clip.with_frames(lambda i, f: replace(f, views=f.views[::-1]))
+
+
+def _unrectified(clip: Clip) -> Clip:
+    """The right camera is turned by 3 degrees about its axis; the calibration does not know."""
+    camera = clip.rig.cameras[1]
+    turn = cv2.getRotationMatrix2D(camera.intrinsics[2:], 3.0, 1.0)
+
+    def change(i: int, frame: Frame) -> Frame:
+        left, right = frame.views
+        turned = cv2.warpAffine(right.image, turn, (camera.width, camera.height))
+        return replace(frame, views=(left, replace(right, image=turned.astype(np.uint8))))
+
+    return clip.with_frames(change)
+
+
+def _sideways_baseline(clip: Clip) -> Clip:
+    """A calibration with the right camera below the left one (a wrong length cannot be seen)."""
+    left, right = clip.rig.cameras
+    left_from_right = np.eye(4)
+    left_from_right[1, 3] = clip.rig.baseline_m
+    moved = _mounted(right, left.body_from_camera @ left_from_right)
+    return replace(clip, rig=Rig((left, moved), clip.rig.body_axes))
+
+
+def _mounted(camera: Camera, pose: NDArray[np.float64]) -> Camera:
+    return replace(camera, body_from_camera=pose)
+
+
+def _noisy(image: Image) -> Image:
+    noise = np.random.default_rng(int(image[::16, ::16].sum())).normal(0.0, 60.0, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+def _blurred(image: Image) -> Image:
+    width = max(3, image.shape[1] // 20)
+    return cv2.blur(image, (width, 1)).astype(np.uint8)
+
+
+FRAME_FAULTS: tuple[Fault, ...] = (
+    _rig_fault('left and right swapped', _swapped),
+    _rig_fault('images not rectified as said', _unrectified),
+    _rig_fault('wrong baseline (direction)', _sideways_baseline),
+    _passing('black images for a while', lambda image: np.zeros_like(image), True),
+    _passing('covered lens', lambda image: np.full_like(image, 90), True),
+    _passing('motion blur', _blurred, False),
+    _passing('strong noise', _noisy, False),
+    _passing('twice as bright', lambda i: np.clip(i * 2.0, 0, 255).astype(np.uint8), False),
+    Fault('frames missing', 'no jump, goes on', _gap),
+    Fault('image frozen', 'no jump, goes on', _frozen),
+)

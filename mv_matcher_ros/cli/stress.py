@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`stress`: the fault suite, on a synthetic recording or on one of your own."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mv_matcher_ros.cli.console import print_json, print_table, progress
+from mv_matcher_ros.cli.options import (
+    ConfigOption,
+    JsonOption,
+    SensorChoice,
+    SensorOption,
+    SetOption,
+    settings_from,
+)
+from mv_matcher_ros.errors import SettingsError
+
+if TYPE_CHECKING:
+    from mv_matcher_ros.cli.faults import Clip, Fault, Outcome
+    from mv_matcher_ros.config import Settings
+
+SYNTHETIC_SIZE = (320, 240)
+
+
+def stress(
+    source: Annotated[
+        Path | None,
+        typer.Argument(help='Recording; default: a synthetic one.', metavar='[SOURCE]'),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=12, help='Frames of the recording to use.')] = 40,
+    only: Annotated[str, typer.Option(help='Only faults with this in their name.')] = '',
+    sensor: SensorOption = None,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run the fault suite and print what came of each fault; exit code 1 if one is not met."""
+    from mv_matcher_ros.cli.fault_files import FILE_FAULTS
+    from mv_matcher_ros.cli.fault_frames import FRAME_FAULTS
+
+    settings = settings_from(config, assignments, sensor.value if sensor else None)
+    chosen = [f for f in (*FILE_FAULTS, *FRAME_FAULTS) if only.lower() in f.name.lower()]
+    if not chosen:
+        raise SettingsError(f'--only {only}: no fault has that in its name')
+    clip = _clip(source, frames, settings)
+    rows = []
+    with progress('faults', len(chosen)) as advance:
+        for fault in chosen:
+            rows.append((fault, _try(fault, clip, settings)))
+            advance(fault.name)
+    failed = sum(not outcome.passed for _, outcome in rows)
+    if json:
+        print_json({
+            'source': clip.name, 'frames': len(clip), 'failed': failed,
+            'faults': [
+                {'name': f.name, 'expected': f.expected, **asdict(o)} for f, o in rows
+            ],
+        })  # fmt: skip
+    else:
+        print_table(
+            f'{len(rows)} faults on {len(clip)} frames of {clip.name}, {failed} not met',
+            ('fault', 'expected', 'observed', ''),
+            [(f.name, f.expected, o.observed, 'ok' if o.passed else 'FAILED') for f, o in rows],
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+def _clip(source: Path | None, frames: int, settings: Settings) -> Clip:
+    from mv_matcher_ros.cli.faults import Clip
+
+    if source is not None:
+        from mv_matcher_ros.cli.run import open_recording
+
+        return Clip.of(open_recording(source, settings, end=frames))
+    from mv_matcher_ros.worlds.presets import room_loop
+
+    asked = settings.sensor if 'sensor' in settings.model_fields_set else SensorChoice.stereo.value
+    return Clip.of(room_loop(asked, frames, SYNTHETIC_SIZE))
+
+
+def _try(fault: Fault, clip: Clip, settings: Settings) -> Outcome:
+    """The outcome of one fault; a bug it brings to light fails this fault, not the suite."""
+    from mv_matcher_ros.cli.faults import Outcome
+
+    with tempfile.TemporaryDirectory(prefix='mv_matcher_') as place:
+        try:
+            return fault.apply(clip, Path(place), settings)
+        except Exception as error:
+            return Outcome(
+                f'crashed: {type(error).__name__}: {" ".join(str(error).split())}', False
+            )

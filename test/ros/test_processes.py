@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Node, player and recorder as processes of their own, with the real engine, over DDS."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from mv_matcher_ros.config import read_settings
+from mv_matcher_ros.datatypes import Frame, Rig, Sensor
+from mv_matcher_ros.errors import SourceError
+from mv_matcher_ros.files.trajectory import read_tum
+from mv_matcher_ros.odometry.engine import OdometryEngine
+from mv_matcher_ros.ros.bag_player import BagPlayer, Playback
+from mv_matcher_ros.worlds.presets import room_loop
+
+pytestmark = pytest.mark.ros
+
+START_S = 60.0
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a module of the package as a process; ends it after the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(module: str, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, '-m', f'mv_matcher_ros.ros.{module}', *arguments],
+            cwd=Path(__file__).resolve().parents[2],
+            env={**os.environ, 'OMP_NUM_THREADS': '1'},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def parameters(sensor: str, **more: Any) -> list[str]:
+    given = {'sensor': sensor, 'ros.lossless': 'true', **more}
+    return ['--ros-args', *(w for n, v in given.items() for w in ('-p', f'{n}:={v}'))]
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Stop a process with SIGINT, as Ctrl-C does."""
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=20)
+    return process.returncode, out, error
+
+
+class Recorded:
+    """A source of frames in memory, with the images that a recording of them would hold."""
+
+    def __init__(self, sensor: Sensor, frames: int) -> None:
+        world = room_loop(sensor, frames=frames, size=(320, 240))
+        self.name, self.sensor, self.truth = world.name, sensor, None
+        # Without TF the body is the first camera, so it must be here too.
+        left = np.linalg.inv(world.rig.cameras[0].body_from_camera)
+        self.rig = Rig(
+            tuple(
+                replace(c, body_from_camera=left @ c.body_from_camera) for c in world.rig.cameras
+            )
+        )
+        self.frames: list[Frame] = list(world)
+        self.faults: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return iter(self.frames)
+
+
+@pytest.mark.parametrize('sensor', ['stereo', 'rgbd'])
+def test_lossless_over_dds_equals_offline(
+    start: Start, bench: Any, tmp_path: Path, sensor: Sensor
+) -> None:
+    """Two processes and DDS between them change no pose; a third one writes the trajectory down."""
+    node = start('main', *parameters(sensor))
+    info = 'left/camera_info' if sensor == 'stereo' else 'camera_info'
+    recorder = start('trajectory_recorder', '--out', str(tmp_path), '--camera-info', info)
+    source = Recorded(sensor, 8)
+    engine = OdometryEngine(read_settings({'sensor': sensor}), source.rig)
+    offline = [engine.process(frame) for frame in source]
+
+    playback = Playback(lossless=True, timeout_s=START_S, wait_for=('trajectory_recorder',))
+    player = BagPlayer(bench.lonely, source, playback)
+    player.play()
+    assert player.published == sum(player.answers.values()) == len(source)
+    code, _, error = end(node)
+    assert (code, 'Traceback' in error) == (0, False), error
+    code, out, error = end(recorder)
+    assert code == 0, error
+
+    known = {e.stamp_ns: e.odom_from_body for e in offline if e.odom_from_body is not None}
+    live = read_tum(tmp_path / 'odometry.tum')
+    assert live.stamps_ns.tolist() == sorted(known)
+    assert len(known) >= 6
+    for stamp, pose in zip(live.stamps_ns.tolist(), live.world_from_body, strict=True):
+        np.testing.assert_allclose(pose, known[stamp], atol=1e-6)
+    summary = json.loads(out)
+    assert summary == json.loads((tmp_path / 'live.json').read_text())
+    assert summary['answers'] == len(source)
+    assert summary['metric'] is True
+    assert summary['latency_ms']['samples'] == len(known)
+    assert 0 < summary['latency_ms']['p50'] <= summary['latency_ms']['p95'] < 30_000
+
+
+def test_command_line_plays_a_folder_to_a_mono_node(start: Start, tmp_path: Path) -> None:
+    """KITTI folder → player → node, all by command line; in real time, newest frame."""
+    source = Recorded('mono', 12)
+    fx, fy, cx, cy = source.rig.cameras[0].intrinsics
+    (tmp_path / 'image_0').mkdir()
+    for index, frame in enumerate(source):
+        grey = frame.views[0].image
+        grey = cv2.cvtColor(grey, cv2.COLOR_BGR2GRAY) if grey.ndim == 3 else grey
+        cv2.imwrite(str(tmp_path / 'image_0' / f'{index:06d}.png'), grey)
+    (tmp_path / 'calib.txt').write_text(f'P0: {fx} 0 {cx} 0 0 {fy} {cy} 0 0 0 1 0\n')
+    stamps = ''.join(f'{frame.stamp_ns * 1e-9:.9f}\n' for frame in source)
+    (tmp_path / 'times.txt').write_text(stamps)
+
+    node = start('main', *parameters('mono', **{'ros.lossless': 'false'}))
+    player = start('bag_player', str(tmp_path), '--rate', '0.5', '--timeout', str(START_S))
+    out, error = player.communicate(timeout=90)
+    assert player.returncode == 0, error
+    summary = json.loads(out)
+    assert summary['published'] == 12
+    assert summary['faults'] == {}
+    assert 1 <= sum(summary['answers'].values()) <= 12
+    assert set(summary['answers']) <= {'INITIALISING', 'TRACKING', 'DEGRADED'}
+    code, _, error = end(node)
+    assert code == 0
+    assert 'mono: poses have no metric scale' in error
+    assert 'Traceback' not in error
+
+
+def test_wrong_parameters_are_one_line_and_code_2(start: Start) -> None:
+    node = start('main', *parameters('mono', **{'detector.max_keypoint': 500}))
+    _, error = node.communicate(timeout=START_S)
+    assert node.returncode == 2
+    (line,) = [line for line in error.splitlines() if line.strip()]
+    assert 'max_keypoint' in line
+    assert 'did you mean "detector.max_keypoints"' in line
+
+
+def test_wrong_source_is_one_line_and_code_2(start: Start, tmp_path: Path) -> None:
+    player = start('bag_player', str(tmp_path / 'nothing.mcap'))
+    _, error = player.communicate(timeout=START_S)
+    assert player.returncode == 2
+    assert error.startswith('bag_player: ')
+    assert 'nothing.mcap' in error
+    assert len(error.splitlines()) == 1
+
+
+def test_player_says_who_does_not_listen(bench: Any) -> None:
+    player = BagPlayer(bench.lonely, Recorded('rgbd', 1), Playback(lossless=True, timeout_s=0.3))
+    with pytest.raises(
+        SourceError, match=r'nobody subscribes to /camera_info, /image, /depth and'
+    ):
+        player.play()
+
+
+def test_player_notices_a_node_that_drops(bench: Any) -> None:
+    """Lossless playing to a node that keeps only the newest frame must not pass for a result."""
+    bench.start()
+    player = BagPlayer(
+        bench.lonely, Recorded('mono', 10), Playback(lossless=True, ahead=8, timeout_s=10.0)
+    )
+    slow = threading.Event()
+
+    def dawdle(frame: Any, estimate: Any) -> Any:
+        slow.wait(0.3)
+        return estimate
+
+    def hinder() -> None:
+        bench.wait(lambda: bench.engines, 'the engine')
+        bench.engines[0].answer = dawdle
+
+    helper = threading.Thread(target=hinder)
+    helper.start()
+    with pytest.raises(SourceError, match=r'ros\.lossless'):
+        player.play()
+    helper.join()
+
+
+def test_player_keeps_real_time_and_the_clock(bench: Any) -> None:
+    from rosgraph_msgs.msg import Clock
+
+    from mv_matcher_ros.ros.messages import stamp_ns
+
+    bench.start({'ros.lossless': True})
+    states = bench.states()
+    source = Recorded('mono', 6)
+    player = BagPlayer(bench.lonely, source, Playback(rate=0.5, clock=True))
+    clocks = bench.collect(Clock, '/clock')
+    bench.wait(lambda: player._clock.get_subscription_count(), 'the clock')
+    started_s = time.monotonic()
+    player.play()
+    took_s = time.monotonic() - started_s
+    span_s = (source.frames[-1].stamp_ns - source.frames[0].stamp_ns) * 1e-9
+    assert span_s / 0.5 <= took_s < span_s / 0.5 + 5.0
+    bench.wait(lambda: len(states) == 6, 'answers')
+    bench.wait(lambda: stamp_ns(clocks[-1].clock) == source.frames[-1].stamp_ns, 'the last clock')
+    times = [stamp_ns(message.clock) for message in clocks]
+    assert times == sorted(times)
+    assert len(times) > 6  # it runs on between frames
+
+
+def test_player_publishes_the_mounts_of_a_body(bench: Any) -> None:
+    node = bench.start({'ros.lossless': True, 'sensor': 'stereo', 'ros.extrinsics_from_tf': True})
+    source = Recorded('stereo', 2)
+    world = room_loop('stereo', frames=2, size=(320, 240))
+    source.rig = world.rig
+    BagPlayer(bench.lonely, source, Playback(lossless=True, timeout_s=20.0)).play()
+    (engine,) = bench.engines
+    assert engine.rig.body_axes == 'rep103'
+    for sent, received in zip(world.rig.cameras, engine.rig.cameras, strict=True):
+        np.testing.assert_allclose(received.body_from_camera, sent.body_from_camera, atol=1e-12)
+        assert received.intrinsics == sent.intrinsics
+    assert node._outputs.body == 'base_link'

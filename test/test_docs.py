@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents say and the code knows must be the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mv_matcher_ros import cli
+from mv_matcher_ros.config import leaves
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')])
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding='utf-8')
+
+
+def test_settings_table_is_the_settings_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.exit_code(['settings', '--form', 'markdown']) == 0
+    assert capsys.readouterr().out in text_of('docs/settings.md'), 'run: make docs'
+
+
+def test_settings_named_in_documents_exist() -> None:
+    known = {name for name, _ in leaves()}
+    sections = {name.split('.')[0] for name in known if '.' in name}
+    for path in DOCUMENTS:
+        for name in re.findall(r'`([a-z_]+(?:\.[a-z_]+)+)(?:=[^`]*)?`', path.read_text()):
+            if name.split('.')[0] in sections and not name.endswith(('.py', '.md', '.yaml')):
+                assert name in known, f'{path.name} names the setting {name}'
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in DOCUMENTS:
+        for link in re.findall(r'\]\(([^)#\s]+)', path.read_text()):
+            if '://' not in link:
+                assert (path.parent / link).exists(), f'{path.name}: {link}'
+
+
+def test_commands_in_documents_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.exit_code(['--help']) == 0
+    listed = capsys.readouterr().out.split('Commands:')[1]
+    known = {line.split()[0] for line in listed.splitlines() if line.strip()}
+    for path in DOCUMENTS:
+        for name in re.findall(r'mv-matcher ([a-z]+)', path.read_text()):
+            assert name in known, f'{path.name} names the command {name}'
+
+
+def test_make_targets_in_documents_exist() -> None:
+    targets = set(re.findall(r'^([a-z-]+):', text_of('Makefile'), re.MULTILINE))
+    for path in DOCUMENTS:
+        for name in re.findall(r'`?\bmake ([a-z][a-z-]*)', path.read_text()):
+            if f'`make {name}' in path.read_text() or f'\nmake {name}' in path.read_text():
+                assert name in targets, f'{path.name}: make {name}'
+
+
+def test_readme_names_every_topic_of_the_node() -> None:
+    inputs = pytest.importorskip('mv_matcher_ros.ros.inputs')
+    table = text_of('docs/ros.md')
+    for images, infos in inputs.TOPICS.values():
+        for topic in (*images, *infos):
+            assert f'`{topic}`' in table, topic
+
+
+def test_tests_named_in_conventions_exist() -> None:
+    named = re.findall(r'`(test/[\w/]+\.py)(?:::(\w+))?`', text_of('docs/conventions.md'))
+    assert named
+    for file, function in named:
+        assert (ROOT / file).is_file(), file
+        if function:
+            assert f'def {function}' in text_of(file) or f'class {function}' in text_of(file), (
+                function
+            )
+
+
+def test_documents_name_no_private_places() -> None:
+    for path in [*DOCUMENTS, ROOT / 'Makefile', ROOT / '.ci' / 'run']:
+        assert not re.search(r'/(home|root|work|tmp)/\w', path.read_text()), path
