@@ -199,11 +199,10 @@ class OdometryEngine:
         self._window.landmarks.descriptor[tracked.landmark[good]] = observation.features.descriptors[tracked.feature[good]]
         self._window.keyframes.append(keyframe)
         self._adjustment.extend_prior(self._window)
-        first_new = len(self._window.landmarks)
+        self._maker.complete_tracks(self._window)
         if self._metric:
             self._maker.from_depth(self._window, keyframe)
         self._maker.from_parallax(self._window, keyframe)
-        self._maker.complete_tracks(self._window, keyframe, first_new)
         self._window.count_seen()
         self._adjustment.refine(self._window)
         relative = self._adjustment.relative_covariance(self._window)

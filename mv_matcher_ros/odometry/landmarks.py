@@ -12,10 +12,16 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
+from mv_matcher_ros.odometry.projection import project
+from mv_matcher_ros.odometry.tracking import REFERENCE_WIDTH
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
 # Older keyframes a new one is matched with to find new landmarks, newest first.
 PARTNERS = 3
+# Relative depth error beyond which a depth makes no landmark yet (parallax may later).
+MAX_RELATIVE_DEPTH_SIGMA = 1.0 / 3.0
+# Radius of the search for known landmarks in older keyframes, at 640 px width; poses are known there.
+COMPLETION_RADIUS_PX = 10.0
 
 
 class LandmarkMaker:
@@ -26,18 +32,15 @@ class LandmarkMaker:
         self._matcher = matcher
         self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
         self._body_from_camera = torch.from_numpy(camera.body_from_camera.copy())
-        self._focal = camera.focal_px
+        scale = camera.width / REFERENCE_WIDTH
+        self._completion_radius = COMPLETION_RADIUS_PX * scale / camera.focal_px
 
     def from_depth(self, window: Window, keyframe: Keyframe) -> int:
         """Landmarks of features with measured depth that see none yet; returns how many."""
         observation = keyframe.observation
         new = ((keyframe.landmark < 0) & observation.inverse_depth.isfinite() & (observation.inverse_depth > 0)).nonzero()[:, 0]
-        if self._settings.sensor == 'stereo':
-            farthest = self._settings.stereo.max_depth_baselines
-            # σ of depth relative to depth = σ of inverse depth / inverse depth.
-            known = observation.inverse_depth_sigma[new] / observation.inverse_depth[new] < 1.0 / 3.0
-            del farthest
-            new = new[known]
+        # σ of depth relative to depth = σ of inverse depth / inverse depth: no point from no more than noise.
+        new = new[observation.inverse_depth_sigma[new] < MAX_RELATIVE_DEPTH_SIGMA * observation.inverse_depth[new]]
         if len(new) == 0:
             return 0
         plane = observation.plane_xy[new]
@@ -62,31 +65,31 @@ class LandmarkMaker:
             made += self._triangulate(window, keyframe, other, pairs[~known])
         return made
 
-    def complete_tracks(self, window: Window, keyframe: Keyframe, first_row: int) -> None:
-        """Look for landmarks from `first_row` on in the keyframes that do not see them yet."""
-        rows = torch.arange(first_row, len(window.landmarks))
-        rows = rows[window.landmarks.alive[rows]]
-        if len(rows) == 0:
-            return
-        for other in window.keyframes:
-            if other is keyframe:
+    def complete_tracks(self, window: Window) -> None:
+        """Look for the landmarks in the keyframes that do not see them yet, as far as their uncertainty allows."""
+        for keyframe in window.keyframes:
+            free = (keyframe.landmark < 0).nonzero()[:, 0]
+            sought = window.landmarks.alive.clone()
+            sought[keyframe.landmark[keyframe.landmark >= 0]] = False
+            rows = sought.nonzero()[:, 0]
+            if len(free) == 0 or len(rows) == 0:
                 continue
-            unseen = rows[~torch.isin(rows, other.landmark)]
-            free = (other.landmark < 0).nonzero()[:, 0]
-            if len(unseen) == 0 or len(free) == 0:
-                continue
-            error, valid = self._errors(window.landmarks.position[unseen], other, free)
-            similarity = window.landmarks.descriptor[unseen] @ other.observation.features.descriptors[free].T
-            near = (error < self._settings.landmarks.max_reprojection_px) & valid[:, None]
-            pairs, _ = self._matcher.match_guided(similarity, near)
-            other.landmark[free[pairs[:, 1]]] = unseen[pairs[:, 0]]
-
-    def _errors(self, points: Tensor, keyframe: Keyframe, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(P, K) distance in sigmas of projected points from features, and (P,) in front of the camera."""
-        local = se3.transform(self._camera_from_body @ se3.inverse(keyframe.world_from_body), points)
-        plane = local[:, :2] / local[:, 2:].clamp_min(1e-9)
-        distance = torch.cdist(plane, keyframe.observation.plane_xy[features])
-        return distance / keyframe.observation.sigma[features], local[:, 2] > 0
+            camera_from_world = self._camera_from_body @ se3.inverse(keyframe.world_from_body)
+            expected = project(window.landmarks, rows, camera_from_world)
+            ahead = expected.depth > 0
+            rows, plane = rows[ahead], expected.plane_xy[ahead]
+            observation = keyframe.observation
+            pairs, _ = self._matcher.match_near(
+                (plane, window.landmarks.descriptor[rows]),
+                (observation.plane_xy[free], observation.features.descriptors[free]),
+                self._completion_radius,
+            )
+            rows, found = rows[pairs[:, 0]], free[pairs[:, 1]]
+            error = project(window.landmarks, rows, camera_from_world).mahalanobis(
+                observation.plane_xy[found], observation.sigma[found]
+            )
+            good = error < self._settings.landmarks.max_reprojection_px
+            keyframe.landmark[found[good]] = rows[good]
 
     def _epipolar_matches(self, keyframe: Keyframe, other: Keyframe, free: Tensor) -> Tensor:
         """(K, 2) feature of the keyframe (of `free`) and of the other, near each other's epipolar line."""
@@ -109,11 +112,12 @@ class LandmarkMaker:
         pairs, rows = pairs[new], rows[new]
         if len(rows) == 0:
             return
-        local = se3.transform(
-            self._camera_from_body @ se3.inverse(keyframe.world_from_body), window.landmarks.position[rows]
+        camera_from_world = self._camera_from_body @ se3.inverse(keyframe.world_from_body)
+        expected = project(window.landmarks, rows, camera_from_world)
+        error = expected.mahalanobis(
+            keyframe.observation.plane_xy[pairs[:, 0]], keyframe.observation.sigma[pairs[:, 0]]
         )
-        error = (local[:, :2] / local[:, 2:].clamp_min(1e-9) - keyframe.observation.plane_xy[pairs[:, 0]]).norm(dim=1)
-        good = (error < self._settings.landmarks.max_reprojection_px * keyframe.observation.sigma[pairs[:, 0]]) & (local[:, 2] > 0)
+        good = (error < self._settings.landmarks.max_reprojection_px) & (expected.depth > 0)
         keyframe.landmark[pairs[good, 0]] = rows[good]
 
     def _triangulate(self, window: Window, keyframe: Keyframe, other: Keyframe, pairs: Tensor) -> int:

@@ -13,9 +13,9 @@ from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import solve
 from mv_matcher_ros.geometry.reprojection import Problem, linearise, residuals
-from mv_matcher_ros.geometry.schur import half_inverse_of
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.observation import Observation
+from mv_matcher_ros.odometry.projection import project
 from mv_matcher_ros.odometry.window import Keyframe, Window, measurements
 
 # Settings in pixels are stated for this image width and scale with the image.
@@ -110,7 +110,8 @@ class Tracker:
         if len(feature) < 4:
             return None
         measured, information = measurements(observation)
-        whitening = self._whitening(window, landmark, information[feature], start)
+        camera_from_world = self._camera_from_body @ se3.inverse(start)
+        expected = project(window.landmarks, landmark, camera_from_world)
         adjustment = self._settings.bundle_adjustment
         count = len(feature)
         problem = Problem(
@@ -119,7 +120,7 @@ class Tracker:
             torch.zeros(1, count, dtype=torch.int64),
             torch.arange(count)[None],
             measured[feature][None],
-            whitening[None],
+            expected.whitening(information[feature])[None],
             torch.zeros(1, 1, dtype=torch.bool),
             camera_from_body=self._camera_from_body[None, None],
             kernel=adjustment.kernel,
@@ -136,47 +137,21 @@ class Tracker:
             return None
         return Tracked(pose, feature, landmark, inlier, system.pose_pose[0], method)
 
-    def _whitening(self, window: Window, landmark: Tensor, sqrt_information: Tensor, world_from_body: Tensor) -> Tensor:
-        """(K, 3, 3) square-root information of measurement and landmark together.
-
-        A landmark from little parallax is uncertain along its ray; seen from elsewhere, that moves its projection
-        along the epipolar line. Its covariance, projected, is added to that of the measurement.
-        """
-        camera_from_world = self._camera_from_body @ se3.inverse(world_from_body)
-        local = se3.transform(camera_from_world, window.landmarks.position[landmark])
-        inverse = 1.0 / local[:, 2].clamp_min(1e-9)
-        zero = torch.zeros_like(inverse)
-        rows = [
-            torch.stack([inverse, zero, -local[:, 0] * inverse * inverse], 1),
-            torch.stack([zero, inverse, -local[:, 1] * inverse * inverse], 1),
-            torch.stack([zero, zero, -inverse * inverse], 1),
-        ]
-        known = sqrt_information > 0
-        jacobian = (torch.stack(rows, 1) @ camera_from_world[:3, :3]) * known[:, :, None]
-        noise = torch.where(known, 1.0 / sqrt_information.clamp_min(1e-12), 1.0).square()
-        covariance = jacobian @ window.landmarks.covariance[landmark] @ jacobian.transpose(1, 2)
-        covariance = covariance + torch.diag_embed(noise)
-        return half_inverse_of(covariance) * known[:, :, None]
-
     def _search(
         self, window: Window, observation: Observation, guess: Tensor, radius_px: float
     ) -> tuple[Tensor, Tensor]:
         """(K,) features and (K,) landmarks that match within a radius of the projections."""
-        predicted, depth = self.project(window.landmarks.position, guess)
-        rows = (window.landmarks.alive & (depth > 0)).nonzero()[:, 0]
+        rows = window.landmarks.alive.nonzero()[:, 0]
+        camera_from_world = self._camera_from_body @ se3.inverse(guess)
+        local = se3.transform(camera_from_world, window.landmarks.position[rows])
+        ahead = local[:, 2] > 0
+        rows, local = rows[ahead], local[ahead]
         pairs, _ = self._matcher.match_near(
-            (predicted[rows], window.landmarks.descriptor[rows]),
+            (local[:, :2] / local[:, 2:], window.landmarks.descriptor[rows]),
             (observation.plane_xy, observation.features.descriptors),
             radius_px / self._focal,
         )
         return pairs[:, 1], rows[pairs[:, 0]]
-
-    def project(self, points: Tensor, world_from_body: Tensor) -> tuple[Tensor, Tensor]:
-        """(P, 2) normalised plane coordinates and (P,) depths of world points in the first camera."""
-        camera_from_world = self._camera_from_body @ se3.inverse(world_from_body)
-        local = se3.transform(camera_from_world, points)
-        depth = local[:, 2]
-        return local[:, :2] / depth.clamp_min(1e-9)[:, None], depth
 
     def _robust_start(self, window: Window, observation: Observation, feature: Tensor, landmark: Tensor) -> Tensor | None:
         """(4, 4) world_from_body by P3P in RANSAC, or None."""

@@ -14,24 +14,32 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mv_matcher_ros.errors import MissingDependencyError
 from mv_matcher_ros.ros.dds_profile import apply_profile
+from mv_matcher_ros.ros.handshake import Handshake
 
 _DEPTH = 1000
-# Stamps of images that never got an answer must not pile up.
-_SENT_KEPT = 2000
+# Stamps of images that never get an odometry must not pile up.
+_UNMATCHED_KEPT = 2000
+
+
+class Times(NamedTuple):
+    """When a message was sent, and when it arrived in this process, in ns since 1970."""
+
+    sent_ns: int
+    arrived_ns: int
 
 
 class TrajectoryRecorder:
     """Subscribes to odometry, state and camera_info and writes `odometry.tum` and `live.json`.
 
-    Latency is the time from the publication of an image to the arrival of its odometry here. The
-    image's time is that of its camera_info, which drivers publish with it: nothing large has to
-    be received.
+    Latency is the time from the publication of an image to the arrival of its odometry in this
+    process. The image's time is that of its camera_info, which drivers publish with it: nothing
+    large has to be received.
 
     Args:
         node: rclpy node.
@@ -56,6 +64,7 @@ class TrajectoryRecorder:
         self._out = out
         self._rows = (out / 'odometry.tum').open('w', encoding='utf-8')
         self._sent_ns: dict[int, int] = {}
+        self._arrived_ns: dict[int, int] = {}
         self._latencies_ms: list[float] = []
         self._node_latencies_ms: list[float] = []
         self._statuses: Counter[str] = Counter()
@@ -63,58 +72,48 @@ class TrajectoryRecorder:
         self._answered_ns: list[int] = []
         self.odometry_messages = 0
         self.last_s: float | None = None
-        on_state = _with_time_sent(self._on_state)
-        self._heard = [
-            node.create_subscription(Odometry, odometry, self._on_odometry, _DEPTH),
-            node.create_subscription(String, state, on_state, _DEPTH),
-        ]
+        on_odometry, on_state = _with_times(self._on_odometry), _with_times(self._on_state)
+        node.create_subscription(Odometry, odometry, on_odometry, _DEPTH)
+        node.create_subscription(String, state, on_state, _DEPTH)
         qos = QoSProfile(depth=_DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
-        note = _with_time_sent(self._on_camera_info)
-        self._heard.append(node.create_subscription(CameraInfo, camera_info, note, qos))
+        on_info = _with_times(self._on_camera_info)
+        node.create_subscription(CameraInfo, camera_info, on_info, qos)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._node = node
-        self._ready = node.create_publisher(String, '~/ready', latched)
-        self._is_ready = False
+        # A player may wait for this, see `Playback.wait_for`.
+        ready = node.create_publisher(String, '~/ready', latched)
+        self._handshake = Handshake(node, state, lambda: ready.publish(String(data='ready')))
 
-    def announce(self) -> None:
-        """Say on `~/ready` that everything is heard, once it is; a player may wait for that."""
-        from std_msgs.msg import String
+    def _on_camera_info(self, message: Any, times: Times) -> None:
+        self._measure(message, self._sent_ns, times.sent_ns)
 
-        if not self._is_ready and all(self._has_publisher(one) for one in self._heard):
-            self._is_ready = True
-            self._ready.publish(String(data='ready'))
-
-    def _has_publisher(self, subscription: Any) -> bool:
-        if hasattr(subscription, 'get_publisher_count'):  # since Kilted: those that are matched
-            return bool(subscription.get_publisher_count())
-        return bool(self._node.count_publishers(subscription.topic_name))
-
-    def _on_camera_info(self, message: Any, sent_ns: int) -> None:
-        from mv_matcher_ros.ros.messages import stamp_ns
-
-        self._sent_ns[stamp_ns(message.header.stamp)] = sent_ns
-        if len(self._sent_ns) > _SENT_KEPT:
-            del self._sent_ns[next(iter(self._sent_ns))]
-
-    def _on_odometry(self, message: Any) -> None:
+    def _on_odometry(self, message: Any, times: Times) -> None:
         from mv_matcher_ros.files.trajectory import tum_row
         from mv_matcher_ros.ros.messages import matrix_from_pose, stamp_ns
 
-        now_ns = time.time_ns()
+        self._measure(message, self._arrived_ns, times.arrived_ns)
         stamp = stamp_ns(message.header.stamp)
-        sent_ns = self._sent_ns.pop(stamp, None)
-        if sent_ns is not None:
-            self._latencies_ms.append((now_ns - sent_ns) * 1e-6)
         self._rows.write(tum_row(stamp, matrix_from_pose(message.pose.pose)))
         self.odometry_messages += 1
         self.last_s = time.monotonic()
 
-    def _on_state(self, message: Any, sent_ns: int) -> None:
+    def _measure(self, message: Any, side: dict[int, int], time_ns: int) -> None:
+        """Note one end of a latency; whichever of the two messages is read last completes it."""
+        from mv_matcher_ros.ros.messages import stamp_ns
+
+        stamp = stamp_ns(message.header.stamp)
+        side[stamp] = time_ns
+        if stamp in self._sent_ns and stamp in self._arrived_ns:
+            latency_ns = self._arrived_ns.pop(stamp) - self._sent_ns.pop(stamp)
+            self._latencies_ms.append(latency_ns * 1e-6)
+        elif len(side) > _UNMATCHED_KEPT:
+            del side[next(iter(side))]
+
+    def _on_state(self, message: Any, times: Times) -> None:
         self._last_state = json.loads(message.data)
         self._statuses[self._last_state['status']] += 1
         self._node_latencies_ms.append(self._last_state['latency_ms'])
         self.last_s = time.monotonic()
-        self._answered_ns.append(sent_ns)
+        self._answered_ns.append(times.sent_ns)
 
     def summary(self) -> dict[str, Any]:
         """What was seen so far: counts, statuses, rate, latencies, the node's own counters."""
@@ -138,18 +137,19 @@ class TrajectoryRecorder:
         (self._out / 'live.json').write_text(text + '\n', encoding='utf-8')
 
 
-def _with_time_sent(callback: Callable[[Any, int], None]) -> Callable[..., None]:
-    """A subscription's callback that also learns when its message was sent, in ns since 1970."""
+def _with_times(callback: Callable[[Any, Times], None]) -> Callable[..., None]:
+    """A subscription's callback that also learns when its message was sent and when it arrived."""
     from rclpy.subscription import Subscription
 
     def told(message: Any, info: Any) -> None:
-        callback(message, int(info['source_timestamp']))
+        callback(message, Times(int(info['source_timestamp']), int(info['received_timestamp'])))
 
-    def arrived(message: Any) -> None:
-        callback(message, time.time_ns())
+    def untold(message: Any) -> None:
+        now_ns = time.time_ns()
+        callback(message, Times(now_ns, now_ns))
 
-    # Before Iron only the arrival is known.
-    return told if hasattr(Subscription, 'CallbackType') else arrived
+    # Before Iron only the time of the callback is known.
+    return told if hasattr(Subscription, 'CallbackType') else untold
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float | int | None]:
@@ -192,7 +192,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         while recorder.last_s is None or time.monotonic() - recorder.last_s < options.idle:
             executor.spin_once(timeout_sec=0.2)
-            recorder.announce()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -175,3 +176,14 @@ def test_profile_is_found_valid_and_gives_way_to_the_users(
     space = '{http://www.eprosima.com}'
     sizes = [e.text for e in ElementTree.parse(profile).iter(f'{space}segment_size')]
     assert sizes == [str(16 * 1024 * 1024)]
+
+
+@pytest.mark.parametrize('name', ['main', 'bag_player', 'trajectory_recorder'])
+def test_without_ros_the_extra_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f'mv_matcher_ros.ros.{name}')
+    monkeypatch.setitem(sys.modules, 'rclpy', None)
+    entry = module.odometry if name == 'main' else module.main
+    assert entry([]) == 2
+    assert 'pip install "mv_matcher_ros[ros]"' in capsys.readouterr().err
