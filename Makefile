@@ -15,7 +15,7 @@ WANT_TORCH := $(if $(TORCH),'$(TORCH)')
 unpinned = $(if $(TORCH),sed -i '/^torch==/d' $(1),true)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-apt demo test test-main test-apt lint format docs bench clean python-new-enough
+.PHONY: help setup setup-apt demo test test-main test-apt test-apt-ros test-apt-core lint format docs bench clean python-new-enough
 
 help:
 	@echo 'make setup   create .venv with everything (other targets do it when needed)'
@@ -75,26 +75,30 @@ docs: $(VENV)/.installed
 test-main: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest $(PYTEST)
 
-# numpy 1.26 has no build for Python 3.13 and newer; there this leg cannot exist, and says so.
+# numpy 1.26 has no build for Python 3.13 and newer; there the second leg cannot exist, and says so.
 HAS_NUMPY_1 := $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 13) and print("yes")' 2>/dev/null)
 ifeq ($(HAS_NUMPY_1),)
-test-apt:
-	@echo 'make: no numpy 1.26 for $(PYTHON): second test leg left out (PYTHON=python3.12 has it)'
+test-apt test-apt-ros test-apt-core:
+	@echo 'make: no numpy 1.26 for $(PYTHON): second leg left out (PYTHON=python3.12 has it)'
 else
-test-apt: $(VENV_APT)/.installed
-	$(VENV_APT)/bin/python -m pytest $(PYTEST)
+test-apt: test-apt-ros test-apt-core
+test-apt-ros: $(VENV_APT)/.installed
+	$(VENV_APT)/bin/python -m pytest $(PYTEST) test/ros
+test-apt-core: $(VENV_APT)/.installed
+	$(VENV_APT)/bin/python -m pytest $(PYTEST) --ignore test/ros
 endif
 
-# Both legs at once, each with one thread: on two cores that takes half the time. What the second leg
-# said is printed when it is done, so the last line is pytest's own either way.
+# Two cores, two legs, one thread each: most of the second leg runs beside the first. Only tests over
+# DDS of both would take each other's time. The first leg's output comes last, so that the closing line
+# is that of all tests.
 test: $(VENV)/.installed
+	@$(MAKE) --no-print-directory test-apt-ros
 	@mkdir -p out
-	@$(MAKE) --no-print-directory $(if $(HAS_NUMPY_1),setup-apt,setup)
-	@$(MAKE) --no-print-directory test-apt > out/test-apt.log 2>&1 & second=$$!; \
-	$(MAKE) --no-print-directory test-main; first=$$?; \
-	wait $$second; status=$$?; cat out/test-apt.log; \
-	[ $$first -eq 0 ] || echo 'make: the first leg (newest numpy and OpenCV) failed, see above' >&2; \
-	[ $$first -eq 0 ] && [ $$status -eq 0 ]
+	@$(MAKE) --no-print-directory test-main > out/test-main.log 2>&1 & main=$$!; \
+	$(MAKE) --no-print-directory test-apt-core; core=$$?; \
+	wait $$main; status=$$?; cat out/test-main.log; \
+	[ $$core -eq 0 ] || echo 'make: tests with numpy 1.26 and OpenCV 4 failed, see above' >&2; \
+	[ $$core -eq 0 ] && [ $$status -eq 0 ]
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/mv-matcher bench

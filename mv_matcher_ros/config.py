@@ -55,7 +55,7 @@ class MatchingSettings(Section):
         description='Largest ratio of best to second-best descriptor distance.',
     )
     guided_ratio: float = Field(
-        0.9, gt=0.0, le=1.0, description='The same when a predicted position limits the search.'
+        0.85, gt=0.0, le=1.0, description='The same when a predicted position limits the search.'
     )
     search_radius_px: float = Field(
         20.0, gt=0.0, description='Search radius around a predicted position, at 640 px width.'
@@ -99,20 +99,20 @@ class TrackingSettings(Section):
 class KeyframeSettings(Section):
     """When a frame becomes a keyframe and how many are kept."""
 
-    window: int = Field(10, ge=3, le=30, description='Keyframes in the sliding window.')
+    window: int = Field(12, ge=3, le=30, description='Keyframes in the sliding window.')
     min_overlap: float = Field(
-        0.75,
+        0.65,
         gt=0.0,
         le=1.0,
         description='New keyframe when fewer than this share of the last one is tracked.',
     )
     parallax_px: float = Field(
-        25.0,
+        35.0,
         gt=0.0,
         description='New keyframe when tracks moved this far (median, at 640 px width).',
     )
     min_tracked: int = Field(
-        120, ge=10, description='New keyframe when fewer landmarks than this are tracked.'
+        100, ge=10, description='New keyframe when fewer landmarks than this are tracked.'
     )
 
 
@@ -130,7 +130,7 @@ class LandmarkSettings(Section):
     """Triangulation and culling of landmarks."""
 
     min_parallax_deg: float = Field(
-        0.6, gt=0.0, description='Smallest ray angle at which a point is triangulated.'
+        0.3, gt=0.0, description='Smallest ray angle at which a point is triangulated.'
     )
     max_reprojection_px: float = Field(
         3.0, gt=0.0, description='Observations beyond this are dropped, in units of sigma.'
@@ -202,7 +202,13 @@ class RuntimeSettings(Section):
         0, ge=0, description='Seed of every random choice: same input and seed, same trajectory.'
     )
     threads: int = Field(
-        0, ge=0, le=256, description='Threads of torch and OpenCV together; 0 leaves them alone.'
+        1,
+        ge=0,
+        le=256,
+        description='Threads of torch; its small problems gain nothing from more. 0 leaves it alone.',
+    )
+    opencv_threads: int = Field(
+        0, ge=0, le=256, description='Threads of OpenCV (feature detection); 0 leaves it alone.'
     )
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data that flows between the stages: frozen, typed, with shapes, units and frames stated.
 
-Conventions (docs/conventions.md): a transform `target_from_source` maps points of `source` to `target`;
-a pixel's centre has integer coordinates, so the centre of the top-left pixel is (0, 0); optical frames
-have x right, y down, z forward; stamps are integer nanoseconds; views are a dimension, never a suffix.
+Conventions (docs/conventions.md): a transform `target_from_source` maps points of `source` to
+`target`; a pixel's centre has integer coordinates, so the centre of the top-left pixel is (0, 0);
+optical frames have x right, y down, z forward; stamps are integer nanoseconds; views are a
+dimension, never a suffix.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Array = NDArray[np.float64]
 # Number of coefficients each model takes, in OpenCV's order; fewer are filled up with zeros.
 DISTORTION_SIZE: dict[str, int] = {'pinhole': 0, 'radtan': 5, 'rational': 8, 'equidistant': 4}
 
-# Axes of REP-103 (x forward, y left, z up) seen from an optical frame (x right, y down, z forward).
+# Axes of REP-103 (x forward, y left, z up) seen from an optical frame (x right, y down,
+# z forward).
 REP103_FROM_OPTICAL = np.array(
     [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
 )
@@ -52,14 +54,15 @@ class Camera:
     Attributes:
         width, height: image size in pixels that `intrinsics` belong to.
         intrinsics: (fx, fy, cx, cy) in pixels, pixel centres at integers.
-        model: distortion model. `radtan` is OpenCV's k1 k2 p1 p2 k3 (plumb_bob), `rational` adds k4 k5 k6
-            (rational_polynomial), `equidistant` is Kannala-Brandt k1..k4 (fisheye).
+        model: distortion model. `radtan` is OpenCV's k1 k2 p1 p2 k3 (plumb_bob), `rational` adds
+            k4 k5 k6 (rational_polynomial), `equidistant` is Kannala-Brandt k1..k4 (fisheye).
         distortion: coefficients in OpenCV's order, empty for `pinhole`.
         body_from_camera: (4, 4) pose of the optical frame in the body frame, metres.
         name: how messages to the user call it, e.g. `left` or a topic.
 
     Raises:
-        CalibrationError: if a value cannot belong to a calibrated camera (fx = 0, wrong count, not a rotation).
+        CalibrationError: if a value cannot belong to a calibrated camera (fx = 0, wrong count, not
+            a rotation).
     """
 
     width: int
@@ -78,16 +81,19 @@ class Camera:
         fx, fy, cx, cy = self.intrinsics
         if not (fx > 0 and fy > 0 and np.isfinite([fx, fy, cx, cy]).all()):
             raise CalibrationError(
-                f'{self.name}: not calibrated (fx={fx:g}, fy={fy:g}, cx={cx:g}, cy={cy:g}); calibrate the camera first'
+                f'{self.name}: not calibrated (fx={fx:g}, fy={fy:g}, cx={cx:g}, cy={cy:g}); '
+                f'calibrate the camera first'
             )
         if self.model not in DISTORTION_SIZE:
             raise CalibrationError(
-                f'{self.name}: distortion model "{self.model}" is unknown; known: {", ".join(DISTORTION_SIZE)}'
+                f'{self.name}: distortion model "{self.model}" is unknown; '
+                f'known: {", ".join(DISTORTION_SIZE)}'
             )
         size = DISTORTION_SIZE[self.model]
         if len(self.distortion) > size and any(self.distortion[size:]):
             raise CalibrationError(
-                f'{self.name}: {len(self.distortion)} distortion coefficients, but "{self.model}" has {size}'
+                f'{self.name}: {len(self.distortion)} distortion coefficients, '
+                f'but "{self.model}" has {size}'
             )
         padded = tuple(float(c) for c in self.distortion[:size]) + (0.0,) * (
             size - len(self.distortion)
@@ -113,10 +119,11 @@ class Camera:
         return 0.5 * (self.intrinsics[0] + self.intrinsics[1])
 
     def resized(self, width: int, height: int) -> Camera:
-        """The same camera for an image scaled to `width` x `height` (pixel centres at integers)."""
+        """The same camera for an image scaled to `width` x `height`, pixel centres at integers."""
         sx, sy = width / self.width, height / self.height
         fx, fy, cx, cy = self.intrinsics
-        # A centre-at-integer coordinate x lies at x + 0.5 from the image border, and the border scales.
+        # A centre-at-integer coordinate x lies at x + 0.5 from the image border, and the border
+        # scales.
         scaled = (fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5)
         return Camera(
             width, height, scaled, self.model, self.distortion, self.body_from_camera, self.name
@@ -129,9 +136,10 @@ class Rig:
 
     Attributes:
         cameras: one (mono, RGB-D) or two (stereo: left, right).
-        body_axes: `optical`: the body is the first camera's optical frame (nothing else is known), and odom
-            starts with REP-103 axes seen from it, the first camera taken as level; `rep103`: the body has axes
-            of its own (base_link, an IMU), and odom starts equal to the first body frame.
+        body_axes: `optical`: the body is the first camera's optical frame (nothing else is known),
+            and odom starts with REP-103 axes seen from it, the first camera taken as level;
+            `rep103`: the body has axes of its own (base_link, an IMU), and odom starts equal to
+            the first body frame.
     """
 
     cameras: tuple[Camera, ...]
@@ -157,7 +165,8 @@ class View:
 
     Attributes:
         image: (H, W) uint8 grey or (H, W, 3) uint8 BGR, read-only where it can be.
-        depth: (H, W) float32 metres along the optical axis, registered to `image`; 0 or NaN where unknown.
+        depth: (H, W) float32 metres along the optical axis, registered to `image`; 0 or NaN where
+            unknown.
         mask: (H, W) bool, True where features may lie; None means everywhere.
     """
 
@@ -168,7 +177,7 @@ class View:
 
 @dataclass(frozen=True)
 class Frame:
-    """What all cameras of the rig saw at one time: mono and RGB-D one view, stereo two (left, right)."""
+    """What all cameras saw at one time: mono and RGB-D one view, stereo two (left, right)."""
 
     stamp_ns: int
     views: tuple[View, ...]
@@ -180,7 +189,8 @@ class Features:
     """Keypoints of one image. N may be zero.
 
     Attributes:
-        keypoints_xy: (N, 2) float32 pixels, centres at integers, in the image as given to the detector.
+        keypoints_xy: (N, 2) float32 pixels, centres at integers, in the image as given to the
+            detector.
         descriptors: (N, D) float32, unit length (binary ones: uint8 of D bytes).
         scores: (N,) float32 detection scores, higher is better.
         sigma_px: (N,) float32 expected localisation error, standard deviation in pixels.
@@ -226,7 +236,8 @@ class TrackView:
 
     Attributes:
         keypoints_xy: (N, 2) float32 pixels of the keypoints tracked in this frame.
-        previous_xy: (N, 2) float32 pixels of the same tracks in the last keyframe, NaN where unseen.
+        previous_xy: (N, 2) float32 pixels of the same tracks in the last keyframe, NaN where
+            unseen.
         inlier: (N,) bool, agreed with the pose.
         length: (N,) int64 number of keyframes that saw the track.
     """
@@ -245,12 +256,14 @@ class Estimate:
         stamp_ns: stamp of the frame.
         status: tracking state after this frame.
         odom_from_body: (4, 4) pose, or None when it is not known (INITIALISING, LOST).
-        covariance: (6, 6) of the pose, order x y z rx ry rz, axes fixed in odom (REP-103), m and rad; None without pose.
+        covariance: (6, 6) of the pose, order x y z rx ry rz, axes fixed in odom (REP-103), m and
+            rad; None without pose.
         twist: (6,) vx vy vz wx wy wz in the body frame, m/s and rad/s, or None.
         twist_covariance: (6, 6) in the body frame, or None.
         metric: True if lengths are metres; False for mono, whose scale is arbitrary.
         is_keyframe: True if the frame became a keyframe.
-        message: one line saying why the status is not TRACKING, or what changed (a scale break); empty otherwise.
+        message: one line saying why the status is not TRACKING, or what changed (a scale break);
+            empty otherwise.
         counts: features, matches, inliers, landmarks, keyframes, …
         latency_ms: time of each stage.
         tracks: for drawing, first view.

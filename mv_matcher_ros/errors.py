@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can go wrong, as a small family of exceptions.
 
-Library code raises these and nothing else for faults of the input; the command line turns each into
-one line and exit code 2. `assert` is kept for invariants of our own.
+Library code raises these and nothing else for faults of the input; the command line turns each
+into one line and exit code 2. `assert` is kept for invariants of our own.
 """
 
 
 class MvMatcherError(Exception):
-    """Root of every error this package raises on purpose. The message says what, where, what to do."""
+    """Root of every error raised on purpose. The message says what, where, what to do."""
 
 
 class SettingsError(MvMatcherError):

@@ -13,20 +13,32 @@ from mv_matcher_ros.datatypes import Estimate, Frame, Rig, Sensor, Trajectory
 class Source(Protocol):
     """A recording: frames in order of time, every one of them, and what is known of the cameras.
 
-    Iterating again starts again. `faults` counts what was skipped or repaired while iterating, by a message
-    that names the fault, e.g. {'unreadable image skipped': 2}. A fault that makes going on impossible raises
-    `SourceError` or `CalibrationError` from the constructor or the iterator.
+    Iterating again starts again. A fault that makes going on impossible raises `SourceError` or
+    `CalibrationError` from the constructor or the iterator.
     """
 
-    name: str
-    sensor: Sensor
-    rig: Rig
-    truth: Trajectory | None
+    @property
+    def name(self) -> str:
+        """What messages call the recording."""
+
+    @property
+    def sensor(self) -> Sensor:
+        """How the views of its frames are to be read."""
+
+    @property
+    def rig(self) -> Rig:
+        """Its cameras."""
+
+    @property
+    def truth(self) -> Trajectory | None:
+        """True poses of the body, None where nobody knows them."""
+
+    @property
+    def faults(self) -> Mapping[str, int]:
+        """What was skipped or repaired while iterating, e.g. {'unreadable image skipped': 2}."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Frame]: ...
-    @property
-    def faults(self) -> Mapping[str, int]: ...
 
 
 class Engine(Protocol):

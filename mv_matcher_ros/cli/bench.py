@@ -1,158 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`bench`: latency of each stage on a synthetic flight, and bundle adjustment against gtsam."""
+"""`bench`: one command a figure of docs/results.md; without one, stages and bundle adjustment."""
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
-from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mv_matcher_ros.cli.console import Advance, print_json, print_table, progress, say
-from mv_matcher_ros.cli.options import (
-    ConfigOption,
-    JsonOption,
-    SensorChoice,
-    SetOption,
-    settings_from,
-)
+from mv_matcher_ros.cli.bench_creep import creep
+from mv_matcher_ros.cli.bench_memory import memory
+from mv_matcher_ros.cli.bench_node import node
+from mv_matcher_ros.cli.bench_recovery import recovery
+from mv_matcher_ros.cli.bench_report import report
+from mv_matcher_ros.cli.bench_stages import FRAMES, measure_stages, print_stages, stages
+from mv_matcher_ros.cli.console import print_table, progress, say
+from mv_matcher_ros.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+REPEATS = 5
+
+bench = typer.Typer(
+    help='Latency, memory, the live node, bundle adjustment against gtsam.',
+    rich_markup_mode=None,
+    invoke_without_command=True,
+    context_settings={'help_option_names': ['-h', '--help']},
+)
+
+
+@bench.callback()
+def everything(context: typer.Context, json: JsonOption = False) -> None:
+    """Latency, memory, the live node, bundle adjustment against gtsam.
+
+    Without a command: stages and bundle adjustment.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from mv_matcher_ros.cli.demo import flight
     from mv_matcher_ros.config import Settings
-    from mv_matcher_ros.datatypes import Frame
-    from mv_matcher_ros.runner import Source
 
-WARM_UP_FRAMES = 10  # not counted: the first calls of every library are slow
+    settings = Settings()
+    measured = measure_stages(flight(settings.sensor, FRAMES), settings)
+    rows = measure_bundle_adjustment(REPEATS)
+
+    def show() -> None:
+        print_stages(measured)
+        print_bundle_adjustment(rows)
+
+    report({'stages': measured, 'bundle_adjustment': rows}, json, show)
 
 
-class Part(str, Enum):
-    """What to measure."""
-
-    stages = 'stages'
-    ba = 'ba'
+bench.command()(stages)
 
 
-def bench(
-    source: Annotated[
-        Path | None,
-        typer.Argument(help='Recording; default: a synthetic flight.', metavar='[SOURCE]'),
-    ] = None,
-    only: Annotated[Part | None, typer.Option(help='Only one part.', show_default=False)] = None,
-    sensor: Annotated[
-        SensorChoice, typer.Option(help='Sensor of the flight.')
-    ] = SensorChoice.mono,
-    frames: Annotated[int, typer.Option(min=WARM_UP_FRAMES + 10, help='Frames to run.')] = 120,
+@bench.command('ba')
+def bundle_adjustment(
     repeats: Annotated[
         int, typer.Option(min=1, help='Runs of each solver; the median counts.')
-    ] = 5,
-    config: ConfigOption = None,
-    assignments: SetOption = None,
+    ] = REPEATS,
     json: JsonOption = False,
 ) -> None:
-    """Latency and memory of each stage; bundle adjustment against gtsam."""
-    from mv_matcher_ros.files.results import machine, versions
-
-    content: dict[str, Any] = {'machine': machine(), 'versions': versions()}
-    if only is not Part.ba:
-        settings = settings_from(config, assignments, sensor.value)
-        content['stages'] = measure_stages(_recording(source, settings, frames), settings, frames)
-    if only is not Part.stages:
-        content['bundle_adjustment'] = measure_bundle_adjustment(repeats)
-    if json:
-        print_json(content)
-        return
-    for part in ('machine', 'versions'):
-        say(f'{part}: {", ".join(f"{k} {v}" for k, v in content[part].items())}')
-    if 'stages' in content:
-        _print_stages(content['stages'])
-    if 'bundle_adjustment' in content:
-        _print_bundle_adjustment(content['bundle_adjustment'])
+    """Bundle adjustment against gtsam, in one process on the same problems."""
+    rows = measure_bundle_adjustment(repeats)
+    report({'bundle_adjustment': rows}, json, lambda: print_bundle_adjustment(rows))
 
 
-def _recording(source: Path | None, settings: Settings, frames: int) -> Source:
-    if source is None:
-        from mv_matcher_ros.cli.demo import flight
-
-        return flight(settings.sensor, frames)
-    from mv_matcher_ros.cli.run import open_recording
-
-    return open_recording(source, settings, end=frames)
-
-
-def measure_stages(recording: Source, settings: Settings, frames: int) -> dict[str, Any]:
-    """Time of each stage a frame, and of all; reading or rendering the frames is not counted."""
-    import numpy as np
-
-    from mv_matcher_ros.odometry.engine import OdometryEngine
-
-    engine = OdometryEngine(
-        settings.model_copy(update={'sensor': recording.sensor}), recording.rig
-    )
-    with progress('frames', len(recording)) as advance:
-        images = _in_memory(recording, advance)
-    stages: dict[str, list[float]] = {}
-    totals, tracked, keyframes = [], 0, 0
-    before_mb = _memory_mb()
-    with progress('odometry', len(images)) as advance:
-        for i, frame in enumerate(images):
-            start = time.perf_counter()
-            estimate = engine.process(frame)
-            total = 1e3 * (time.perf_counter() - start)
-            advance(estimate.status.value)
-            tracked += estimate.odom_from_body is not None
-            keyframes += estimate.is_keyframe
-            if i >= WARM_UP_FRAMES:
-                totals.append(total)
-                for name, value in estimate.latency_ms.items():
-                    stages.setdefault(name, []).append(value)
-    return {
-        'sensor': recording.sensor,
-        'image': f'{recording.rig.cameras[0].width}x{recording.rig.cameras[0].height}',
-        'frames': len(images),
-        'with_pose': tracked,
-        'keyframes': keyframes,
-        'fps': 1e3 / float(np.mean(totals)),
-        'latency_ms': {
-            name: _latency(values, len(totals))
-            for name, values in (*stages.items(), ('all', totals))
-        },
-        'memory_grown_mb': _memory_mb() - before_mb,
-        'memory_peak_mb': _memory_mb(),
-    }
-
-
-def _in_memory(recording: Source, advance: Advance) -> list[Frame]:
-    frames = []
-    for frame in recording:
-        frames.append(frame)
-        advance()
-    return frames
-
-
-def _latency(values: Sequence[float], frames: int) -> dict[str, float]:
-    """p50 and p95 over the frames in which a stage ran, mean over all, and how often it ran."""
-    import numpy as np
-
-    p50, p95 = np.percentile(values, [50.0, 95.0])
-    mean = float(np.sum(values)) / frames
-    return {
-        'p50': float(p50),
-        'p95': float(p95),
-        'mean_a_frame': mean,
-        'share_of_frames': len(values) / frames,
-    }
-
-
-def _memory_mb() -> float:
-    """Largest resident memory of this process so far, MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024.0**2 if sys.platform == 'darwin' else 1024.0)
+bench.command()(node)
+bench.command()(memory)
+bench.command()(creep)
+bench.command()(recovery)
 
 
 def measure_bundle_adjustment(repeats: int) -> list[dict[str, Any]]:
@@ -182,23 +99,8 @@ def measure_bundle_adjustment(repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _print_stages(stages: Mapping[str, Any]) -> None:
-    print_table(
-        f'{stages["sensor"]} {stages["image"]}: {stages["fps"]:.1f} frames/s, '
-        f'{stages["with_pose"]} of {stages["frames"]} frames with a pose, '
-        f'{stages["keyframes"]} keyframes, '
-        f'memory {stages["memory_peak_mb"]:.0f} MB',
-        ('stage', 'p50 ms', 'p95 ms', 'mean a frame ms', 'in % of frames'),
-        [
-            (name, f'{v["p50"]:.1f}', f'{v["p95"]:.1f}', f'{v["mean_a_frame"]:.1f}',
-             f'{100 * v["share_of_frames"]:.0f}')
-            for name, v in stages['latency_ms'].items()
-        ],
-        right=range(1, 5),
-    )  # fmt: skip
-
-
-def _print_bundle_adjustment(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_bundle_adjustment(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table of `measure_bundle_adjustment`."""
     body = []
     for row in rows:
         for solver in ('ours', 'gtsam'):

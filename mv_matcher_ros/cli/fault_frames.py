@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ Image = NDArray[Any]
 # A faultless clip stays well below this share of its path; beyond it the fault has left its mark.
 MAX_ERROR_OF_PATH = 0.05
 NONE = range(0)
-STEREO_WORDS = ('swapped', 'baseline', 'rectif', 'epipolar', 'calibration', 'extrinsic')
 
 
 def faulty_part(clip: Clip) -> range:
@@ -85,25 +85,24 @@ def _allowed_step_m(clip: Clip) -> float:
     return 1.5 * fastest * (len(faulty_part(clip)) + 1) + 0.02
 
 
-def _rig_fault(name: str, change: Callable[[Clip], Clip]) -> Fault:
-    """The cameras are not what the calibration says: somebody has to name that."""
+def _rig_fault(name: str, change: Callable[[Clip], Clip], words: Sequence[str]) -> Fault:
+    """The cameras are not what the calibration says: the status admits it, a message names it."""
 
     def apply(clip: Clip, place: Path, settings: Settings) -> Outcome:
         if clip.sensor != 'stereo':
             return Outcome('left out: only for stereo', True)
         driven = drive(change(clip), settings)
-        said = [driven.error, *driven.messages, *driven.faults]
-        named = [line for line in said if line and names(line, STEREO_WORDS)]
         if driven.error:
-            return Outcome(f'error: {driven.error}', bool(named))
-        kinds = ', '.join(f'{count} {status.value}' for status, count in driven.statuses.items())
-        most = driven.messages.most_common(1)
-        return Outcome(
-            f'{kinds}; {named[0] if named else most[0][0] if most else "nothing said"}',
-            bool(named),
+            return Outcome(f'error: {driven.error}', names(driven.error, words))
+        admitted = Counter(
+            e.message for e in driven.estimates if e.status is not Status.TRACKING and e.message
         )
+        named = [message for message in admitted if names(message, words)]
+        kinds = ', '.join(f'{count} {status.value}' for status, count in driven.statuses.items())
+        said = named or [message for message, _ in admitted.most_common(1)] or ['nothing said']
+        return Outcome(f'{kinds}; {said[0]}', bool(named))
 
-    return Fault(name, 'error or warning that names it', apply)
+    return Fault(name, 'not TRACKING, and a message that names it', apply)
 
 
 def _swapped(clip: Clip) -> Clip:
@@ -147,9 +146,14 @@ def _blurred(image: Image) -> Image:
 
 
 FRAME_FAULTS: tuple[Fault, ...] = (
-    _rig_fault('left and right swapped', _swapped),
-    _rig_fault('images not rectified as said', _unrectified),
-    _rig_fault('wrong baseline (direction)', _sideways_baseline),
+    _rig_fault('left and right swapped', _swapped, ('images are swapped',)),
+    # A rig that is calibrated but not rectified has no rows that could disagree.
+    _rig_fault(
+        'images not rectified as said',
+        _unrectified,
+        ('not rectified', 'pose of the second camera contradicts'),
+    ),
+    _rig_fault('wrong baseline (direction)', _sideways_baseline, ("baseline's direction",)),
     _passing('black images for a while', lambda image: np.zeros_like(image), True),
     _passing('covered lens', lambda image: np.full_like(image, 90), True),
     _passing('motion blur', _blurred, False),

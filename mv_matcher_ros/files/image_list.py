@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mv_matcher_ros.datatypes import Rig, Sensor, Trajectory, View
 from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.files.images import UnreadableImageError, read_depth, read_image
@@ -108,10 +106,24 @@ class ImageList(Recording):
 
 def _pairs(first: StampedFiles, second: StampedFiles, slop_ns: int) -> list[tuple[int, int]]:
     """Pairs by stamp, in the order of `first`; disordered stamps are paired and judged later."""
-    left, right = (np.array(files.stamps_ns, dtype=np.int64) for files in (first, second))
-    left_order, right_order = np.argsort(left, kind='stable'), np.argsort(right, kind='stable')
-    pairs = pair_stamps(left[left_order], right[right_order], slop_ns)
-    return sorted((int(left_order[i]), int(right_order[j])) for i, j in pairs)
+    left, left_with = _by_stamp(first)
+    right, right_with = _by_stamp(second)
+    pairs = []
+    for i, j in pair_stamps(left, right, slop_ns):
+        # Files of one repeated stamp are partners in their order.
+        partners = right_with[j]
+        for position, file in enumerate(left_with[i]):
+            pairs.append((file, partners[min(position, len(partners) - 1)]))
+    return sorted(pairs)
+
+
+def _by_stamp(files: StampedFiles) -> tuple[list[int], list[list[int]]]:
+    """The stamps in increasing order, each once, and the positions of the files that have it."""
+    positions: dict[int, list[int]] = {}
+    for position, stamp in enumerate(files.stamps_ns):
+        positions.setdefault(int(stamp), []).append(position)
+    stamps = sorted(positions)
+    return stamps, [positions[stamp] for stamp in stamps]
 
 
 def first_image_size(files: Sequence[Path], name: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from mv_matcher_ros.geometry.pose_residuals import (
     pose_problem,
     whitened_residuals,
 )
-from mv_matcher_ros.geometry.reprojection import Kernel
+from mv_matcher_ros.geometry.robust_kernel import Kernel
 from mv_matcher_ros.geometry.spectral import damped_solve
 
 # Share of the largest eigenvalue below which the scaled information has no rank.

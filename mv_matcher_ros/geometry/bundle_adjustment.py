@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bundle adjustment: Levenberg-Marquardt over poses and points, differentiable.
 
-Two ways to differentiate the optimum by anything it depends on (matches, weights, extrinsics, prior):
-`solve(..., unroll=True)` records the iterations; `attach_gradient` applies the implicit function theorem at
-the optimum with the full Hessian (second-order residual and kernel terms), which needs no memory for
-the iterations. At a converged optimum both agree.
+Two ways to differentiate the optimum by anything it depends on (matches, weights, extrinsics,
+prior): `solve(..., unroll=True)` records the iterations; `attach_gradient` applies the implicit
+function theorem at the optimum with the full Hessian (second-order residual and kernel terms),
+which needs no memory for the iterations. At a converged optimum both agree.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from mv_matcher_ros.geometry.reprojection import (
     block_diagonal,
     cost,
     flat_index,
-    kernel_value_and_weight,
     linearise,
-    prior_deviation,
 )
+from mv_matcher_ros.geometry.robust_kernel import kernel_value_and_weight
 from mv_matcher_ros.geometry.schur import (
     eliminate_points,
     least_norm_inverse,
     solve_reduced,
 )
 
-# Marquardt damping: where it starts, and how it falls after a step that helped and rises after one that did not.
+# Marquardt damping: where it starts, and how it falls after a step that helped and rises after one
+# that did not.
 START_DAMPING = 1e-4
 DAMPING_FALL = 0.1
 DAMPING_RISE = 8.0
 DAMPING_RANGE = (1e-12, 1e8)
-# Eigenvalues of a marginal prior below this share of its largest are rounding noise of the elimination.
+# Eigenvalues of a marginal prior below this share of its largest are rounding noise of the
+# elimination.
 GAUGE_FLOOR = 1e-14
 
 
@@ -76,8 +77,10 @@ def solve(
     Args:
         problem: start values and observations; float32 or float64.
         iterations: most steps tried.
-        relative_decrease: a problem has converged when an accepted step lowers its cost by less than this share.
-        unroll: keep the graph of all steps for autograd (each run of a batch keeps its own damping either way).
+        relative_decrease: a problem has converged when an accepted step lowers its cost by less
+            than this share.
+        unroll: keep the graph of all steps for autograd (each run of a batch keeps its own damping
+            either way).
 
     Returns:
         Solution: never worse than the start; steps that raise the cost are refused.
@@ -128,13 +131,13 @@ def _chosen(better: Tensor, trial: Problem, current: Problem) -> Problem:
 def attach_gradient(problem: Problem, solution: Solution) -> tuple[Tensor, Tensor]:
     """The optimum as a differentiable function of the problem's data (implicit function theorem).
 
-    With F(x, θ) = ∇ₓ cost = 0 at the optimum, dx/dθ = −H⁻¹ ∂F/∂θ, H the full Hessian. One Newton step
-    x − H⁻¹F(x, θ) with x and H held constant has the optimum's value and exactly that derivative.
-    (Gauss-Newton's JᵀJ in place of H is right only for zero residuals.)
+    With F(x, θ) = ∇ₓ cost = 0 at the optimum, dx/dθ = −H⁻¹ ∂F/∂θ, H the full Hessian. One Newton
+    step x − H⁻¹F(x, θ) with x and H held constant has the optimum's value and exactly that
+    derivative. (Gauss-Newton's JᵀJ in place of H is right only for zero residuals.)
 
     Returns:
-        world_from_body (B, V, 4, 4) and points (B, P, 3). Directions that the cost leaves free (gauge) get
-        gradient zero.
+        world_from_body (B, V, 4, 4) and points (B, P, 3). Directions that the cost leaves free
+        (gauge) get gradient zero.
     """
     at_optimum = problem.moved(solution.world_from_body.detach(), solution.points.detach())
     gradient = linearise(at_optimum)
@@ -151,7 +154,10 @@ def attach_gradient(problem: Problem, solution: Solution) -> tuple[Tensor, Tenso
 
 
 def full_hessian(problem: Problem) -> NormalEquations:
-    """Exact second derivatives of the objective in (δ, ΔX), per observation by forward-over-reverse autodiff."""
+    """Exact second derivatives of the objective in (δ, ΔX).
+
+    Forward-over-reverse automatic differentiation of each observation.
+    """
     batch, poses = problem.world_from_body.shape[:2]
     points = problem.points.shape[1]
     size = problem.measured.shape[-1]
@@ -167,14 +173,23 @@ def full_hessian(problem: Problem) -> NormalEquations:
         index = flat_index(problem.camera_index, problem.camera_from_body.shape[1])
         extrinsic = problem.camera_from_body.reshape(-1, 4, 4)[index]
 
-    def observation_cost(step, pose, world, extrinsic, measured, sqrt_information):  # type: ignore[no-untyped-def]
+    def observation_cost(
+        step: Tensor,
+        pose: Tensor,
+        world: Tensor,
+        extrinsic: Tensor,
+        measured: Tensor,
+        sqrt_information: Tensor,
+    ) -> Tensor:
         moved = pose @ se3.exp(step[:6])
         body = moved[:3, :3].T @ (world + step[6:] - moved[:3, 3])
         camera = extrinsic[:3, :3] @ body + extrinsic[:3, 3]
         inverse_depth = 1.0 / camera[2].clamp_min(MIN_DEPTH)
         predicted = torch.cat([camera[:2] * inverse_depth, inverse_depth[None]])[:size]
         error = predicted - measured
-        whitened = sqrt_information @ error if sqrt_information.ndim == 2 else sqrt_information * error
+        whitened = (
+            sqrt_information @ error if sqrt_information.ndim == 2 else sqrt_information * error
+        )
         squared = whitened.square()
         value, _ = kernel_value_and_weight(squared[:2].sum(), problem.kernel, problem.kernel_width)
         if size == 3:
@@ -215,7 +230,9 @@ def full_hessian(problem: Problem) -> NormalEquations:
 def _prior_hessian(prior: PosePrior, world_from_body: Tensor) -> Tensor:
     batch, poses = world_from_body.shape[:2]
 
-    def prior_cost(step, information, gradient, linearisation, pose):  # type: ignore[no-untyped-def]
+    def prior_cost(
+        step: Tensor, information: Tensor, gradient: Tensor, linearisation: Tensor, pose: Tensor
+    ) -> Tensor:
         moved = pose @ se3.exp(step.reshape(poses, 6))
         deviation = se3.log(se3.inverse(linearisation) @ moved).flatten()
         return 0.5 * deviation @ information @ deviation + gradient @ deviation
@@ -229,10 +246,11 @@ def _prior_hessian(prior: PosePrior, world_from_body: Tensor) -> Tensor:
 
 
 def pose_covariance(problem: Problem) -> Tensor:
-    """(B, 6V, 6V) covariance of right perturbations [translation, rotation] of the poses at the problem's values.
+    """(B, 6V, 6V) covariance of the poses at the problem's values, by Gauss-Newton.
 
-    Points are marginalised out; fixed poses get zero; directions no observation constrains (gauge) get zero
-    too: fix them by a prior or a fixed pose before trusting a number. Gauss-Newton approximation.
+    Of right perturbations [translation, rotation]. Points are marginalised out; fixed poses get
+    zero; directions no observation constrains (gauge) get zero too: fix them by a prior or a fixed
+    pose before trusting a number.
     """
     reduced = eliminate_points(problem, linearise(problem))
     covariance = least_norm_inverse(reduced.pose_pose)
@@ -244,11 +262,12 @@ def pose_covariance(problem: Problem) -> Tensor:
 
 
 def to_fixed_axes(covariance: Tensor, world_from_body: Tensor) -> Tensor:
-    """Covariance of a right perturbation (…, 6, 6) → REP-103: x y z rx ry rz about axes fixed in the world.
+    """Covariance of a right perturbation (…, 6, 6) → x y z rx ry rz, axes fixed in the world.
 
-    T·exp([v, w]) moves the body origin by R·v and turns it by R·w about world axes, so both blocks turn by R.
-    (The full adjoint would also add t × R·w: that is the error of the world origin seen from the body, not the
-    position error that nav_msgs/Odometry means.)
+    That is what REP-103 asks for. T·exp([v, w]) moves the body origin by R·v and turns it by R·w
+    about world axes, so both blocks turn by R. (The full adjoint would also add t × R·w: that is
+    the error of the world origin seen from the body, not the position error that
+    nav_msgs/Odometry means.)
     """
     rotation = world_from_body[..., :3, :3]
     turn = torch.zeros(*rotation.shape[:-2], 6, 6, dtype=rotation.dtype, device=rotation.device)
@@ -258,10 +277,10 @@ def to_fixed_axes(covariance: Tensor, world_from_body: Tensor) -> Tensor:
 
 
 def marginal_prior(problem: Problem, drop: Tensor) -> PosePrior:
-    """What the problem's observations and prior say of the poses that stay, at the problem's values.
+    """What the problem's observations and prior say of the poses that stay, at its values.
 
-    All points of the problem are eliminated: give it only the points (and their observations) that leave with
-    the dropped poses. The kept poses keep their order.
+    All points of the problem are eliminated: give it only the points (and their observations) that
+    leave with the dropped poses. The kept poses keep their order.
 
     Args:
         drop: (V,) bool, the same for the whole batch.

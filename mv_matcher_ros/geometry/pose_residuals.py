@@ -13,7 +13,7 @@ import torch
 
 from mv_matcher_ros.errors import GeometryError
 from mv_matcher_ros.geometry import se3
-from mv_matcher_ros.geometry.reprojection import Kernel, kernel_value_and_weight
+from mv_matcher_ros.geometry.robust_kernel import Kernel, kernel_value_and_weight
 from mv_matcher_ros.geometry.shapes import check, check_same_type
 
 # Depth below which a point is behind the camera: it then costs like an error of this many sigma

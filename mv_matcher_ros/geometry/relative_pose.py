@@ -14,7 +14,7 @@ import torch
 
 from mv_matcher_ros.errors import GeometryError
 from mv_matcher_ros.geometry.epipolar import check_pair, homogeneous
-from mv_matcher_ros.geometry.reprojection import Kernel, kernel_value_and_weight
+from mv_matcher_ros.geometry.robust_kernel import Kernel, kernel_value_and_weight
 from mv_matcher_ros.geometry.se3 import compose_matrix, hat, so3_exp
 from mv_matcher_ros.geometry.shapes import check, check_same_type
 from mv_matcher_ros.geometry.spectral import damped_solve

@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The least-squares problem of bundle adjustment: its variables, its residuals, its normal equations.
+"""The least-squares problem of bundle adjustment: variables, residuals, normal equations.
 
-Poses are `world_from_body` with the right perturbation T·exp(δ), δ = [translation, rotation] in the body
-frame; points are Euclidean world points. An observation is a point on the normalised image plane (x/z, y/z)
-and, where there is depth, the inverse depth 1/z, so that no camera model enters here. With the camera point
-p_c = R_cb p_b + t_cb, p_b = R_wbᵀ (X − t_wb):
+Poses are `world_from_body` with the right perturbation T·exp(δ), δ = [translation, rotation] in
+the body frame; points are Euclidean world points. An observation is a point on the normalised
+image plane (x/z, y/z) and, where there is depth, the inverse depth 1/z, so that no camera model
+enters here. With the camera point p_c = R_cb p_b + t_cb, p_b = R_wbᵀ (X − t_wb):
 
-    ∂p_b/∂δ = [−I | [p_b]×],   ∂p_b/∂X = R_wbᵀ   (Triggs et al., Bundle Adjustment – A Modern Synthesis, 2000)
+    ∂p_b/∂δ = [−I | [p_b]×],   ∂p_b/∂X = R_wbᵀ
+
+(Triggs et al., Bundle Adjustment – A Modern Synthesis, 2000).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mv_matcher_ros.errors import GeometryError
 from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.geometry.robust_kernel import Kernel, kernel_value_and_weight
 
-Kernel = Literal['none', 'huber', 'cauchy']
-
-# Camera depth below which an observation has no meaning (the point is behind the camera or inside it),
-# in units of the problem. Residuals use the clamped depth, so they stay finite and large.
+# Camera depth below which an observation has no meaning (the point is behind the camera or inside
+# it), in units of the problem. Residuals use the clamped depth, so they stay finite and large.
 MIN_DEPTH = 1e-6
 
 
@@ -51,13 +51,15 @@ class Problem:
         points: (B, P, 3) start of the points.
         pose_index, point_index: (B, O) int64, which pose saw which point.
         measured: (B, O, D) with D = 2 (x/z, y/z) or D = 3 (and 1/z).
-        sqrt_information: (B, O, D) 1/σ of each component; 0 switches a component (or padding) off. Or (B, O, D, D),
-            a square root L of the information matrix LᵀL for components that err together.
+        sqrt_information: (B, O, D) 1/σ of each component; 0 switches a component (or padding) off.
+            Or (B, O, D, D), a square root L of the information matrix LᵀL for components that err
+            together.
         fixed: (B, V) bool, poses that do not move.
         camera_from_body: (B, C, 4, 4) extrinsics of the rig, or None for body = camera.
         camera_index: (B, O) int64 into the C cameras; needed with `camera_from_body` of C > 1.
         prior: Gaussian knowledge on the poses, or None.
-        kernel, kernel_width: robust kernel on whitened residuals; image and depth parts each have their own.
+        kernel, kernel_width: robust kernel on whitened residuals; image and depth parts each have
+            their own.
         points_fixed: no point moves (pose-only adjustment).
 
     Raises:
@@ -95,9 +97,9 @@ class Problem:
                 raise GeometryError(f'{name} has shape {tuple(value.shape)}, expected {shape}')
         if self.measured.shape[-1] not in (2, 3):
             raise GeometryError(f'measured has {self.measured.shape[-1]} components, not 2 or 3')
-        if self.camera_from_body is not None and self.camera_index is None:
-            if self.camera_from_body.shape[1] != 1:
-                raise GeometryError('camera_index is needed for a rig of several cameras')
+        cameras = 1 if self.camera_from_body is None else self.camera_from_body.shape[1]
+        if cameras != 1 and self.camera_index is None:
+            raise GeometryError('camera_index is needed for a rig of several cameras')
 
     def moved(self, world_from_body: Tensor, points: Tensor) -> Problem:
         """The same problem at other values of its variables."""
@@ -131,29 +133,11 @@ def flat_index(index: Tensor, size: int) -> Tensor:
     return (index + offset).reshape(-1)
 
 
-def kernel_value_and_weight(
-    squared: Tensor, kernel: Kernel, width: float
-) -> tuple[Tensor, Tensor]:
-    """ρ(s) and its derivative ρ'(s) of a squared whitened residual s (Triggs 2000, §4.3).
-
-    Huber and Cauchy behave as s near 0; `width` is where they turn, in σ.
-    """
-    if kernel == 'none':
-        return squared, torch.ones_like(squared)
-    width2 = width * width
-    if kernel == 'huber':
-        inside = squared <= width2
-        root = torch.where(inside, torch.full_like(squared, width2), squared).sqrt()
-        value = torch.where(inside, squared, 2.0 * width * root - width2)
-        return value, torch.where(inside, torch.ones_like(squared), width / root)
-    if kernel == 'cauchy':
-        scaled = squared / width2
-        return width2 * torch.log1p(scaled), 1.0 / (1.0 + scaled)
-    raise GeometryError(f'kernel "{kernel}" is unknown; known: none, huber, cauchy')
-
-
 def _body_and_camera_points(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Per observation: body points (N, 3), camera points (N, 3), R_wb (N, 3, 3), R_cb (N, 3, 3) or None."""
+    """Body points (N, 3), camera points (N, 3), R_wb (N, 3, 3), R_cb (N, 3, 3) or None.
+
+    One of each an observation.
+    """
     poses = problem.world_from_body.reshape(-1, 4, 4)
     per_observation = poses[flat_index(problem.pose_index, problem.world_from_body.shape[1])]
     rotation = per_observation[:, :3, :3]
@@ -174,7 +158,7 @@ def _body_and_camera_points(problem: Problem) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _whitened(problem: Problem, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Whitened residuals (N, D), predicted (N, D) and inverse depth (N,) of camera points (N, 3)."""
+    """Whitened residuals (N, D), predictions (N, D) and inverse depths (N,) of camera points."""
     size = problem.measured.shape[-1]
     inverse_depth = 1.0 / camera[:, 2].clamp_min(MIN_DEPTH)
     plane = camera[:, :2] * inverse_depth[:, None]
@@ -192,7 +176,10 @@ def _whiten(problem: Problem, rows: Tensor) -> Tensor:
 
 
 def _robust(problem: Problem, whitened: Tensor) -> tuple[Tensor, Tensor]:
-    """ρ summed over the parts (N,) and weights ρ' (N, D): the image part and the depth part are robust apart."""
+    """ρ summed over the parts (N,) and weights ρ' (N, D).
+
+    The image part and the depth part each have a kernel of their own.
+    """
     image = whitened[:, :2].square().sum(1)
     value, weight = kernel_value_and_weight(image, problem.kernel, problem.kernel_width)
     if whitened.shape[1] == 2:
@@ -238,7 +225,7 @@ def residuals(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def linearise(problem: Problem) -> NormalEquations:
-    """Gradient (exact) and Gauss-Newton Hessian (JᵀρʹJ) of the objective at the problem's own values."""
+    """Gradient (exact) and Gauss-Newton Hessian (JᵀρʹJ) at the problem's own values."""
     batch, poses = problem.world_from_body.shape[:2]
     points = problem.points.shape[1]
     body, camera, rotation, camera_rotation = _body_and_camera_points(problem)
@@ -303,7 +290,10 @@ def _rows_by_body(
 
 
 def _prior_terms(prior: PosePrior, world_from_body: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hessian (B, 6V, 6V), gradient (B, 6V) and cost (B,) of the prior in right perturbations of the poses."""
+    """Hessian (B, 6V, 6V), gradient (B, 6V) and cost (B,) of the prior.
+
+    Derivatives by right perturbations of the poses.
+    """
     deviation = prior_deviation(prior, world_from_body)
     jacobian = block_diagonal(se3.right_jacobian_inverse(deviation))
     pull = torch.einsum('bij,bj->bi', prior.information, deviation.flatten(1)) + prior.gradient

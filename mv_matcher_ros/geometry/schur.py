@@ -56,7 +56,7 @@ def eliminate_points(
         equations.pose_point.reshape(-1, 6, 3),
         half_inverse.reshape(-1, 3, 3)[point_at].transpose(1, 2),
     )
-    # Rows of Y in the order (batch, pose, point), so that each pose owns a contiguous (P, 6, 3) slab.
+    # Rows of Y in the order (batch, pose, point): each pose owns a contiguous (P, 6, 3) slab.
     row = (flat_index(problem.pose_index, poses)) * points + problem.point_index.reshape(-1)
     slab = torch.zeros(batch * poses * points, 18, dtype=spread.dtype, device=spread.device)
     slab = slab.index_add(0, row, spread.flatten(1))
@@ -75,7 +75,7 @@ def eliminate_points(
 
 
 def solve_reduced(problem: Problem, reduced: ReducedSystem) -> tuple[Tensor, Tensor]:
-    """Step of the poses (B, V, 6) and of the points (B, P, 3). Unconstrained directions do not move."""
+    """Steps of the poses (B, V, 6) and points (B, P, 3); unconstrained directions do not move."""
     batch, poses = problem.world_from_body.shape[:2]
     factor, failed = torch.linalg.cholesky_ex(reduced.pose_pose)
     if bool(failed.any()):
@@ -92,7 +92,10 @@ def solve_reduced(problem: Problem, reduced: ReducedSystem) -> tuple[Tensor, Ten
 
 
 def half_inverse_of(blocks: Tensor) -> Tensor:
-    """L⁻¹ of symmetric positive 3×3 blocks (…, 3, 3) = L·Lᵀ, in closed form; zero for a block without rank."""
+    """L⁻¹ of symmetric positive 3×3 blocks (…, 3, 3) = L·Lᵀ, in closed form.
+
+    Zero for a block without full rank.
+    """
     a, b, c = blocks[..., 0, 0], blocks[..., 1, 0], blocks[..., 1, 1]
     d, e, f = blocks[..., 2, 0], blocks[..., 2, 1], blocks[..., 2, 2]
     scale = torch.maximum(torch.maximum(a, c), f)
@@ -115,7 +118,7 @@ def half_inverse_of(blocks: Tensor) -> Tensor:
 
 
 def least_norm_inverse(matrix: Tensor) -> Tensor:
-    """Pseudo-inverse of symmetric (B, N, N): unconstrained directions (a gauge) come out as zero."""
+    """Pseudo-inverse of symmetric (B, N, N); unconstrained directions (a gauge) become zero."""
     scale = matrix.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(matrix.dtype).tiny).sqrt()
     scaled = matrix / (scale[:, :, None] * scale[:, None, :])
     values, vectors = torch.linalg.eigh(scaled)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classical features and matching: SIFT (RootSIFT) or ORB with mutual nearest neighbours and a ratio test.
+"""Classical features and matching: RootSIFT or ORB, mutual nearest neighbours, a ratio test.
 
-The baseline a learned matcher must beat, and what runs without weights. RootSIFT: Arandjelovic and Zisserman,
-Three things everyone should know to improve object retrieval, CVPR 2012. Ratio test: Lowe, IJCV 2004, §7.1.
+The baseline a learned matcher must beat, and what runs without weights. RootSIFT: Arandjelovic and
+Zisserman, Three things everyone should know to improve object retrieval, CVPR 2012. Ratio test:
+Lowe, IJCV 2004, §7.1.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 from mv_matcher_ros.config import DetectorSettings, MatchingSettings
 from mv_matcher_ros.datatypes import Features, Matches
 
-# OpenCV's SIFT doubles the image by a resize that aligns borders, then halves the coordinates: without its
-# precise mode every keypoint lies this far to the right and down of where it should.
+# OpenCV's SIFT doubles the image by a resize that aligns borders, then halves the coordinates:
+# without its precise mode every keypoint lies this far to the right and down of where it should.
 SIFT_DOUBLING_SHIFT_PX = 0.25
-# Localisation error of a keypoint at the finest scale, and how it grows with the scale it was found at.
+# Localisation error of a keypoint at the finest scale; it grows with the scale it was found at.
 SIGMA_AT_FINEST_PX = 0.5
 ORB_SCALE_FACTOR = 1.2
 
@@ -54,7 +55,7 @@ class ClassicalDetector:
         if settings.name == 'sift':
             self._backend, self._shift_px = _sift(settings)
         else:
-            self._backend = cv2.ORB.create(  # type: ignore[attr-defined]
+            self._backend = cv2.ORB.create(
                 nfeatures=settings.max_keypoints, scaleFactor=ORB_SCALE_FACTOR, fastThreshold=10
             )
 
@@ -92,7 +93,9 @@ class ClassicalDetector:
         allowed = np.zeros(shape, np.uint8)
         allowed[border : shape[0] - border, border : shape[1] - border] = 255
         if mask is not None:
-            resized = cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST)
+            resized = cv2.resize(
+                mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST
+            )
             allowed[resized == 0] = 0
         return allowed
 
@@ -117,8 +120,12 @@ def _sift(settings: DetectorSettings) -> tuple[Any, float]:
         'edgeThreshold': 10.0,
     }
     try:
-        precise = cv2.SIFT.create(  # type: ignore[attr-defined]
-            **options, nOctaveLayers=3, sigma=1.6, descriptorType=cv2.CV_32F, enable_precise_upscale=True
+        precise = cv2.SIFT.create(
+            **options,
+            nOctaveLayers=3,
+            sigma=1.6,
+            descriptorType=cv2.CV_32F,
+            enable_precise_upscale=True,
         )
         return precise, 0.0
     except (TypeError, cv2.error):  # OpenCV before 4.8 has no precise mode
@@ -135,17 +142,24 @@ def _keypoint_arrays(
 def empty_features(image_size: tuple[int, int], descriptor_size: int) -> Features:
     """Features of an image in which nothing was found."""
     return Features(
-        torch.zeros(0, 2), torch.zeros(0, descriptor_size), torch.zeros(0), torch.zeros(0), image_size
+        torch.zeros(0, 2),
+        torch.zeros(0, descriptor_size),
+        torch.zeros(0),
+        torch.zeros(0),
+        image_size,
     )
 
 
-# Similarity of the best of many unrelated descriptors: stands in for the second best where a search region holds
-# only one candidate, so that a lone wrong candidate does not pass the ratio test.
+# Similarity of the best of many unrelated descriptors: stands in for the second best where a
+# search region holds only one candidate, so that a lone wrong one does not pass the ratio test.
 UNRELATED_SIMILARITY = {'sift': 0.75, 'orb': 0.3}
 
 
 class NearestNeighbourMatcher:
-    """Mutual nearest neighbours with a ratio test; confidence is 1 − ratio², 0 where there is no evidence."""
+    """Mutual nearest neighbours with a ratio test.
+
+    Confidence is 1 − ratio², 0 where there is no evidence.
+    """
 
     def __init__(self, settings: MatchingSettings, descriptor: str) -> None:
         self._settings = settings
@@ -171,7 +185,7 @@ class NearestNeighbourMatcher:
     def match_guided(
         self, similarity: torch.Tensor, allowed: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Matches among `allowed` (N, M) candidates only, with the looser ratio that geometry permits.
+        """Matches among `allowed` (N, M) candidates, with the looser ratio that geometry permits.
 
         Returns:
             (K, 2) int64 indices and (K,) confidence.
@@ -185,7 +199,7 @@ class NearestNeighbourMatcher:
         target: tuple[torch.Tensor, torch.Tensor],
         radius: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Matches between points closer than `radius`, with the looser ratio that geometry permits.
+        """Matches of points closer than `radius`, with the looser ratio that geometry permits.
 
         Args:
             source, target: positions (N, 2) and unit descriptors (N, D) of each side.
@@ -241,7 +255,11 @@ def near_pairs(
 
 
 def mutual_nearest_of_pairs(
-    source: torch.Tensor, target: torch.Tensor, similarity: torch.Tensor, ratio: float, floor: float
+    source: torch.Tensor,
+    target: torch.Tensor,
+    similarity: torch.Tensor,
+    ratio: float,
+    floor: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `mutual_nearest`, among K listed candidate pairs only.
 

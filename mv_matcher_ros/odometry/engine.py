@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The odometry engine: one frame in, one estimate out. Replay, live node, data-set run and tests call it."""
+"""The odometry engine: one frame in, one estimate out. Replay, live node, data sets and tests call it."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
 from mv_matcher_ros.config import Settings
-from mv_matcher_ros.datatypes import Estimate, Frame, Rig, Status, TrackView
-from mv_matcher_ros.errors import SettingsError
+from mv_matcher_ros.datatypes import Estimate, Frame, Rig, Status
+from mv_matcher_ros.errors import SettingsError, SourceError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import to_fixed_axes
 from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
@@ -24,23 +22,44 @@ from mv_matcher_ros.odometry.initialisation import TwoViewInitialiser, TwoViewSt
 from mv_matcher_ros.odometry.keyframes import KeyframePolicy
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker
 from mv_matcher_ros.odometry.local_adjustment import LocalAdjustment
-from mv_matcher_ros.odometry.motion import Continuity, Motion, coasting_covariance, plausible, seconds
+from mv_matcher_ros.odometry.motion import (
+    Continuity,
+    Motion,
+    coasting_covariance,
+    plausible,
+    seconds,
+)
 from mv_matcher_ros.odometry.observation import Observation, Observer
+from mv_matcher_ros.odometry.reporting import counts, landmark_of, pose_noise, track_view
 from mv_matcher_ros.odometry.standstill import StandstillGate
 from mv_matcher_ros.odometry.stereo import StereoMatcher
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
+# Standard deviation given to the first pose: it is the origin of odom by definition.
+ORIGIN_VARIANCE = 1e-10
+# Acceleration noise of the twist between two frames, added to what the poses say.
+TWIST_FLOOR = 1e-4
+
 
 class OdometryEngine:
-    """Sliding-window visual odometry for mono, stereo and RGB-D."""
+    """Sliding-window visual odometry for mono, stereo and RGB-D.
+
+    Args:
+        settings: all settings; `settings.sensor` chooses the residuals.
+        rig: calibrated cameras, two for stereo.
+
+    Raises:
+        SettingsError: the sensor does not fit the rig.
+    """
 
     def __init__(self, settings: Settings, rig: Rig) -> None:
         if settings.sensor == 'stereo' and len(rig.cameras) < 2:
-            raise SettingsError('sensor = stereo, but the rig has one camera')
+            raise SettingsError('sensor is stereo, but the rig has only one camera')
         if settings.runtime.threads:
             torch.set_num_threads(settings.runtime.threads)
-            cv2.setNumThreads(settings.runtime.threads)
+        if settings.runtime.opencv_threads:
+            cv2.setNumThreads(settings.runtime.opencv_threads)
         self.settings = settings
         self.rig = rig
         camera = rig.cameras[0]
@@ -51,7 +70,9 @@ class OdometryEngine:
         self._maker = LandmarkMaker(settings, camera, matcher)
         self._adjustment = LocalAdjustment(settings, camera)
         self._policy = KeyframePolicy(settings, camera)
-        self._stereo = StereoMatcher(settings, rig, matcher) if settings.sensor == 'stereo' else None
+        self._stereo = (
+            StereoMatcher(settings, rig, matcher) if settings.sensor == 'stereo' else None
+        )
         self._body_from_camera = torch.from_numpy(camera.body_from_camera.copy())
         self._metric = settings.sensor != 'mono'
         self.reset()
@@ -63,128 +84,167 @@ class OdometryEngine:
         self._continuity = Continuity()
         self._standstill = StandstillGate(self.settings.zero_motion)
         self._initialiser.reset()
-        self._covariance = torch.eye(6, dtype=torch.float64) * 1e-10
-        self._lost_since_ns: int | None = None
-        self._last_stamp_ns: int | None = None
+        self._covariance = torch.eye(6, dtype=torch.float64) * ORIGIN_VARIANCE
         self._origin = torch.from_numpy(self.rig.odom_from_first_body.copy())
+        self._lost = False
+        self._before_loss: Motion | None = None
+        self._last_stamp_ns: int | None = None
 
     def process(self, frame: Frame) -> Estimate:
-        """Estimate the pose at one frame. Frames must come in order of time.
+        """Estimate the pose at one frame. Frames come in order of time.
 
         Raises:
-            SourceError: the frame does not belong to the rig (number or size of images).
+            SourceError: the frame is not later than the one before, or does not belong to the rig
+                (number or size of images).
         """
+        if self._last_stamp_ns is not None and frame.stamp_ns <= self._last_stamp_ns:
+            raise SourceError(
+                f'frame {frame.index}: its stamp {frame.stamp_ns} ns is not later than that of the '
+                f'frame before ({self._last_stamp_ns} ns); reset the engine when the clock jumps'
+            )
         clock = Stopwatch()
         with clock('observe'):
             fault = self._observer.image_fault(frame.views[0])
             observation = self._observer.observe(frame)
         if not fault and len(observation) < self.settings.image_quality.min_keypoints:
             fault = f'image without texture: {len(observation)} keypoints'
-        if self._motion is None:
-            estimate = self._start(frame, observation, fault, clock)
-        else:
-            estimate = self._follow(frame, observation, fault, clock)
+        self._policy.note(observation)
+        follow_or_start = self._start if self._motion is None else self._follow
+        estimate = follow_or_start(frame, observation, fault, clock)
         self._last_stamp_ns = frame.stamp_ns
         return replace(estimate, latency_ms=clock.milliseconds)
 
     # ------------------------------------------------------------------ start
 
-    def _start(self, frame: Frame, observation: Observation, fault: str, clock: Stopwatch) -> Estimate:
+    def _start(
+        self, frame: Frame, observation: Observation, fault: str, clock: Stopwatch
+    ) -> Estimate:
+        waiting = Status.LOST if self._before_loss is not None else Status.INITIALISING
         if fault:
-            return self._unknown(frame, Status.INITIALISING, fault)
+            return self._unknown(frame, waiting, fault)
         with clock('initialise'):
             if self._metric:
                 message = self._start_from_depth(frame, observation)
             else:
-                start, message = self._initialiser.offer(observation)
-                if start is not None:
-                    self._start_from_two_views(start, observation)
+                message = self._start_from_two_views(observation)
         if not self._window.keyframes:
-            return self._unknown(frame, Status.INITIALISING, message)
+            return self._unknown(frame, waiting, message)
         newest = self._window.keyframes[-1]
         self._motion = Motion(frame.stamp_ns, newest.world_from_body)
         if len(self._window.keyframes) > 1:
             first = self._window.keyframes[0]
             before = Motion(first.observation.stamp_ns, first.world_from_body)
             self._motion = before.measured(frame.stamp_ns, newest.world_from_body)
-        self._policy.restart(newest)
-        self._standstill.restart(newest.observation, newest.landmark, newest.world_from_body)
-        return self._known(frame, observation, Status.TRACKING, None, True, '')
+        self._continuity.rebase(newest.world_from_body)
+        self._settle(newest)
+        status = Status.TRACKING if self._before_loss is None else Status.RELOCALISED
+        self._before_loss, self._lost = None, False
+        return self._known(frame, observation, status, message, is_keyframe=True)
 
     def _start_from_depth(self, frame: Frame, observation: Observation) -> str:
         observation = self._with_depth(frame, observation)
-        keyframe = self._keyframe(observation, self._origin)
+        keyframe = Keyframe.of(observation, self._origin)
         made = self._maker.from_depth(self._window, keyframe)
         if made < self.settings.initialisation.min_landmarks:
             self._window = Window()
             return f'waiting: only {made} features have depth'
-        self._window.keyframes.append(keyframe)
-        self._window.count_seen()
-        self._adjustment.anchor(self._window, hold_scale=False)
-        return ''
+        self._begin([keyframe])
+        if self._before_loss is None:
+            return ''
+        return 'new map at the last known pose: the way travelled while lost is missing'
 
-    def _start_from_two_views(self, start: TwoViewStart, second: Observation) -> None:
+    def _start_from_two_views(self, observation: Observation) -> str:
+        start, waiting_for = self._initialiser.offer(observation)
+        if start is None:
+            return waiting_for
+        start, message = self._with_old_scale(start, observation)
         body_from_camera = self._body_from_camera
-        first_pose = self._origin
-        relative = body_from_camera @ se3.inverse(start.second_from_first) @ se3.inverse(body_from_camera)
-        first = self._keyframe(start.first, first_pose)
-        newest = self._keyframe(second, first_pose @ relative)
-        world = se3.transform(first_pose @ body_from_camera, start.points)
-        rows = self._window.landmarks.add(world, second.features.descriptors[start.pairs[:, 1]])
+        camera_step = se3.inverse(start.second_from_first)
+        body_step = body_from_camera @ camera_step @ se3.inverse(body_from_camera)
+        first = Keyframe.of(start.first, self._origin)
+        second = Keyframe.of(observation, self._origin @ body_step)
+        world = se3.transform(self._origin @ body_from_camera, start.points)
+        descriptors = observation.features.descriptors[start.pairs[:, 1]]
+        rows = self._window.landmarks.add(world, descriptors)
         first.landmark[start.pairs[:, 0]] = rows
-        newest.landmark[start.pairs[:, 1]] = rows
-        self._window.keyframes += [first, newest]
-        self._window.count_seen()
-        self._adjustment.anchor(self._window, hold_scale=True)
+        second.landmark[start.pairs[:, 1]] = rows
+        self._begin([first, second])
         self._adjustment.refine(self._window, iterations=20)
+        return message
+
+    def _with_old_scale(
+        self, start: TwoViewStart, observation: Observation
+    ) -> tuple[TwoViewStart, str]:
+        """A start after LOST takes over the scale by supposing the speed of before."""
+        if self._before_loss is None:
+            return start, ''
+        speed = self._before_loss.speed
+        elapsed = seconds(observation.stamp_ns - start.first.stamp_ns)
+        length = float(start.second_from_first[:3, 3].norm())
+        if speed * elapsed <= 0.0 or length <= 0.0:
+            return start, 'new map with a new scale: lengths before and after do not compare'
+        return start.scaled(speed * elapsed / length), (
+            'new map: its scale is that of the speed before the loss, lengths before and after '
+            'compare only roughly'
+        )
+
+    def _begin(self, keyframes: list[Keyframe]) -> None:
+        self._window.keyframes = keyframes
+        self._window.count_seen()
+        self._adjustment.anchor(self._window, hold_scale=not self._metric)
 
     # ----------------------------------------------------------------- follow
 
-    def _follow(self, frame: Frame, observation: Observation, fault: str, clock: Stopwatch) -> Estimate:
+    def _follow(
+        self, frame: Frame, observation: Observation, fault: str, clock: Stopwatch
+    ) -> Estimate:
         assert self._motion is not None
         with clock('track'):
             tracked = None if fault else self._track(observation)
         if tracked is None:
             return self._coast(frame, observation, fault or 'too few landmarks agree with a pose')
         status, message = self._judge(tracked)
-        recovered = self._lost_since_ns is not None
-        if recovered:
+        if self._lost:
             self._continuity.rebase(tracked.world_from_body)
             status, message = Status.RELOCALISED, f'found again by {tracked.method}'
-            self._lost_since_ns = None
-        pose = self._standstill.hold(observation, tracked)
-        still = pose is not None
-        self._motion = self._motion.measured(frame.stamp_ns, tracked.world_from_body if pose is None else pose)
-        is_keyframe = not still and self._policy.wants(self._window, observation, tracked)
+            self._lost = False
+        picture = track_view(self._window, observation, tracked)
+        held = self._standstill.hold(observation, tracked)
+        pose = tracked.world_from_body if held is None else held
+        self._motion = self._motion.measured(frame.stamp_ns, pose)
+        is_keyframe = held is None and self._policy.wants(self._window, observation, tracked)
         if is_keyframe:
             with clock('keyframe'):
                 self._add_keyframe(frame, observation, tracked)
-        elif not still:
-            self._standstill.restart(observation, landmark_of(observation, tracked), tracked.world_from_body)
-        return self._known(frame, observation, status, tracked, is_keyframe, message)
+        elif held is None:
+            self._standstill.restart(observation, landmark_of(observation, tracked), pose)
+        estimate = self._known(frame, observation, status, message, tracked, is_keyframe)
+        return replace(estimate, tracks=picture)
 
     def _track(self, observation: Observation) -> Tracked | None:
+        """Pose near the prediction, else near the last pose, else from the keyframes."""
         assert self._motion is not None
         elapsed = seconds(observation.stamp_ns - self._motion.stamp_ns)
-        bounds = self.settings.tracking
-        if self._lost_since_ns is None:
-            for guess in (self._motion.predict(observation.stamp_ns), self._motion.world_from_body):
+        if not self._lost:
+            for guess in (
+                self._motion.predict(observation.stamp_ns),
+                self._motion.world_from_body,
+            ):
                 tracked = self._tracker.track(self._window, observation, guess)
                 if tracked is not None and self._plausible(tracked, elapsed):
                     return tracked
-        for keyframe in reversed(self._window.keyframes):
+        # A short gap is not worth a search through the whole window.
+        keyframes = self._window.keyframes if self._lost else self._window.keyframes[-1:]
+        for keyframe in reversed(keyframes):
             tracked = self._tracker.relocalise(self._window, observation, keyframe)
-            if tracked is not None and (self._lost_since_ns is not None or self._plausible(tracked, elapsed)):
+            if tracked is not None and (self._lost or self._plausible(tracked, elapsed)):
                 return tracked
-            if elapsed < bounds.coasting_s and keyframe is self._window.keyframes[-1]:
-                break  # a short gap is not worth a search through the whole window
         return None
 
     def _plausible(self, tracked: Tracked, elapsed_s: float) -> bool:
         assert self._motion is not None
-        return plausible(
-            self._motion.world_from_body, tracked.world_from_body, elapsed_s, self.settings.tracking, self._metric
-        )
+        last, bounds = self._motion.world_from_body, self.settings.tracking
+        return plausible(last, tracked.world_from_body, elapsed_s, bounds, self._metric)
 
     def _judge(self, tracked: Tracked) -> tuple[Status, str]:
         if tracked.inliers < self.settings.tracking.degraded_inliers:
@@ -193,10 +253,10 @@ class OdometryEngine:
 
     def _add_keyframe(self, frame: Frame, observation: Observation, tracked: Tracked) -> None:
         observation = self._with_depth(frame, observation)
-        keyframe = self._keyframe(observation, tracked.world_from_body)
-        good = tracked.inlier
-        keyframe.landmark[tracked.feature[good]] = tracked.landmark[good]
-        self._window.landmarks.descriptor[tracked.landmark[good]] = observation.features.descriptors[tracked.feature[good]]
+        keyframe = Keyframe.of(observation, tracked.world_from_body)
+        feature, landmark = tracked.feature[tracked.inlier], tracked.landmark[tracked.inlier]
+        keyframe.landmark[feature] = landmark
+        self._window.landmarks.descriptor[landmark] = observation.features.descriptors[feature]
         self._window.keyframes.append(keyframe)
         self._adjustment.extend_prior(self._window)
         self._maker.complete_tracks(self._window)
@@ -205,13 +265,15 @@ class OdometryEngine:
         self._maker.from_parallax(self._window, keyframe)
         self._window.count_seen()
         self._adjustment.refine(self._window)
-        relative = self._adjustment.relative_covariance(self._window)
-        self._accumulate(relative)
+        self._accumulate(self._adjustment.relative_covariance(self._window))
         if len(self._window.keyframes) > self.settings.keyframes.window:
             self._adjustment.drop_oldest(self._window)
-        newest = self._window.keyframes[-1]
         assert self._motion is not None
-        self._motion = self._motion.corrected(newest.world_from_body)
+        self._motion = self._motion.corrected(keyframe.world_from_body)
+        self._settle(keyframe)
+
+    def _settle(self, newest: Keyframe) -> None:
+        """Policies compare with the newest keyframe from now on."""
         self._policy.restart(newest)
         self._standstill.restart(newest.observation, newest.landmark, newest.world_from_body)
 
@@ -227,23 +289,36 @@ class OdometryEngine:
             return observation
         return self._stereo.add_depth(observation, *self._observer.second_view(frame))
 
-    def _keyframe(self, observation: Observation, pose: Tensor) -> Keyframe:
-        return Keyframe(observation, pose, torch.full((len(observation),), -1, dtype=torch.int64))
-
     # ----------------------------------------------------------------- output
 
     def _coast(self, frame: Frame, observation: Observation, reason: str) -> Estimate:
-        """No measurement: go on by the motion model for a while, then say that the pose is not known."""
+        """No measurement: the motion model for a while, then LOST, at last a new map."""
         assert self._motion is not None
         elapsed = seconds(frame.stamp_ns - self._motion.stamp_ns)
-        tracking = self.settings.tracking
-        if elapsed > tracking.coasting_s and self._lost_since_ns is None:
-            self._lost_since_ns = frame.stamp_ns
-        if self._lost_since_ns is None:
-            pose = self._motion.predict(frame.stamp_ns)
+        bounds = self.settings.tracking
+        self._lost = self._lost or elapsed > bounds.coasting_s
+        if not self._lost:
+            coasted = self._motion.predict(frame.stamp_ns)
+            estimate = self._known(
+                frame, observation, Status.DEGRADED, f'coasting: {reason}', pose=coasted
+            )
             growth = coasting_covariance(elapsed)
-            return self._known(frame, observation, Status.DEGRADED, None, False, f'coasting: {reason}', pose, growth)
+            covariance = to_fixed_axes(self._covariance + growth, coasted).numpy()
+            return replace(estimate, covariance=covariance)
+        if elapsed > bounds.reinitialise_s:
+            self._start_over(elapsed)
         return self._unknown(frame, Status.LOST, reason)
+
+    def _start_over(self, elapsed_s: float) -> None:
+        """Give the old map up; the next start continues at the last published pose."""
+        assert self._motion is not None
+        assert self._continuity.last is not None
+        self._before_loss = self._motion
+        self._origin = self._continuity.last
+        self._covariance = self._covariance + coasting_covariance(elapsed_s)
+        self._motion = None
+        self._window = Window()
+        self._initialiser.reset()
 
     def _unknown(self, frame: Frame, status: Status, message: str) -> Estimate:
         return Estimate(frame.stamp_ns, status, metric=self._metric, message=message)
@@ -253,60 +328,39 @@ class OdometryEngine:
         frame: Frame,
         observation: Observation,
         status: Status,
-        tracked: Tracked | None,
-        is_keyframe: bool,
         message: str,
+        tracked: Tracked | None = None,
+        is_keyframe: bool = False,
         pose: Tensor | None = None,
-        growth: Tensor | None = None,
     ) -> Estimate:
         assert self._motion is not None
+        last_ns = frame.stamp_ns if self._last_stamp_ns is None else self._last_stamp_ns
+        elapsed = seconds(frame.stamp_ns - last_ns)
         estimated = self._motion.world_from_body if pose is None else pose
-        elapsed = seconds(frame.stamp_ns - self._last_stamp_ns) if self._last_stamp_ns is not None else 0.0
-        bounds = self.settings.tracking
-        published = self._continuity.publish(
-            estimated, bounds.max_speed_mps * elapsed * 0.1, math.radians(bounds.max_rotation_dps) * elapsed * 0.1
-        )
-        covariance = self._covariance if growth is None else self._covariance + growth
-        if tracked is not None and not is_keyframe:
-            covariance = covariance + torch.linalg.pinv(tracked.information, hermitian=True)
-        velocity = self._motion.velocity
+        published = self._continuity.publish(estimated, self._motion, elapsed)
+        covariance = self._covariance
+        twist, twist_covariance = self._motion.velocity, None
+        if tracked is not None:
+            noise = pose_noise(tracked)
+            covariance = covariance if is_keyframe else covariance + noise
+            twist_covariance = 2.0 * noise / max(elapsed, 1e-3) ** 2
+            twist_covariance = twist_covariance + TWIST_FLOOR * torch.eye(6, dtype=torch.float64)
+        elif twist is not None:
+            twist_covariance = coasting_covariance(1.0)
+        landmarks = self._window.landmarks
         return Estimate(
             frame.stamp_ns,
             status,
             odom_from_body=published.numpy().copy(),
             covariance=to_fixed_axes(covariance, published).numpy(),
-            twist=None if velocity is None else velocity.numpy().copy(),
-            twist_covariance=None if velocity is None else (covariance * 0 + coasting_covariance(0.2)).numpy(),
+            twist=None if twist is None else twist.numpy().copy(),
+            twist_covariance=None if twist_covariance is None else twist_covariance.numpy(),
             metric=self._metric,
             is_keyframe=is_keyframe,
             message=message,
-            counts=self._counts(observation, tracked),
-            tracks=self._track_view(observation, tracked),
-            landmarks=self._window.landmarks.position[self._window.landmarks.alive].float().numpy() if is_keyframe else None,
+            counts=counts(self._window, observation, tracked),
+            landmarks=landmarks.position[landmarks.alive].float().numpy() if is_keyframe else None,
         )
-
-    def _counts(self, observation: Observation, tracked: Tracked | None) -> dict[str, int]:
-        return {
-            'features': len(observation),
-            'matches': 0 if tracked is None else len(tracked.feature),
-            'inliers': 0 if tracked is None else tracked.inliers,
-            'landmarks': int(self._window.landmarks.alive.sum()),
-            'keyframes': len(self._window.keyframes),
-        }
-
-    def _track_view(self, observation: Observation, tracked: Tracked | None) -> TrackView | None:
-        if tracked is None:
-            return None
-        xy = observation.features.keypoints_xy[tracked.feature].numpy()
-        previous = np.full_like(xy, np.nan)
-        return TrackView(xy, previous, tracked.inlier.numpy(), np.zeros(len(xy), np.int64))
-
-
-def landmark_of(observation: Observation, tracked: Tracked) -> Tensor:
-    """(N,) landmark row of each feature, −1 for none."""
-    rows = torch.full((len(observation),), -1, dtype=torch.int64)
-    rows[tracked.feature[tracked.inlier]] = tracked.landmark[tracked.inlier]
-    return rows
 
 
 class Stopwatch:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera
+from mv_matcher_ros.geometry.epipolar import homogeneous
+from mv_matcher_ros.geometry.two_view_model import TwoViewKind, select_two_view_model
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.landmarks import inverse_depth_from_pair
 from mv_matcher_ros.odometry.observation import Observation
@@ -39,11 +41,19 @@ class TwoViewStart:
     pairs: Tensor
     points: Tensor
 
+    def scaled(self, factor: float) -> TwoViewStart:
+        """The same start with all lengths multiplied."""
+        relative = self.second_from_first.clone()
+        relative[:3, 3] *= factor
+        return replace(self, second_from_first=relative, points=self.points * factor)
+
 
 class TwoViewInitialiser:
     """Waits for a second view with enough parallax to the first."""
 
-    def __init__(self, settings: Settings, camera: Camera, matcher: NearestNeighbourMatcher) -> None:
+    def __init__(
+        self, settings: Settings, camera: Camera, matcher: NearestNeighbourMatcher
+    ) -> None:
         self._settings = settings
         self._matcher = matcher
         self._focal = camera.focal_px
@@ -59,61 +69,72 @@ class TwoViewInitialiser:
         wanted = self._settings.initialisation
         if self._first is None:
             if len(observation) < wanted.min_matches:
-                return None, f'waiting for texture: {len(observation)} keypoints, {wanted.min_matches} are needed'
+                return (
+                    None,
+                    f'waiting for texture: {len(observation)} keypoints, {wanted.min_matches} are needed',
+                )
             self._first, self._first_matches = observation, 0
             return None, 'waiting for a second view with parallax'
         pairs = self._matcher.match([self._first.features, observation.features]).keypoints
         self._first_matches = max(self._first_matches, len(pairs))
         if len(pairs) < max(wanted.min_matches, RESTART_SHARE * self._first_matches):
             self._first, self._first_matches = observation, 0
-            return None, f'only {len(pairs)} matches with the first view: starting over from this one'
+            return (
+                None,
+                f'only {len(pairs)} matches with the first view: starting over from this one',
+            )
         return self._two_view(self._first, observation, pairs)
 
-    def _two_view(self, first: Observation, second: Observation, pairs: Tensor) -> tuple[TwoViewStart | None, str]:
+    def _two_view(
+        self, first: Observation, second: Observation, pairs: Tensor
+    ) -> tuple[TwoViewStart | None, str]:
         wanted = self._settings.initialisation
         ours, theirs = first.plane_xy[pairs[:, 0]], second.plane_xy[pairs[:, 1]]
         relative, inlier = _relative_pose(ours.numpy(), theirs.numpy(), 1.0 / self._focal)
         if relative is None or inlier.sum() < MIN_INLIER_SHARE * len(pairs):
             return None, 'waiting: the two views do not fit one rigid scene'
-        if _explained_by_rotation(ours[inlier], theirs[inlier], 1.5 / self._focal):
-            return None, 'waiting for translation: the camera only turned'
+        model = select_two_view_model(ours[inlier], theirs[inlier], 1.0 / self._focal)
+        if int(model.kind) == TwoViewKind.ROTATION:
+            return None, 'waiting for translation: the camera only turned, or stands still'
         chosen = pairs[inlier]
         inverse_depth, turned = inverse_depth_from_pair(ours[inlier], theirs[inlier], relative)
-        rays = torch.cat([theirs[inlier], torch.ones(len(chosen), 1, dtype=torch.float64)], dim=1)
+        rays = homogeneous(theirs[inlier])
         cosine = (turned * rays).sum(1) / (turned.norm(dim=1) * rays.norm(dim=1))
         parallax = torch.arccos(cosine.clamp(-1.0, 1.0))
         if math.degrees(float(parallax.median())) < wanted.min_parallax_deg:
-            return None, f'waiting for parallax: {math.degrees(float(parallax.median())):.2f} degrees'
-        good = (inverse_depth > 0) & (parallax > math.radians(self._settings.landmarks.min_parallax_deg))
+            return (
+                None,
+                f'waiting for parallax: {math.degrees(float(parallax.median())):.2f} degrees',
+            )
+        good = (inverse_depth > 0) & (
+            parallax > math.radians(self._settings.landmarks.min_parallax_deg)
+        )
         if int(good.sum()) < wanted.min_landmarks:
             return None, f'waiting: only {int(good.sum())} points could be triangulated'
-        points = torch.cat([ours[inlier], torch.ones(len(chosen), 1, dtype=torch.float64)], dim=1)[good]
-        points = points / inverse_depth[good][:, None]
-        scale = 1.0 / float(points[:, 2].median())
-        scaled = relative.clone()
-        scaled[:3, 3] *= scale
-        return TwoViewStart(first, scaled, chosen[good], points * scale), ''
+        points = homogeneous(ours[inlier][good]) / inverse_depth[good][:, None]
+        start = TwoViewStart(first, relative, chosen[good], points)
+        return start.scaled(1.0 / float(points[:, 2].median())), ''
 
 
-def _relative_pose(first: np.ndarray, second: np.ndarray, threshold: float) -> tuple[Tensor | None, Tensor]:
+def _relative_pose(
+    first: np.ndarray, second: np.ndarray, threshold: float
+) -> tuple[Tensor | None, Tensor]:
     """Second camera from first with unit translation, and the (N,) inliers, by OpenCV's MAGSAC++."""
     essential, inlier = cv2.findEssentialMat(
-        first, second, np.eye(3), method=cv2.USAC_MAGSAC, prob=0.9999, threshold=threshold, maxIters=2000
+        first,
+        second,
+        np.eye(3),
+        method=cv2.USAC_MAGSAC,
+        prob=0.9999,
+        threshold=threshold,
+        maxIters=2000,
     )
     if essential is None or essential.shape != (3, 3) or inlier is None:
         return None, torch.zeros(len(first), dtype=torch.bool)
-    _, rotation, translation, passed = cv2.recoverPose(essential, first, second, np.eye(3), mask=inlier.copy())
+    _, rotation, translation, passed = cv2.recoverPose(
+        essential, first, second, np.eye(3), mask=inlier.copy()
+    )
     pose = torch.eye(4, dtype=torch.float64)
     pose[:3, :3] = torch.from_numpy(rotation)
     pose[:3, 3] = torch.from_numpy(translation[:, 0])
     return pose, torch.from_numpy(passed[:, 0] > 0)
-
-
-def _explained_by_rotation(first: Tensor, second: Tensor, threshold: float) -> bool:
-    """Whether turning the camera alone explains the matches (median residual below the threshold)."""
-    rays = [torch.nn.functional.normalize(torch.cat([x, torch.ones_like(x[:, :1])], 1), dim=1) for x in (first, second)]
-    u, _, vt = torch.linalg.svd(rays[1].T @ rays[0])
-    sign = torch.tensor([1.0, 1.0, float(torch.sign(torch.det(u @ vt)))], dtype=torch.float64)
-    turned = rays[0] @ (u @ torch.diag(sign) @ vt).T
-    residual = (turned[:, :2] / turned[:, 2:] - second).norm(dim=1)
-    return float(residual.median()) < threshold

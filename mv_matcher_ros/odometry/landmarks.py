@@ -11,6 +11,7 @@ from torch import Tensor
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.geometry.epipolar import homogeneous
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.projection import project
 from mv_matcher_ros.odometry.tracking import REFERENCE_WIDTH
@@ -27,7 +28,9 @@ COMPLETION_RADIUS_PX = 10.0
 class LandmarkMaker:
     """Creates landmarks and completes their tracks over the window."""
 
-    def __init__(self, settings: Settings, camera: Camera, matcher: NearestNeighbourMatcher) -> None:
+    def __init__(
+        self, settings: Settings, camera: Camera, matcher: NearestNeighbourMatcher
+    ) -> None:
         self._settings = settings
         self._matcher = matcher
         self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
@@ -38,9 +41,16 @@ class LandmarkMaker:
     def from_depth(self, window: Window, keyframe: Keyframe) -> int:
         """Landmarks of features with measured depth that see none yet; returns how many."""
         observation = keyframe.observation
-        new = ((keyframe.landmark < 0) & observation.inverse_depth.isfinite() & (observation.inverse_depth > 0)).nonzero()[:, 0]
+        new = (
+            (keyframe.landmark < 0)
+            & observation.inverse_depth.isfinite()
+            & (observation.inverse_depth > 0)
+        ).nonzero()[:, 0]
         # σ of depth relative to depth = σ of inverse depth / inverse depth: no point from no more than noise.
-        new = new[observation.inverse_depth_sigma[new] < MAX_RELATIVE_DEPTH_SIGMA * observation.inverse_depth[new]]
+        new = new[
+            observation.inverse_depth_sigma[new]
+            < MAX_RELATIVE_DEPTH_SIGMA * observation.inverse_depth[new]
+        ]
         if len(new) == 0:
             return 0
         plane = observation.plane_xy[new]
@@ -95,13 +105,16 @@ class LandmarkMaker:
         """(K, 2) feature of the keyframe (of `free`) and of the other, near each other's epipolar line."""
         relative = self._relative(other, keyframe)
         essential = se3.hat(relative[:3, 3]) @ relative[:3, :3]
-        ours = _homogeneous(keyframe.observation.plane_xy[free])
-        theirs = _homogeneous(other.observation.plane_xy)
+        ours = homogeneous(keyframe.observation.plane_xy[free])
+        theirs = homogeneous(other.observation.plane_xy)
         lines = theirs @ essential.T  # of their points, in our image
         distance = (ours @ lines.T).abs() / lines[:, :2].norm(dim=1).clamp_min(1e-12)
         sigma = keyframe.observation.sigma[free]
         near = distance < self._settings.landmarks.max_reprojection_px * sigma[:, None]
-        similarity = keyframe.observation.features.descriptors[free] @ other.observation.features.descriptors.T
+        similarity = (
+            keyframe.observation.features.descriptors[free]
+            @ other.observation.features.descriptors.T
+        )
         pairs, _ = self._matcher.match_guided(similarity, near)
         return torch.stack([free[pairs[:, 0]], pairs[:, 1]], dim=1)
 
@@ -120,17 +133,19 @@ class LandmarkMaker:
         good = (error < self._settings.landmarks.max_reprojection_px) & (expected.depth > 0)
         keyframe.landmark[pairs[good, 0]] = rows[good]
 
-    def _triangulate(self, window: Window, keyframe: Keyframe, other: Keyframe, pairs: Tensor) -> int:
+    def _triangulate(
+        self, window: Window, keyframe: Keyframe, other: Keyframe, pairs: Tensor
+    ) -> int:
         if len(pairs) == 0:
             return 0
         relative = self._relative(other, keyframe)  # keyframe_from_other
         ours = keyframe.observation.plane_xy[pairs[:, 0]]
         theirs = other.observation.plane_xy[pairs[:, 1]]
         inverse_depth, turned = inverse_depth_from_pair(theirs, ours, relative)
-        ray = _homogeneous(ours)
+        ray = homogeneous(ours)
         cosine = (turned * ray).sum(1) / (turned.norm(dim=1) * ray.norm(dim=1))
         parallax = torch.arccos(cosine.clamp(-1.0, 1.0))
-        local = _homogeneous(theirs) / inverse_depth.clamp_min(1e-12)[:, None]
+        local = homogeneous(theirs) / inverse_depth.clamp_min(1e-12)[:, None]
         there = se3.transform(relative, local)
         error = (there[:, :2] / there[:, 2:].clamp_min(1e-9) - ours).norm(dim=1)
         limits = self._settings.landmarks
@@ -143,7 +158,9 @@ class LandmarkMaker:
         if not bool(good.any()):
             return 0
         world = se3.transform(other.world_from_body @ self._body_from_camera, local[good])
-        rows = window.landmarks.add(world, keyframe.observation.features.descriptors[pairs[good, 0]])
+        rows = window.landmarks.add(
+            world, keyframe.observation.features.descriptors[pairs[good, 0]]
+        )
         keyframe.landmark[pairs[good, 0]] = rows
         other.landmark[pairs[good, 1]] = rows
         return len(rows)
@@ -154,7 +171,9 @@ class LandmarkMaker:
         return self._camera_from_body @ body @ self._body_from_camera
 
 
-def inverse_depth_from_pair(plane_xy: Tensor, other_xy: Tensor, other_from_here: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_depth_from_pair(
+    plane_xy: Tensor, other_xy: Tensor, other_from_here: Tensor
+) -> tuple[Tensor, Tensor]:
     """Inverse depth along rays of one camera from their matches in another, by linear least squares.
 
     A point x/ρ of this camera lies in the other at R x + ρ t up to scale, so that
@@ -166,12 +185,8 @@ def inverse_depth_from_pair(plane_xy: Tensor, other_xy: Tensor, other_from_here:
     Returns:
         (N,) inverse depth here, and (N, 3) the rays turned into the other camera's axes.
     """
-    turned = _homogeneous(plane_xy) @ other_from_here[:3, :3].T
+    turned = homogeneous(plane_xy) @ other_from_here[:3, :3].T
     translation = other_from_here[:3, 3]
     slope = translation[:2] - other_xy * translation[2]
     value = other_xy * turned[:, 2:] - turned[:, :2]
     return (slope * value).sum(1) / slope.square().sum(1).clamp_min(1e-18), turned
-
-
-def _homogeneous(plane_xy: Tensor) -> Tensor:
-    return torch.cat([plane_xy, torch.ones_like(plane_xy[:, :1])], dim=1)

@@ -89,7 +89,10 @@ class LocalAdjustment:
         if self._settings.bundle_adjustment.marginal_prior:
             chosen = leaving[flat.landmark]
             part = FlatObservations(
-                *(getattr(flat, name)[chosen] for name in ('keyframe', 'feature', 'landmark', 'measured', 'sqrt_information'))
+                *(
+                    getattr(flat, name)[chosen]
+                    for name in ('keyframe', 'feature', 'landmark', 'measured', 'sqrt_information')
+                )
             )
             problem = self._problem(window, part)
             used, compact = part.landmark.unique(return_inverse=True)
@@ -107,7 +110,9 @@ class LocalAdjustment:
         adjustment = self._settings.bundle_adjustment
         if not adjustment.marginal_prior:
             fixed[: 1 if self._settings.sensor != 'mono' else 2] = True
-        problem = window.problem(self._camera_from_body, fixed, adjustment.kernel, adjustment.kernel_width, flat)
+        problem = window.problem(
+            self._camera_from_body, fixed, adjustment.kernel, adjustment.kernel_width, flat
+        )
         return problem if adjustment.marginal_prior else replace(problem, prior=None)
 
     def _leaving(self, window: Window, flat: FlatObservations) -> Tensor:
@@ -117,7 +122,9 @@ class LocalAdjustment:
         by_oldest[flat.landmark[flat.keyframe == 0]] = True
         tracked = torch.zeros(count, dtype=torch.bool)
         tracked[flat.landmark[flat.keyframe >= len(window.keyframes) - STILL_TRACKED]] = True
-        seen = torch.zeros(count, dtype=torch.int64).index_add_(0, flat.landmark, torch.ones_like(flat.landmark))
+        seen = torch.zeros(count, dtype=torch.int64).index_add_(
+            0, flat.landmark, torch.ones_like(flat.landmark)
+        )
         has_depth = torch.zeros(count, dtype=torch.bool)
         has_depth[flat.landmark[(flat.sqrt_information[:, 2] > 0) & (flat.keyframe > 0)]] = True
         weak = (seen <= 2) & ~has_depth
@@ -126,12 +133,18 @@ class LocalAdjustment:
     def _cull(self, window: Window, flat: FlatObservations, at_end: Problem) -> None:
         errors, depth = residuals(at_end)
         limit = self._settings.landmarks.max_reprojection_px
-        bad = (errors[0, :, :2].norm(dim=1) > limit) | (depth[0] <= 0) | (errors[0, :, 2].abs() > 2.0 * limit)
+        bad = (
+            (errors[0, :, :2].norm(dim=1) > limit)
+            | (depth[0] <= 0)
+            | (errors[0, :, 2].abs() > 2.0 * limit)
+        )
         for number, keyframe in enumerate(window.keyframes):
             keyframe.landmark[flat.feature[bad & (flat.keyframe == number)]] = -1
         good = ~bad
         count = len(window.landmarks)
-        seen = torch.zeros(count, dtype=torch.int64).index_add_(0, flat.landmark[good], torch.ones_like(flat.landmark[good]))
+        seen = torch.zeros(count, dtype=torch.int64).index_add_(
+            0, flat.landmark[good], torch.ones_like(flat.landmark[good])
+        )
         has_depth = torch.zeros(count, dtype=torch.bool)
         has_depth[flat.landmark[good & (flat.sqrt_information[:, 2] > 0)]] = True
         weak = window.landmarks.alive & ((seen == 0) | ((seen < 2) & ~has_depth))

@@ -17,6 +17,11 @@ VELOCITY_BLEND = 0.7
 # Uncertainty of the constant-velocity model: accelerations of a hand-held or driven camera.
 ACCELERATION_SIGMA = (2.0, 2.0)  # m/s², rad/s²
 
+# After LOST the published pose catches up by this share of the body's own motion, and the remaining offset shrinks
+# by this share a second even when the body stands still.
+CATCH_UP = 0.5
+DECAY_PER_S = 0.1
+
 
 @dataclass(frozen=True)
 class Motion:
@@ -31,6 +36,16 @@ class Motion:
     stamp_ns: int
     world_from_body: Tensor
     velocity: Tensor | None = None
+
+    @property
+    def speed(self) -> float:
+        """Linear speed, units of length per second."""
+        return 0.0 if self.velocity is None else float(self.velocity[:3].norm())
+
+    @property
+    def turn_rate(self) -> float:
+        """Angular speed in rad/s."""
+        return 0.0 if self.velocity is None else float(self.velocity[3:].norm())
 
     def predict(self, stamp_ns: int) -> Tensor:
         """(4, 4) pose at `stamp_ns` with constant body velocity."""
@@ -58,12 +73,18 @@ def seconds(nanoseconds: int) -> float:
     return nanoseconds * 1e-9
 
 
-def plausible(previous: Tensor, current: Tensor, elapsed_s: float, bounds: TrackingSettings, metric: bool) -> bool:
+def plausible(
+    previous: Tensor, current: Tensor, elapsed_s: float, bounds: TrackingSettings, metric: bool
+) -> bool:
     """Whether a body can have moved so between two poses; without metric scale only the rotation is judged."""
     step = se3.log(se3.inverse(previous) @ current)
-    if float(step[3:].norm()) > math.radians(bounds.max_rotation_dps) * max(elapsed_s, 1e-3) + math.radians(5.0):
+    if float(step[3:].norm()) > math.radians(bounds.max_rotation_dps) * max(
+        elapsed_s, 1e-3
+    ) + math.radians(5.0):
         return False
-    return not metric or float(step[:3].norm()) <= bounds.max_speed_mps * max(elapsed_s, 1e-3) + 0.05
+    return (
+        not metric or float(step[:3].norm()) <= bounds.max_speed_mps * max(elapsed_s, 1e-3) + 0.05
+    )
 
 
 class Continuity:
@@ -82,17 +103,22 @@ class Continuity:
         if self._last is not None:
             self._offset = se3.inverse(estimated) @ self._last
 
-    def publish(self, estimated: Tensor, longest_m: float, largest_rad: float) -> Tensor:
-        """(4, 4) pose to publish for an estimate, the offset shrunk by at most these two bounds."""
+    def publish(self, estimated: Tensor, motion: Motion, elapsed_s: float) -> Tensor:
+        """(4, 4) pose to publish for an estimate; the offset shrinks with the motion of the body.
+
+        What is published moves by the body's own motion and at most `CATCH_UP` of it more.
+        """
         if self._offset is not None:
             step = se3.log(self._offset)
             translation, rotation = float(step[:3].norm()), float(step[3:].norm())
+            longest = (CATCH_UP * motion.speed + DECAY_PER_S * translation) * elapsed_s
+            largest = (CATCH_UP * motion.turn_rate + DECAY_PER_S * rotation) * elapsed_s
             share = max(
-                1.0 - longest_m / translation if translation > 0 else 0.0,
-                1.0 - largest_rad / rotation if rotation > 0 else 0.0,
+                1.0 - longest / translation if translation > 0 else 0.0,
+                1.0 - largest / rotation if rotation > 0 else 0.0,
                 0.0,
             )
-            self._offset = se3.exp(step * share) if share > 1e-9 else None
+            self._offset = se3.exp(step * share) if share > 1e-6 else None
         published = estimated if self._offset is None else estimated @ self._offset
         self._last = published
         return published

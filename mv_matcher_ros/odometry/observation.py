@@ -61,7 +61,9 @@ class Observer:
         view, camera = frame.views[0], self._rig.cameras[0]
         features, plane, sigma = self._normalised(view, camera)
         inverse, inverse_sigma = self._depth(view, features)
-        return Observation(frame.stamp_ns, frame.index, features, plane, sigma, inverse, inverse_sigma)
+        return Observation(
+            frame.stamp_ns, frame.index, features, plane, sigma, inverse, inverse_sigma
+        )
 
     def second_view(self, frame: Frame) -> tuple[Features, Tensor, Tensor]:
         """Features (M), plane coordinates (M, 2) and sigma (M,) of the second camera of a stereo rig."""
@@ -78,7 +80,9 @@ class Observer:
     def _check(self, frame: Frame) -> None:
         wanted = 2 if self._settings.sensor == 'stereo' else 1
         if len(frame.views) < wanted:
-            raise SourceError(f'frame {frame.index} has {len(frame.views)} images, {self._settings.sensor} needs {wanted}')
+            raise SourceError(
+                f'frame {frame.index} has {len(frame.views)} images, {self._settings.sensor} needs {wanted}'
+            )
         for view, camera in zip(frame.views, self._rig.cameras, strict=False):
             height, width = view.image.shape[:2]
             if (width, height) != (camera.width, camera.height):
@@ -126,7 +130,9 @@ def depth_at(depth: np.ndarray, keypoints_xy: np.ndarray) -> np.ndarray:
     height, width = depth.shape
     x0 = np.clip(np.floor(keypoints_xy[:, 0]).astype(int), 0, width - 2)
     y0 = np.clip(np.floor(keypoints_xy[:, 1]).astype(int), 0, height - 2)
-    corners = np.stack([depth[y0 + j, x0 + i] for j in (0, 1) for i in (0, 1)], axis=1).astype(np.float64)
+    corners = np.stack([depth[y0 + j, x0 + i] for j in (0, 1) for i in (0, 1)], axis=1).astype(
+        np.float64
+    )
     good = np.isfinite(corners) & (corners > 0)
     whole = good.all(1)
     safe = np.where(good, corners, 1.0)

@@ -29,10 +29,14 @@ class Projection:
 
     def mahalanobis(self, measured_xy: Tensor, sigma: Tensor) -> Tensor:
         """(K,) distance of measured points (K, 2) with noise `sigma` (K,), in standard deviations."""
-        spread = self.covariance[:, :2, :2] + torch.diag_embed(sigma.square()[:, None].expand(-1, 2))
+        spread = self.covariance[:, :2, :2] + torch.diag_embed(
+            sigma.square()[:, None].expand(-1, 2)
+        )
         a, b, c = spread[:, 0, 0], spread[:, 0, 1], spread[:, 1, 1]
         dx, dy = (measured_xy - self.plane_xy).unbind(1)
-        squared = (c * dx * dx - 2.0 * b * dx * dy + a * dy * dy) / (a * c - b * b).clamp_min(1e-300)
+        squared = (c * dx * dx - 2.0 * b * dx * dy + a * dy * dy) / (a * c - b * b).clamp_min(
+            1e-300
+        )
         return squared.clamp_min(0.0).sqrt()
 
     def whitening(self, sqrt_information: Tensor) -> Tensor:

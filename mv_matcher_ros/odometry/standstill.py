@@ -33,12 +33,20 @@ class StandstillGate:
 
     def hold(self, observation: Observation, tracked: Tracked) -> Tensor | None:
         """(4, 4) pose to hold, or None when the camera moves."""
-        if not self._settings.enabled or self._pixels is None or self._landmark is None or self._pose is None:
+        if (
+            not self._settings.enabled
+            or self._pixels is None
+            or self._landmark is None
+            or self._pose is None
+        ):
             return None
         seen = (self._landmark >= 0).nonzero()[:, 0]
         if len(seen) == 0:
             return None
-        size = int(max(self._landmark.max(), tracked.landmark.max() if len(tracked.landmark) else 0)) + 1
+        size = (
+            int(max(self._landmark.max(), tracked.landmark.max() if len(tracked.landmark) else 0))
+            + 1
+        )
         place = torch.full((size,), -1, dtype=torch.int64)
         place[self._landmark[seen]] = seen
         good = tracked.inlier & (place[tracked.landmark] >= 0)

@@ -9,6 +9,7 @@ from torch import Tensor
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Features, Rig
 from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.geometry.epipolar import homogeneous
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.landmarks import inverse_depth_from_pair
 from mv_matcher_ros.odometry.observation import Observation, with_depth
@@ -26,7 +27,9 @@ class StereoMatcher:
         self._baseline = float(self._second_from_first[:3, 3].norm())
         self._focal = rig.cameras[0].focal_px
 
-    def add_depth(self, observation: Observation, features: Features, plane_xy: Tensor, sigma: Tensor) -> Observation:
+    def add_depth(
+        self, observation: Observation, features: Features, plane_xy: Tensor, sigma: Tensor
+    ) -> Observation:
         """The observation with inverse depths where the second view (features, plane, sigma) agrees."""
         unknown = torch.full((len(observation),), torch.nan, dtype=torch.float64)
         spread = torch.ones_like(unknown)
@@ -35,20 +38,26 @@ class StereoMatcher:
             similarity = observation.features.descriptors @ features.descriptors.T
             pairs, _ = self._matcher.match_guided(similarity, allowed)
             left, right = pairs[:, 0], pairs[:, 1]
-            found, _ = inverse_depth_from_pair(observation.plane_xy[left], plane_xy[right], self._second_from_first)
+            found, _ = inverse_depth_from_pair(
+                observation.plane_xy[left], plane_xy[right], self._second_from_first
+            )
             del inverse
             unknown[left] = found
-            slope = self._second_from_first[:2, 3] - plane_xy[right] * self._second_from_first[2, 3]
+            slope = (
+                self._second_from_first[:2, 3] - plane_xy[right] * self._second_from_first[2, 3]
+            )
             noise = (observation.sigma[left].square() + sigma[right].square()).sqrt()
             spread[left] = noise / slope.norm(dim=1)
         return with_depth(observation, unknown, spread)
 
     def _candidates(self, first_xy: Tensor, second_xy: Tensor) -> tuple[Tensor, Tensor]:
         """(N, M) pairs near the epipolar line and at a possible depth."""
-        lines = _homogeneous(first_xy) @ self._essential.T
-        distance = (lines @ _homogeneous(second_xy).T).abs() / lines[:, :2].norm(dim=1, keepdim=True).clamp_min(1e-12)
+        lines = homogeneous(first_xy) @ self._essential.T
+        distance = (lines @ homogeneous(second_xy).T).abs() / lines[:, :2].norm(
+            dim=1, keepdim=True
+        ).clamp_min(1e-12)
         near = distance * self._focal < self._settings.epipolar_px
-        turned = _homogeneous(first_xy) @ self._second_from_first[:3, :3].T
+        turned = homogeneous(first_xy) @ self._second_from_first[:3, :3].T
         translation = self._second_from_first[:3, 3]
         # Along the line the projection moves from the infinite point towards the epipole with inverse depth.
         nearest = 1.0 / (self._settings.min_depth_baselines * self._baseline)
@@ -61,7 +70,3 @@ class StereoMatcher:
         along = direction @ second_xy.T - (direction * start).sum(1, keepdim=True)
         slack = self._settings.epipolar_px / self._focal
         return near & (along > -slack) & (along < length[:, None] + slack), along
-
-
-def _homogeneous(plane_xy: Tensor) -> Tensor:
-    return torch.cat([plane_xy, torch.ones_like(plane_xy[:, :1])], dim=1)

@@ -12,6 +12,7 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import solve
+from mv_matcher_ros.geometry.pose_ransac import estimate_absolute_pose
 from mv_matcher_ros.geometry.reprojection import Problem, linearise, residuals
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.observation import Observation
@@ -53,7 +54,9 @@ class Tracked:
 class Tracker:
     """Finds the landmarks of a window in a frame and the pose that explains them."""
 
-    def __init__(self, settings: Settings, camera: Camera, matcher: NearestNeighbourMatcher) -> None:
+    def __init__(
+        self, settings: Settings, camera: Camera, matcher: NearestNeighbourMatcher
+    ) -> None:
         self._settings = settings
         self._matcher = matcher
         self._focal = camera.focal_px
@@ -64,7 +67,10 @@ class Tracker:
         """Pose near `guess`, or None when too little agrees."""
         wanted = self._settings.tracking
         best: Tracked | None = None
-        for radius in (self._settings.matching.search_radius_px, self._settings.matching.wide_radius_px):
+        for radius in (
+            self._settings.matching.search_radius_px,
+            self._settings.matching.wide_radius_px,
+        ):
             found = self._search(window, observation, guess, radius * self._pixel_scale)
             tracked = self.solve_pose(window, observation, *found, guess, 'landmarks')
             if tracked is None:
@@ -75,14 +81,18 @@ class Tracker:
                 break
         if best is None:
             return None
-        radius = self._settings.matching.search_radius_px * self._pixel_scale * REFINED_RADIUS_SHARE
+        radius = (
+            self._settings.matching.search_radius_px * self._pixel_scale * REFINED_RADIUS_SHARE
+        )
         found = self._search(window, observation, best.world_from_body, radius)
         refined = self.solve_pose(window, observation, *found, best.world_from_body, 'landmarks')
         if refined is not None and refined.inliers >= best.inliers:
             best = refined
         return best if self.believable(best) else None
 
-    def relocalise(self, window: Window, observation: Observation, keyframe: Keyframe) -> Tracked | None:
+    def relocalise(
+        self, window: Window, observation: Observation, keyframe: Keyframe
+    ) -> Tracked | None:
         """Pose from unguided matches with one keyframe's landmarks (P3P in RANSAC), or None."""
         matches = self._matcher.match([keyframe.observation.features, observation.features])
         pairs = matches.keypoints
@@ -104,7 +114,13 @@ class Tracker:
         return tracked.inliers >= wanted.min_inliers and share >= wanted.min_inlier_ratio
 
     def solve_pose(
-        self, window: Window, observation: Observation, feature: Tensor, landmark: Tensor, start: Tensor, method: str
+        self,
+        window: Window,
+        observation: Observation,
+        feature: Tensor,
+        landmark: Tensor,
+        start: Tensor,
+        method: str,
     ) -> Tracked | None:
         """Robust least squares of the pose alone; None with fewer than four matches."""
         if len(feature) < 4:
@@ -130,7 +146,9 @@ class Tracker:
         solution = solve(problem, POSE_ITERATIONS, 1e-5)
         at_end = problem.moved(solution.world_from_body, solution.points)
         errors, depth = residuals(at_end)
-        inlier = (errors[0, :, :2].norm(dim=1) < self._settings.tracking.inlier_px) & (depth[0] > 0)
+        inlier = (errors[0, :, :2].norm(dim=1) < self._settings.tracking.inlier_px) & (
+            depth[0] > 0
+        )
         system = linearise(at_end)
         pose = solution.world_from_body[0, 0]
         if not bool(pose.isfinite().all()):
@@ -153,25 +171,18 @@ class Tracker:
         )
         return pairs[:, 1], rows[pairs[:, 0]]
 
-    def _robust_start(self, window: Window, observation: Observation, feature: Tensor, landmark: Tensor) -> Tensor | None:
+    def _robust_start(
+        self, window: Window, observation: Observation, feature: Tensor, landmark: Tensor
+    ) -> Tensor | None:
         """(4, 4) world_from_body by P3P in RANSAC, or None."""
         if len(feature) < self._settings.tracking.min_inliers:
             return None
-        import cv2
-        import numpy as np
-
-        ok, rotation, translation, inliers = cv2.solvePnPRansac(
-            window.landmarks.position[landmark].numpy(),
-            observation.plane_xy[feature].numpy(),
-            np.eye(3),
-            None,
-            reprojectionError=self._settings.tracking.inlier_px * 1.5 / self._focal,
-            iterationsCount=500,
-            flags=cv2.SOLVEPNP_AP3P,
+        start = estimate_absolute_pose(
+            window.landmarks.position[landmark],
+            observation.plane_xy[feature],
+            self._settings.tracking.inlier_px / self._focal,
+            seed=self._settings.runtime.seed,
         )
-        if not ok or inliers is None or len(inliers) < self._settings.tracking.min_inliers:
+        if not start.valid or int(start.inliers.sum()) < self._settings.tracking.min_inliers:
             return None
-        camera_from_world = torch.eye(4, dtype=torch.float64)
-        camera_from_world[:3, :3] = torch.from_numpy(cv2.Rodrigues(rotation)[0])
-        camera_from_world[:3, 3] = torch.from_numpy(translation[:, 0])
-        return se3.inverse(camera_from_world) @ self._camera_from_body
+        return se3.inverse(start.camera_from_world) @ self._camera_from_body

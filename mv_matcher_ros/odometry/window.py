@@ -26,6 +26,19 @@ class Keyframe:
     world_from_body: Tensor
     landmark: Tensor
 
+    @classmethod
+    def of(cls, observation: Observation, world_from_body: Tensor) -> Keyframe:
+        """A keyframe whose features see no landmark yet."""
+        nothing = torch.full((len(observation),), -1, dtype=torch.int64)
+        return cls(observation, world_from_body, nothing)
+
+    def feature_of_landmark(self, count: int) -> Tensor:
+        """(count,) int64 feature that sees each of `count` landmark rows, −1 where none does."""
+        place = torch.full((count,), -1, dtype=torch.int64)
+        seen = (self.landmark >= 0).nonzero()[:, 0]
+        place[self.landmark[seen]] = seen
+        return place
+
 
 @dataclass
 class Landmarks:
@@ -54,7 +67,11 @@ class Landmarks:
         self.position = torch.cat([self.position, position])
         unknown = torch.zeros(len(position), 3, 3, dtype=torch.float64)
         self.covariance = torch.cat([self.covariance, unknown])
-        self.descriptor = torch.cat([self.descriptor, descriptor]) if len(self.descriptor) else descriptor.clone()
+        self.descriptor = (
+            torch.cat([self.descriptor, descriptor])
+            if len(self.descriptor)
+            else descriptor.clone()
+        )
         self.alive = torch.cat([self.alive, torch.ones(len(position), dtype=torch.bool)])
         self.seen = torch.cat([self.seen, torch.zeros(len(position), dtype=torch.int64)])
         return rows
@@ -100,7 +117,9 @@ class Window:
             rows.append(keyframe.landmark[seen])
             measured.append(part[0][seen])
             information.append(part[1][seen])
-        return FlatObservations(*(torch.cat(p) for p in (views, features, rows, measured, information)))
+        return FlatObservations(
+            *(torch.cat(p) for p in (views, features, rows, measured, information))
+        )
 
     def count_seen(self) -> None:
         """Recount how many keyframes see each landmark, and let go of those that none sees."""
@@ -136,7 +155,14 @@ class Window:
         )
         return new_row
 
-    def problem(self, camera_from_body: Tensor, fixed: Tensor, kernel: str, width: float, flat: FlatObservations) -> Problem:
+    def problem(
+        self,
+        camera_from_body: Tensor,
+        fixed: Tensor,
+        kernel: str,
+        width: float,
+        flat: FlatObservations,
+    ) -> Problem:
         """Bundle adjustment over the whole window (batch of one)."""
         return Problem(
             self.poses()[None],

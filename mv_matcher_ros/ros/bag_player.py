@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 
 from mv_matcher_ros.errors import MissingDependencyError, MvMatcherError, SourceError
 from mv_matcher_ros.ros.dds_profile import apply_profile
 from mv_matcher_ros.ros.playback import BagPlayer, Playback
+from mv_matcher_ros.ros.stopping import init_without_signals
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,12 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of the player; prints one JSON line of what was played.
 
     Returns:
-        Exit code: 0, 2 for an error of input or a node that does not answer, 130 after SIGINT.
+        Exit code: 0, 2 for an error of input or a node that does not answer, 130 after a signal.
     """
     apply_profile()
     try:
         import rclpy
-        from rclpy.executors import ExternalShutdownException
         from rclpy.utilities import remove_ros_args
     except ModuleNotFoundError:
         print(MissingDependencyError('rclpy', 'ros', 'the bag player'), file=sys.stderr)
@@ -69,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(remove_ros_args(given)[1:])
     player: BagPlayer | None = None
     code = 0
-    rclpy.init(args=given)
+    init_without_signals(given)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         from mv_matcher_ros.files.open import open_source
 
@@ -82,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MvMatcherError as error:
         print(f'bag_player: {error}', file=sys.stderr)
         code = 2
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except KeyboardInterrupt:
         code = 130
     finally:
         rclpy.try_shutdown()

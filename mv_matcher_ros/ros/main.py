@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from mv_matcher_ros.errors import MissingDependencyError, MvMatcherError
 from mv_matcher_ros.ros.dds_profile import apply_profile
+from mv_matcher_ros.ros.stopping import init, spin_until
 
 
 def odometry(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +23,6 @@ def odometry(arguments: Sequence[str] | None = None) -> int:
     apply_profile()
     try:
         import rclpy
-        from rclpy.executors import ExternalShutdownException
 
         from mv_matcher_ros.ros.engine_node import OdometryNode
     except ModuleNotFoundError as error:
@@ -30,7 +30,7 @@ def odometry(arguments: Sequence[str] | None = None) -> int:
             raise
         print(MissingDependencyError('rclpy', 'ros', 'the odometry node'), file=sys.stderr)
         return 2
-    rclpy.init(args=list(arguments) if arguments is not None else None)
+    stop = init(arguments)
     try:
         node = OdometryNode()
     except MvMatcherError as error:
@@ -38,9 +38,7 @@ def odometry(arguments: Sequence[str] | None = None) -> int:
         rclpy.try_shutdown()
         return 2
     try:
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        spin_until(node, lambda: stop.made)
     finally:
         node.close()
         node.destroy_node()

@@ -21,10 +21,15 @@ import numpy as np
 from mv_matcher_ros.errors import MissingDependencyError
 from mv_matcher_ros.ros.dds_profile import apply_profile
 from mv_matcher_ros.ros.handshake import Handshake
+from mv_matcher_ros.ros.stopping import init, spin_until
 
 _DEPTH = 1000
 # Stamps of images that never get an odometry must not pile up.
 _UNMATCHED_KEPT = 2000
+# After a signal: what was sent by then still counts, and this much silence says that all of it has
+# been read; a node that goes on publishing does not keep the recorder alive.
+_SILENCE_S = 0.3
+_LAST_WORDS_S = 3.0
 
 
 class Times(NamedTuple):
@@ -72,6 +77,7 @@ class TrajectoryRecorder:
         self._answered_ns: list[int] = []
         self.odometry_messages = 0
         self.last_s: float | None = None
+        self.heard_s = time.monotonic()
         on_odometry, on_state = _with_times(self._on_odometry), _with_times(self._on_state)
         node.create_subscription(Odometry, odometry, on_odometry, _DEPTH)
         node.create_subscription(String, state, on_state, _DEPTH)
@@ -100,6 +106,7 @@ class TrajectoryRecorder:
         """Note one end of a latency; whichever of the two messages is read last completes it."""
         from mv_matcher_ros.ros.messages import stamp_ns
 
+        self.heard_s = time.monotonic()
         stamp = stamp_ns(message.header.stamp)
         side[stamp] = time_ns
         if stamp in self._sent_ns and stamp in self._arrived_ns:
@@ -112,7 +119,7 @@ class TrajectoryRecorder:
         self._last_state = json.loads(message.data)
         self._statuses[self._last_state['status']] += 1
         self._node_latencies_ms.append(self._last_state['latency_ms'])
-        self.last_s = time.monotonic()
+        self.last_s = self.heard_s = time.monotonic()
         self._answered_ns.append(times.sent_ns)
 
     def summary(self) -> dict[str, Any]:
@@ -171,29 +178,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Record until SIGINT, or until nothing comes any more; prints `live.json`."""
+    """Record until SIGINT or SIGTERM, or until nothing comes any more; prints `live.json`."""
     apply_profile()
     try:
         import rclpy
-        from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
         from rclpy.utilities import remove_ros_args
     except ModuleNotFoundError:
         print(MissingDependencyError('rclpy', 'ros', 'the recorder'), file=sys.stderr)
         return 2
     given = list(sys.argv if arguments is None else ['trajectory_recorder', *arguments])
     options = _parser().parse_args(remove_ros_args(given)[1:])
-    rclpy.init(args=given)
+    stop = init(given)
     node = rclpy.create_node('trajectory_recorder')
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
     recorder = TrajectoryRecorder(
         node, options.out, options.odometry, options.state, options.camera_info
     )
+
+    def idle() -> bool:
+        return recorder.last_s is not None and time.monotonic() - recorder.last_s > options.idle
+
     try:
-        while recorder.last_s is None or time.monotonic() - recorder.last_s < options.idle:
-            executor.spin_once(timeout_sec=0.2)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        spin_until(node, lambda: stop.made or idle())
+        end_s = time.monotonic() + _LAST_WORDS_S
+        spin_until(node, lambda: time.monotonic() > min(recorder.heard_s + _SILENCE_S, end_s))
     finally:
         recorder.close()
         rclpy.try_shutdown()

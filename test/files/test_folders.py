@@ -128,8 +128,9 @@ def test_repeated_and_backward_stamps_are_dropped_and_counted(kitti: Path) -> No
         'repeated time stamp, frame dropped': 1,
         'backwards time stamp, frame dropped': 1,
     }
-    stamps = [frame.stamp_ns // 10**8 for frame in open_source(kitti, sensor='stereo')]
-    assert stamps == [0, 1, 2]
+    stereo = open_source(kitti, sensor='stereo')
+    assert [frame.stamp_ns // 10**8 for frame in stereo] == [0, 1, 2]
+    assert stereo.faults == source.faults
 
 
 def test_slices(kitti: Path) -> None:

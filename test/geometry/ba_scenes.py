@@ -23,9 +23,10 @@ def window_problem(
     dtype: torch.dtype = torch.float64,
     kernel: str = 'none',
 ) -> tuple[Problem, torch.Tensor, torch.Tensor]:
-    """A camera that moves sideways past a cloud 4..10 m ahead; returns problem, true poses, true points.
+    """A camera that moves sideways past a cloud 4..10 m ahead: problem, true poses, true points.
 
-    Each point is seen by `views_per_point` consecutive poses. `noise` is in units of the normalised plane.
+    Each point is seen by `views_per_point` consecutive poses. `noise` is in units of the
+    normalised plane.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundle adjustment: known answers, GTSAM as oracle, both gradients, priors, degenerate problems."""
+"""Bundle adjustment: known answers, GTSAM as oracle, gradients, priors, degenerate problems."""
 
 from __future__ import annotations
 
@@ -52,9 +52,13 @@ def test_gradient_of_the_normal_equations_is_that_of_the_cost(scene: str, kernel
     pose_step = torch.zeros(1, 4, 6, dtype=torch.float64, requires_grad=True)
     point_step = torch.zeros(1, 20, 3, dtype=torch.float64, requires_grad=True)
     moved = retract(problem.world_from_body, problem.points, pose_step, point_step)
-    by_pose, by_point = torch.autograd.grad(cost(problem.moved(*moved)).sum(), (pose_step, point_step))
+    by_pose, by_point = torch.autograd.grad(
+        cost(problem.moved(*moved)).sum(), (pose_step, point_step)
+    )
     equations = linearise(problem)
-    torch.testing.assert_close(equations.pose_gradient.reshape(1, 4, 6), by_pose, rtol=1e-9, atol=1e-6)
+    torch.testing.assert_close(
+        equations.pose_gradient.reshape(1, 4, 6), by_pose, rtol=1e-9, atol=1e-6
+    )
     torch.testing.assert_close(equations.point_gradient, by_point, rtol=1e-9, atol=1e-6)
 
 
@@ -90,17 +94,26 @@ def gtsam_solution(problem: Problem, relative: float = 1e-14):  # type: ignore[n
         sigma = 1.0 / float(problem.sqrt_information[0, number, 0])
         noise = gtsam.noiseModel.Isotropic.Sigma(2, sigma)
         if problem.kernel != 'none':
-            kinds = {'huber': gtsam.noiseModel.mEstimator.Huber, 'cauchy': gtsam.noiseModel.mEstimator.Cauchy}
-            noise = gtsam.noiseModel.Robust.Create(kinds[problem.kernel].Create(problem.kernel_width), noise)
+            kinds = {
+                'huber': gtsam.noiseModel.mEstimator.Huber,
+                'cauchy': gtsam.noiseModel.mEstimator.Cauchy,
+            }
+            noise = gtsam.noiseModel.Robust.Create(
+                kinds[problem.kernel].Create(problem.kernel_width), noise
+            )
         pose = gtsam.symbol('x', int(problem.pose_index[0, number]))
         point = gtsam.symbol('l', int(problem.point_index[0, number]))
         measured = problem.measured[0, number].numpy()
         if cameras is None:
-            factor = gtsam.GenericProjectionFactorCal3_S2(measured, noise, pose, point, calibration)
+            factor = gtsam.GenericProjectionFactorCal3_S2(
+                measured, noise, pose, point, calibration
+            )
         else:
             index = int(problem.camera_index[0, number])
             sensor = gtsam.Pose3(se3.inverse(cameras[0, index]).numpy())
-            factor = gtsam.GenericProjectionFactorCal3_S2(measured, noise, pose, point, calibration, sensor)
+            factor = gtsam.GenericProjectionFactorCal3_S2(
+                measured, noise, pose, point, calibration, sensor
+            )
         graph.add(factor)
     for number, pose in enumerate(problem.world_from_body[0]):
         key = gtsam.symbol('x', number)
@@ -144,7 +157,7 @@ def test_same_optimum_and_covariance_as_gtsam(scene: str, kernel: str) -> None:
 
 
 def test_covariance_in_fixed_axes_is_the_spread_of_the_pose() -> None:
-    """Sampled right perturbations, read as position and fixed-axis rotation, have the converted covariance."""
+    """Sampled right perturbations, read in fixed axes, have the converted covariance."""
     generator = torch.Generator().manual_seed(3)
     pose = se3.exp(torch.tensor([1.0, -2.0, 0.5, 0.4, 1.2, -0.7], dtype=torch.float64))
     root = torch.randn(6, 6, generator=generator, dtype=torch.float64) * 1e-3
@@ -164,7 +177,9 @@ def test_robust_kernel_shrugs_off_outliers() -> None:
     measured[:, ::17] += 0.2
     robust = solve(replace(problem, measured=measured), 100, 1e-10)
     plain = solve(replace(problem, measured=measured, kernel='none'), 100, 1e-10)
-    assert pose_error(robust.world_from_body, poses) < 0.25 * pose_error(plain.world_from_body, poses)
+    assert pose_error(robust.world_from_body, poses) < 0.25 * pose_error(
+        plain.world_from_body, poses
+    )
 
 
 def differentiable(problem: Problem, measured: torch.Tensor, how: str) -> torch.Tensor:
@@ -174,7 +189,9 @@ def differentiable(problem: Problem, measured: torch.Tensor, how: str) -> torch.
         solution = solve(asked, 60, 1e-16, unroll=True)
         poses, points = solution.world_from_body, solution.points
     else:
-        poses, points = attach_gradient(asked, solve(replace(asked, measured=measured.detach()), 300, 1e-16))
+        poses, points = attach_gradient(
+            asked, solve(replace(asked, measured=measured.detach()), 300, 1e-16)
+        )
     weights = torch.linspace(0.5, 2.0, poses.numel(), dtype=poses.dtype).reshape(poses.shape)
     return (weights * poses).sum() + (points * points[..., :1].cos()).sum()
 
@@ -186,11 +203,13 @@ def test_implicit_and_unrolled_gradients_agree_at_nonzero_residual(kernel: str) 
     (implicit,) = torch.autograd.grad(differentiable(problem, measured, 'implicit'), measured)
     (unrolled,) = torch.autograd.grad(differentiable(problem, measured, 'unrolled'), measured)
     assert float(cost(problem)) > 1.0
-    torch.testing.assert_close(implicit, unrolled, rtol=1e-4, atol=1e-5 * float(implicit.abs().max()))
+    torch.testing.assert_close(
+        implicit, unrolled, rtol=1e-4, atol=1e-5 * float(implicit.abs().max())
+    )
 
 
 def test_gauss_newton_hessian_would_be_wrong() -> None:
-    """The second-order terms matter: without them the implicit gradient is off by more than the tolerance."""
+    """The second-order terms matter: without them the implicit gradient is wrong."""
     problem, _, _ = window_problem(3, 12, 3, noise=2e-2, start_noise=0.005)
     solution = solve(problem, 300, 1e-16)
     at_optimum = problem.moved(solution.world_from_body, solution.points)
@@ -202,7 +221,9 @@ def test_gauss_newton_hessian_would_be_wrong() -> None:
 
 @pytest.mark.parametrize('scene', SCENES)
 def test_gradcheck_of_the_implicit_gradient(scene: str) -> None:
-    problem, _, _ = window_problem(3, 8, 3, noise=1e-2, start_noise=0.002, kernel='cauchy', **SCENES[scene])
+    problem, _, _ = window_problem(
+        3, 8, 3, noise=1e-2, start_noise=0.002, kernel='cauchy', **SCENES[scene]
+    )
     measured = problem.measured.clone().requires_grad_()
 
     def optimum(measured: torch.Tensor) -> torch.Tensor:
@@ -220,7 +241,9 @@ def test_gradient_reaches_weights_extrinsics_and_prior() -> None:
     }
     gradient = torch.randn(1, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
-    def optimum(weight: torch.Tensor, extrinsic: torch.Tensor, prior_gradient: torch.Tensor) -> torch.Tensor:
+    def optimum(
+        weight: torch.Tensor, extrinsic: torch.Tensor, prior_gradient: torch.Tensor
+    ) -> torch.Tensor:
         prior = PosePrior(information, prior_gradient, problem.world_from_body)
         asked = replace(problem, sqrt_information=weight, camera_from_body=extrinsic, prior=prior)
         detached = replace(
@@ -237,7 +260,7 @@ def test_gradient_reaches_weights_extrinsics_and_prior() -> None:
 
 
 def test_marginal_prior_keeps_the_optimum_of_the_whole_problem() -> None:
-    """Dropping a pose with its points changes nothing: the prior stands for what they said, at the optimum."""
+    """Dropping a pose with its points changes nothing: the prior stands for them there."""
     problem, _, _ = window_problem(5, 60, 3, depth=True, start_noise=0.005)
     anchor = torch.zeros(1, 30, 30, dtype=torch.float64)
     anchor[:, :6, :6] = torch.eye(6) * 1e8
@@ -307,7 +330,9 @@ def test_degenerate_problems_stay_finite() -> None:
         measured=problem.measured[:, :0],
         sqrt_information=problem.sqrt_information[:, :0],
     )
-    behind = replace(problem, points=problem.points * torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))
+    behind = replace(
+        problem, points=problem.points * torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
+    )
     free = replace(problem, fixed=torch.zeros_like(problem.fixed))
     one_observation = replace(
         problem,
@@ -338,4 +363,8 @@ def test_wrong_shapes_are_named() -> None:
     with pytest.raises(GeometryError, match='sqrt_information has shape'):
         replace(problem, sqrt_information=problem.sqrt_information[:, :-1])
     with pytest.raises(GeometryError, match='not 2 or 3'):
-        replace(problem, measured=problem.measured[..., :1], sqrt_information=problem.sqrt_information[..., :1])
+        replace(
+            problem,
+            measured=problem.measured[..., :1],
+            sqrt_information=problem.sqrt_information[..., :1],
+        )

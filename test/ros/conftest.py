@@ -137,8 +137,7 @@ class Bench:
     def collect(self, kind: Any, topic: str, qos: Any = 100) -> list[Any]:
         """A list that fills with the messages of a topic."""
         messages: list[Any] = []
-        self.tester.create_subscription(kind, topic, messages.append, qos)
-        self.wait(lambda: self.tester.count_publishers(topic) > 0, f'a publisher of {topic}')
+        self._subscribe(kind, topic, messages.append, qos)
         return messages
 
     def states(self, topic: str = 'odometry/state') -> list[dict[str, Any]]:
@@ -146,11 +145,24 @@ class Bench:
         from std_msgs.msg import String
 
         states: list[dict[str, Any]] = []
-        self.tester.create_subscription(
-            String, topic, lambda m: states.append(json.loads(m.data)), 100
-        )
-        self.wait(lambda: self.tester.count_publishers(topic) > 0, f'a publisher of {topic}')
+        self._subscribe(String, topic, lambda m: states.append(json.loads(m.data)), 100)
         return states
+
+    def _subscribe(self, kind: Any, topic: str, take: Callable[[Any], Any], qos: Any) -> None:
+        """Subscribe, and wait until the node under test sends to this subscription too.
+
+        That the tester has heard of a publisher does not say that the publisher has heard of the
+        tester, and what is published before it has is lost.
+        """
+        self.tester.create_subscription(kind, topic, take, qos)
+        self.wait(lambda: self.tester.count_publishers(topic) > 0, f'a publisher of {topic}')
+        full_name = self.tester.resolve_topic_name(topic)
+        writers = [p for n in self.nodes for p in n.publishers if p.topic_name == full_name]
+        readers = sum(s.topic_name == full_name for s in self.tester.subscriptions)
+        self.wait(
+            lambda: all(writer.get_subscription_count() >= readers for writer in writers),
+            f'the node to know the subscriber of {topic}',
+        )
 
     def publisher(self, kind: Any, topic: str, qos: Any = 100, listeners: int = 1) -> Any:
         """A publisher that is matched with its listeners, and they with it.

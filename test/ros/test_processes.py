@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import pytest
 from nav_msgs.msg import Odometry
+from rclpy.qos import QoSProfile
 
 from mv_matcher_ros.config import Settings, read_settings
 from mv_matcher_ros.datatypes import Frame, Rig, Sensor
@@ -37,13 +38,25 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def start(python: Start) -> Start:
     """Starts a module of the package as a process; ends it after the test."""
+    return lambda module, *arguments: python('-m', f'mv_matcher_ros.ros.{module}', *arguments)
+
+
+@pytest.fixture
+def start_code(python: Start) -> Start:
+    """Starts some code as a process; ends it after the test."""
+    return lambda code, *arguments: python('-c', code, *arguments)
+
+
+@pytest.fixture
+def python() -> Iterator[Start]:
+    """Starts python in the source tree; ends it after the test."""
     processes: list[subprocess.Popen[str]] = []
 
-    def run(module: str, *arguments: str) -> subprocess.Popen[str]:
+    def run(*arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, '-m', f'mv_matcher_ros.ros.{module}', *arguments],
+            [sys.executable, *arguments],
             cwd=Path(__file__).resolve().parents[2],
             env={**os.environ, 'OMP_NUM_THREADS': '1'},
             stdout=subprocess.PIPE,
@@ -128,6 +141,60 @@ def test_lossless_over_dds_equals_offline(
     assert summary['metric'] is True
     assert summary['latency_ms']['samples'] == len(known)
     assert 0 < summary['latency_ms']['p50'] <= summary['latency_ms']['p95'] < 30_000
+
+
+# Runs a module with a signal that arrives while the executor builds its next wait.
+SIGNALLED_WAIT = """
+import runpy, signal, sys, time
+import rclpy
+from rclpy.impl.implementation_singleton import rclpy_implementation as implementation
+
+build, waits = implementation.WaitSet, []
+
+def build_late(*arguments):
+    waits.append(1)
+    if len(waits) == 10:
+        signal.raise_signal(getattr(signal, number))
+        deadline_s = time.monotonic() + 0.5
+        while rclpy.ok() and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+    return build(*arguments)
+
+implementation.WaitSet = build_late
+number, module = sys.argv[1:3]
+del sys.argv[1:3]
+runpy.run_module(f'mv_matcher_ros.ros.{module}', run_name='__main__', alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize('number', ['SIGINT', 'SIGTERM'])
+@pytest.mark.parametrize('module', ['trajectory_recorder', 'main'])
+def test_a_signal_in_the_middle_of_a_wait_ends_cleanly(
+    start_code: Start, tmp_path: Path, module: str, number: str
+) -> None:
+    out = ['--out', str(tmp_path)] if module == 'trajectory_recorder' else []
+    process = start_code(SIGNALLED_WAIT, number, module, *out)
+    printed, error = process.communicate(timeout=START_S)
+    assert (process.returncode, 'Traceback' in error) == (0, False), error
+    if out:
+        assert json.loads(printed) == json.loads((tmp_path / 'live.json').read_text())
+        assert (tmp_path / 'odometry.tum').read_text() == ''
+
+
+def test_recorder_reads_what_was_sent_before_the_signal(
+    start: Start, bench: Any, tmp_path: Path
+) -> None:
+    """Whatever waits in its queues when the signal comes is written too."""
+    recorder = start('trajectory_recorder', '--out', str(tmp_path))
+    publisher = bench.publisher(Odometry, 'odometry', QoSProfile(depth=1000))
+    for index in range(500):
+        message = Odometry()
+        message.header.stamp.sec = 1 + index
+        message.pose.pose.orientation.w = 1.0
+        publisher.publish(message)
+    code, _, error = end(recorder)
+    assert code == 0, error
+    assert len(read_tum(tmp_path / 'odometry.tum')) == 500
 
 
 def write_kitti(source: Recorded, folder: Path) -> None:

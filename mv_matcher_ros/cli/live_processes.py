@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node, a recorder and a player as processes of their own, which talk over DDS."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mv_matcher_ros.errors import MissingDependencyError, MvMatcherError
+
+if TYPE_CHECKING:
+    from mv_matcher_ros.config import Settings
+
+_POLL_S = 0.05
+_END_S = 20.0  # for a process to end after SIGINT; then it is killed
+
+
+@dataclass(frozen=True)
+class Play:
+    """What is played to the node, and how.
+
+    Attributes:
+        source: recording.
+        sensor: mono, stereo or rgbd.
+        lossless: wait for the answer to every frame; else real time and newest frame.
+        rate: speed in real time.
+        start, end, stride: which frames.
+        mounts: the recording knows how the cameras sit on the body; the node takes that from TF.
+        timeout_s: for the node to come up, and (lossless) to answer a frame.
+    """
+
+    source: Path
+    sensor: str
+    lossless: bool
+    rate: float = 1.0
+    start: int = 0
+    end: int | None = None
+    stride: int = 1
+    mounts: bool = False
+    timeout_s: float = 120.0
+
+
+def play_to_node(play: Play, settings: Settings, out: Path) -> dict[str, Any]:
+    """Start node and recorder, play everything, end them.
+
+    Args:
+        play: what.
+        settings: of the node; sensor and lossless are those of `play`.
+        out: folder for `odometry.tum`, `live.json` and the logs of the processes.
+
+    Returns:
+        What the recorder wrote into `live.json`, and `player`: what the player says of itself.
+
+    Raises:
+        MissingDependencyError: no rclpy.
+        MvMatcherError: a process failed; its log is named.
+    """
+    if importlib.util.find_spec('rclpy') is None:
+        raise MissingDependencyError('rclpy', 'ros', 'bench node')
+    out.mkdir(parents=True, exist_ok=True)
+    parameters = out / 'parameters.yaml'
+    parameters.write_text(
+        yaml.safe_dump({'/**': {'ros__parameters': _parameters(play, settings)}})
+    )
+    with _Processes(out) as processes:
+        node = processes.start('main', '--ros-args', '--params-file', str(parameters))
+        info = 'left/camera_info' if play.sensor == 'stereo' else 'camera_info'
+        recorder = processes.start(
+            'trajectory_recorder', '--out', str(out), '--camera-info', info, '--idle', '1e9'
+        )
+        player = processes.start('bag_player', *_player_words(play))
+        processes.wait_for(player)
+        # The recorder last: what the node says while it ends is heard too.
+        processes.end(node)
+        processes.end(recorder)
+        played = json.loads((out / 'bag_player.out').read_text(encoding='utf-8'))
+    return {**json.loads((out / 'live.json').read_text(encoding='utf-8')), 'player': played}
+
+
+def _parameters(play: Play, settings: Settings) -> dict[str, Any]:
+    """All settings as a tree of ROS parameters."""
+    tree = settings.model_dump()
+    tree['sensor'] = play.sensor
+    tree['ros'].update(lossless=play.lossless, extrinsics_from_tf=play.mounts)
+    return tree
+
+
+def _player_words(play: Play) -> list[str]:
+    words = [str(play.source), '--sensor', play.sensor, '--wait-for', 'trajectory_recorder']
+    words += ['--timeout', f'{play.timeout_s:g}', '--start', str(play.start)]
+    words += ['--stride', str(play.stride)] + (
+        [] if play.end is None else ['--end', str(play.end)]
+    )
+    return words + (['--lossless'] if play.lossless else ['--rate', f'{play.rate:g}'])
+
+
+class _Processes:
+    """Processes that hear each other and nobody else, and end with the `with` block."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._environment = {
+            **os.environ,
+            # A domain of its own on loopback: a robot nearby must not get these images or this TF.
+            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
+            'ROS_DOMAIN_ID': str(1 + os.getpid() % 100),
+            'ROS_LOG_DIR': str(out / 'ros_log'),
+        }
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def start(self, module: str, *words: str) -> str:
+        """Start a module of `ros/`; returns the name that the other methods take."""
+        with (
+            (self._out / f'{module}.out').open('wb') as printed,
+            (self._out / f'{module}.log').open('wb') as log,
+        ):
+            self._running[module] = subprocess.Popen(
+                [sys.executable, '-m', f'mv_matcher_ros.ros.{module}', *words],
+                env=self._environment,
+                stdout=printed,
+                stderr=log,
+            )
+        return module
+
+    def wait_for(self, name: str) -> None:
+        """Wait until one process is done; all others have to run as long."""
+        while self._running[name].poll() is None:
+            for other, process in self._running.items():
+                if other != name and process.poll() is not None:
+                    raise MvMatcherError(self._failure(other))
+            time.sleep(_POLL_S)
+        if self._running[name].returncode != 0:
+            raise MvMatcherError(self._failure(name))
+
+    def end(self, name: str) -> None:
+        """End one process as Ctrl-C does, and wait for it."""
+        process = self._running[name]
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            raise MvMatcherError(f'{name} did not end within {_END_S:g} s of SIGINT') from None
+        if process.returncode != 0:
+            raise MvMatcherError(self._failure(name))
+
+    def _failure(self, name: str) -> str:
+        log = self._out / f'{name}.log'
+        lines = log.read_text(encoding='utf-8', errors='replace').split('\n')
+        said = next((line for line in reversed(lines) if line.strip()), 'it said nothing')
+        return (
+            f'{name} ended with code {self._running[name].returncode}: {said} (all of it: {log})'
+        )
+
+    def __exit__(self, *error: object) -> None:
+        for process in self._running.values():
+            if process.poll() is None:
+                process.kill()
+            process.wait()

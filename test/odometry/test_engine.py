@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine on rendered worlds: accuracy per sensor, statuses, faults, determinism."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mv_matcher_ros.config import Settings, read_settings
+from mv_matcher_ros.datatypes import Estimate, Frame, Status, View
+from mv_matcher_ros.errors import SettingsError, SourceError
+from mv_matcher_ros.odometry.engine import OdometryEngine
+from mv_matcher_ros.worlds import presets
+from mv_matcher_ros.worlds.effects import Effects
+from mv_matcher_ros.worlds.recording import SyntheticSource
+
+SIZE = (480, 360)
+SHARP = Effects(exposure_s=0.0)
+
+
+def settings(sensor: str, **overrides: object) -> Settings:
+    return read_settings({'sensor': sensor, **overrides})
+
+
+def estimates(source: SyntheticSource, **overrides: object) -> list[Estimate]:
+    engine = OdometryEngine(settings(source.sensor, **overrides), source.rig)
+    return [engine.process(frame) for frame in source]
+
+
+def positions(results: Sequence[Estimate], source: SyntheticSource) -> tuple[np.ndarray, np.ndarray]:
+    """Estimated positions and true ones relative to the first estimated pose, in odom."""
+    known = [(r.odom_from_body, i) for i, r in enumerate(results) if r.odom_from_body is not None]
+    truth = source.truth.world_from_body[[i for _, i in known]]
+    estimated = np.stack([pose for pose, _ in known])
+    aligned = estimated[0] @ np.linalg.inv(truth[0]) @ truth
+    return estimated[:, :3, 3], aligned[:, :3, 3]
+
+
+def path_length(points: np.ndarray) -> float:
+    return float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum())
+
+
+@pytest.mark.parametrize('sensor', ['stereo', 'rgbd'])
+def test_metric_sensors_follow_a_walk(sensor: str) -> None:
+    source = presets.room_loop(sensor, 30, SIZE, effects=SHARP)
+    results = estimates(source)
+    assert all(r.status is Status.TRACKING for r in results)
+    assert all(r.metric for r in results)
+    estimated, truth = positions(results, source)
+    assert np.linalg.norm(estimated - truth, axis=1).max() < 0.02 * path_length(truth)
+    np.testing.assert_allclose(results[0].odom_from_body, source.rig.odom_from_first_body)
+
+
+def test_mono_follows_a_walk_up_to_scale() -> None:
+    source = presets.room_loop('mono', 30, SIZE, effects=SHARP)
+    results = estimates(source)
+    started = next(i for i, r in enumerate(results) if r.status is Status.TRACKING)
+    assert started < 10
+    assert all(r.status is Status.INITIALISING and r.message for r in results[:started])
+    assert all(r.odom_from_body is None for r in results[:started])
+    assert all(r.status is Status.TRACKING and not r.metric for r in results[started:])
+    estimated, truth = positions(results, source)
+    scale = path_length(truth) / path_length(estimated)
+    error = np.linalg.norm(scale * (estimated - estimated[0]) - (truth - truth[0]), axis=1)
+    assert error.max() < 0.05 * path_length(truth)
+
+
+def test_same_input_gives_the_same_bits() -> None:
+    source = presets.room_loop('stereo', 8, SIZE, effects=SHARP)
+    first, second = estimates(source), estimates(source)
+    for a, b in zip(first, second, strict=True):
+        assert np.array_equal(a.odom_from_body, b.odom_from_body)
+        assert np.array_equal(a.covariance, b.covariance)
+
+
+def test_reset_starts_the_same_trajectory_again() -> None:
+    source = presets.room_loop('stereo', 6, SIZE, effects=SHARP)
+    engine = OdometryEngine(settings('stereo'), source.rig)
+    first = [engine.process(frame).odom_from_body for frame in source]
+    engine.reset()
+    second = [engine.process(frame).odom_from_body for frame in source]
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize('gate', [True, False])
+def test_standing_still_does_not_drift(gate: bool) -> None:
+    source = presets.standing_still('stereo', 12, SIZE)
+    results = estimates(source, **{'zero_motion.enabled': gate})
+    assert all(r.status is Status.TRACKING for r in results)
+    estimated, _ = positions(results, source)
+    distance = np.linalg.norm(estimated - estimated[0], axis=1).max()
+    assert distance < 0.005
+    if gate:
+        assert distance == 0.0
+
+
+def test_a_creep_is_followed() -> None:
+    source = presets.creep('stereo', 25, SIZE, effects=SHARP)
+    estimated, truth = positions(estimates(source), source)
+    moved, true = (np.linalg.norm(x[-1] - x[0]) for x in (estimated, truth))
+    assert abs(moved - true) < 0.1 * true
+
+
+def test_twist_is_the_motion_of_the_body() -> None:
+    source = presets.room_loop('stereo', 15, SIZE, effects=SHARP)
+    results = estimates(source)
+    truth = source.truth
+    elapsed = (truth.stamps_ns[-1] - truth.stamps_ns[-3]) * 1e-9
+    step = np.linalg.inv(truth.world_from_body[-3]) @ truth.world_from_body[-1]
+    np.testing.assert_allclose(results[-1].twist[:3], step[:3, 3] / elapsed, atol=0.15)
+
+
+def test_covariance_is_proper_and_grows() -> None:
+    source = presets.room_loop('stereo', 20, SIZE, effects=SHARP)
+    results = estimates(source)
+    traces = []
+    for result in results:
+        covariance = result.covariance
+        assert covariance.shape == (6, 6)
+        np.testing.assert_allclose(covariance, covariance.T, atol=1e-12)
+        assert np.linalg.eigvalsh(covariance).min() > 0
+        traces.append(np.trace(covariance))
+    assert traces[-1] > traces[1]
+
+
+def blinded(source: SyntheticSource, first: int, last: int) -> list[Frame]:
+    """The frames of a source with black images from `first` to `last`."""
+    frames = []
+    for number, frame in enumerate(source):
+        if first <= number <= last:
+            views = tuple(View(np.zeros_like(view.image), view.depth) for view in frame.views)
+            frame = replace(frame, views=views)
+        frames.append(frame)
+    return frames
+
+
+def test_covered_lens_coasts_then_loses_then_recovers_without_a_jump() -> None:
+    source = presets.room_loop('stereo', 36, SIZE, effects=SHARP)
+    engine = OdometryEngine(settings('stereo', **{'tracking.coasting_s': 0.16}), source.rig)
+    results = [engine.process(frame) for frame in blinded(source, 10, 20)]
+    status = [r.status for r in results]
+    assert status[10:13] == [Status.DEGRADED] * 3
+    assert all('coasting' in r.message and 'contrast' in r.message for r in results[10:13])
+    assert set(status[13:21]) == {Status.LOST}
+    assert all(r.odom_from_body is None and r.covariance is None for r in results[13:21])
+    assert status[21] is Status.RELOCALISED
+    assert set(status[22:]) == {Status.TRACKING}
+    growth = [np.trace(r.covariance[:3, :3]) for r in results[9:13]]
+    assert growth == sorted(growth)
+    published = [r.odom_from_body[:3, 3] for r in results if r.odom_from_body is not None]
+    steps = np.linalg.norm(np.diff(published, axis=0), axis=1)
+    truth = source.truth.world_from_body[:, :3, 3]
+    fastest = np.linalg.norm(np.diff(truth, axis=0), axis=1).max()
+    assert steps.max() < 2.0 * fastest  # the body's motion and at most half of it to catch up
+
+
+@pytest.mark.parametrize('sensor', ['stereo', 'mono'])
+def test_a_long_loss_starts_a_new_map_and_says_so(sensor: str) -> None:
+    source = presets.room_loop(sensor, 40, SIZE, effects=SHARP)
+    short = {'tracking.coasting_s': 0.1, 'tracking.reinitialise_s': 0.3}
+    engine = OdometryEngine(settings(sensor, **short), source.rig)
+    results = [engine.process(frame) for frame in blinded(source, 14, 24)]
+    assert results[20].status is Status.LOST
+    again = next(r for r in results[20:] if r.status is Status.RELOCALISED)
+    assert 'new map' in again.message
+    before = next(r for r in reversed(results[:20]) if r.odom_from_body is not None)
+    moved = np.linalg.norm(again.odom_from_body[:3, 3] - before.odom_from_body[:3, 3])
+    unit = path_length(np.stack([r.odom_from_body[:3, 3] for r in results[8:14]])) / 5
+    assert moved < 2.0 * unit
+    assert results[-1].status is Status.TRACKING
+
+
+def test_pure_rotation_invents_no_translation() -> None:
+    source = presets.pure_rotation('mono', 12, SIZE, effects=SHARP)
+    results = estimates(source)
+    assert all(r.status is Status.INITIALISING for r in results)
+    assert all(r.odom_from_body is None for r in results)
+    assert any('turned' in r.message or 'parallax' in r.message for r in results)
+
+
+def test_nothing_to_see_is_said() -> None:
+    source = presets.room_loop('mono', 2, SIZE, effects=SHARP)
+    frames = blinded(source, 0, 1)
+    engine = OdometryEngine(settings('mono'), source.rig)
+    result = engine.process(frames[0])
+    assert result.status is Status.INITIALISING
+    assert 'without contrast' in result.message
+    ramp = np.tile(np.linspace(0, 255, SIZE[0]).astype(np.uint8), (SIZE[1], 1))
+    result = engine.process(replace(frames[1], views=(View(ramp),)))
+    assert 'without texture' in result.message
+
+
+def test_frames_that_do_not_belong_are_refused() -> None:
+    source = presets.room_loop('stereo', 3, SIZE, effects=SHARP)
+    frames = list(source)
+    engine = OdometryEngine(settings('stereo'), source.rig)
+    engine.process(frames[1])
+    with pytest.raises(SourceError, match='not later'):
+        engine.process(frames[1])
+    with pytest.raises(SourceError, match='not later'):
+        engine.process(frames[0])
+    with pytest.raises(SourceError, match='1 images, stereo needs 2'):
+        engine.process(replace(frames[2], views=frames[2].views[:1]))
+    small = View(frames[2].views[0].image[:100, :100].copy())
+    with pytest.raises(SourceError, match='100x100'):
+        engine.process(replace(frames[2], views=(small, frames[2].views[1])))
+    with pytest.raises(SettingsError, match='only one camera'):
+        OdometryEngine(settings('stereo'), presets.make_rig('mono', SIZE))
+
+
+def test_a_mask_keeps_features_out() -> None:
+    source = presets.room_loop('stereo', 3, SIZE, effects=SHARP)
+    engine = OdometryEngine(settings('stereo'), source.rig)
+    mask = np.ones(SIZE[::-1], bool)
+    mask[:, : SIZE[0] // 2] = False
+    for frame in source:
+        views = tuple(replace(view, mask=mask) for view in frame.views)
+        result = engine.process(replace(frame, views=views))
+    assert result.tracks is not None
+    assert result.tracks.keypoints_xy[:, 0].min() > SIZE[0] // 2 - 2
+    assert result.tracks.length.max() >= 1
+
+
+def test_orb_works_behind_the_same_engine() -> None:
+    source = presets.room_loop('stereo', 12, SIZE, effects=SHARP)
+    results = estimates(source, **{'detector.name': 'orb'})
+    assert results[-1].status in (Status.TRACKING, Status.DEGRADED)
+    estimated, truth = positions(results, source)
+    assert np.linalg.norm(estimated - truth, axis=1).max() < 0.1 * path_length(truth) + 0.01
