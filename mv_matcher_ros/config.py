@@ -99,20 +99,20 @@ class TrackingSettings(Section):
 class KeyframeSettings(Section):
     """When a frame becomes a keyframe and how many are kept."""
 
-    window: int = Field(12, ge=3, le=30, description='Keyframes in the sliding window.')
+    window: int = Field(15, ge=3, le=30, description='Keyframes in the sliding window.')
     min_overlap: float = Field(
-        0.65,
+        0.5,
         gt=0.0,
         le=1.0,
         description='New keyframe when fewer than this share of the last one is tracked.',
     )
     parallax_px: float = Field(
-        35.0,
+        50.0,
         gt=0.0,
         description='New keyframe when tracks moved this far (median, at 640 px width).',
     )
     min_tracked: int = Field(
-        100, ge=10, description='New keyframe when fewer landmarks than this are tracked.'
+        80, ge=10, description='New keyframe when fewer landmarks than this are tracked.'
     )
 
 
@@ -142,11 +142,11 @@ class StereoSettings(Section):
     """Stereo matching; the rig need not be rectified."""
 
     epipolar_px: float = Field(2.0, gt=0.0, description='Largest distance from the epipolar line.')
-    min_depth_baselines: float = Field(1.5, gt=0.0, description='Nearest depth, in baselines.')
-    max_depth_baselines: float = Field(
-        80.0,
-        gt=0.0,
-        description='Points farther than this start without stereo depth, in baselines.',
+    min_depth_baselines: float = Field(
+        1.5, gt=0.0, description='Nearest depth that is searched, in baselines.'
+    )
+    self_calibration: bool = Field(
+        True, description='Estimate a constant disparity error of the rig from motion.'
     )
 
 

@@ -122,11 +122,16 @@ def _offline(recording: Any, settings: Settings, out: Path, sensor: str) -> dict
 
 
 def largest_difference(a: Trajectory, b: Trajectory) -> dict[str, Any]:
-    """Largest difference of two trajectories of one odom frame, at the stamps that both have."""
+    """Largest difference of two trajectories at the stamps that both have.
+
+    Both are taken relative to the first pose that they share: a node that drops frames may begin
+    with another one, and odom begins with it.
+    """
     stamps, in_a, in_b = np.intersect1d(a.stamps_ns, b.stamps_ns, return_indices=True)
     if len(stamps) == 0:
         return {'compared': 0, 'largest_difference_m': None, 'largest_difference_deg': None}
-    one, other = a.world_from_body[in_a], b.world_from_body[in_b]
+    one = np.linalg.inv(a.world_from_body[in_a[0]]) @ a.world_from_body[in_a]
+    other = np.linalg.inv(b.world_from_body[in_b[0]]) @ b.world_from_body[in_b]
     apart_m = np.linalg.norm(one[:, :3, 3] - other[:, :3, 3], axis=1)
     chord = np.linalg.norm(one[:, :3, :3] - other[:, :3, :3], axis=(1, 2)) / np.sqrt(8.0)
     return {

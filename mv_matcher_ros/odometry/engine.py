@@ -18,6 +18,7 @@ from mv_matcher_ros.errors import SettingsError, SourceError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import to_fixed_axes
 from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
+from mv_matcher_ros.odometry.disparity_offset import DisparityOffset
 from mv_matcher_ros.odometry.initialisation import TwoViewInitialiser, TwoViewStart
 from mv_matcher_ros.odometry.keyframes import KeyframePolicy
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker
@@ -31,6 +32,7 @@ from mv_matcher_ros.odometry.motion import (
 )
 from mv_matcher_ros.odometry.observation import Observation, Observer
 from mv_matcher_ros.odometry.reporting import counts, landmark_of, pose_noise, track_view
+from mv_matcher_ros.odometry.rig_check import RigCheck
 from mv_matcher_ros.odometry.standstill import StandstillGate
 from mv_matcher_ros.odometry.stereo import StereoMatcher
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
@@ -70,9 +72,14 @@ class OdometryEngine:
         self._maker = LandmarkMaker(settings, camera, matcher)
         self._adjustment = LocalAdjustment(settings, camera)
         self._policy = KeyframePolicy(settings, camera)
-        self._stereo = (
-            StereoMatcher(settings, rig, matcher) if settings.sensor == 'stereo' else None
-        )
+        self._stereo: StereoMatcher | None = None
+        self._rig_check: RigCheck | None = None
+        self._offset: DisparityOffset | None = None
+        if settings.sensor == 'stereo':
+            self._stereo = StereoMatcher(settings, rig, matcher)
+            self._rig_check = RigCheck(settings, rig)
+            if settings.stereo.self_calibration:
+                self._offset = DisparityOffset(rig, self._maker)
         self._body_from_camera = torch.from_numpy(camera.body_from_camera.copy())
         self._metric = settings.sensor != 'mono'
         self.reset()
@@ -84,6 +91,10 @@ class OdometryEngine:
         self._continuity = Continuity()
         self._standstill = StandstillGate(self.settings.zero_motion)
         self._initialiser.reset()
+        if self._offset is not None:
+            self._offset.reset()
+        if self._rig_check is not None:
+            self._rig_check.rearm()
         self._covariance = torch.eye(6, dtype=torch.float64) * ORIGIN_VARIANCE
         self._origin = torch.from_numpy(self.rig.odom_from_first_body.copy())
         self._lost = False
@@ -110,7 +121,7 @@ class OdometryEngine:
             fault = f'image without texture: {len(observation)} keypoints'
         self._policy.note(observation)
         follow_or_start = self._start if self._motion is None else self._follow
-        estimate = follow_or_start(frame, observation, fault, clock)
+        estimate = self._checked(follow_or_start(frame, observation, fault, clock))
         self._last_stamp_ns = frame.stamp_ns
         return replace(estimate, latency_ms=clock.milliseconds)
 
@@ -266,6 +277,8 @@ class OdometryEngine:
         self._window.count_seen()
         self._adjustment.refine(self._window)
         self._accumulate(self._adjustment.relative_covariance(self._window))
+        if self._offset is not None:
+            self._offset.update(self._window)
         if len(self._window.keyframes) > self.settings.keyframes.window:
             self._adjustment.drop_oldest(self._window)
         assert self._motion is not None
@@ -287,9 +300,23 @@ class OdometryEngine:
     def _with_depth(self, frame: Frame, observation: Observation) -> Observation:
         if self._stereo is None:
             return observation
-        return self._stereo.add_depth(observation, *self._observer.second_view(frame))
+        features, plane, sigma = self._observer.second_view(frame)
+        if self._rig_check is not None:
+            self._rig_check.offer(observation, features, plane)
+        offset = 0.0 if self._offset is None else self._offset.offset
+        return self._stereo.add_depth(observation, features, plane, sigma, offset)
 
     # ----------------------------------------------------------------- output
+
+    def _checked(self, estimate: Estimate) -> Estimate:
+        """The estimate, not trusted while the images contradict the stereo calibration."""
+        fault = '' if self._rig_check is None else self._rig_check.fault
+        if not fault:
+            return estimate
+        status = Status.DEGRADED if estimate.status is Status.TRACKING else estimate.status
+        said = f'check the stereo calibration: {fault}'
+        message = f'{said}; {estimate.message}' if estimate.message else said
+        return replace(estimate, status=status, message=message)
 
     def _coast(self, frame: Frame, observation: Observation, reason: str) -> Estimate:
         """No measurement: the motion model for a while, then LOST, at last a new map."""

@@ -103,7 +103,7 @@ class LandmarkMaker:
 
     def _epipolar_matches(self, keyframe: Keyframe, other: Keyframe, free: Tensor) -> Tensor:
         """(K, 2) feature of the keyframe (of `free`) and of the other, near each other's epipolar line."""
-        relative = self._relative(other, keyframe)
+        relative = self.relative(other, keyframe)
         essential = se3.hat(relative[:3, 3]) @ relative[:3, :3]
         ours = homogeneous(keyframe.observation.plane_xy[free])
         theirs = homogeneous(other.observation.plane_xy)
@@ -138,7 +138,7 @@ class LandmarkMaker:
     ) -> int:
         if len(pairs) == 0:
             return 0
-        relative = self._relative(other, keyframe)  # keyframe_from_other
+        relative = self.relative(other, keyframe)  # keyframe_from_other
         ours = keyframe.observation.plane_xy[pairs[:, 0]]
         theirs = other.observation.plane_xy[pairs[:, 1]]
         inverse_depth, turned = inverse_depth_from_pair(theirs, ours, relative)
@@ -165,7 +165,7 @@ class LandmarkMaker:
         other.landmark[pairs[good, 1]] = rows
         return len(rows)
 
-    def _relative(self, source: Keyframe, target: Keyframe) -> Tensor:
+    def relative(self, source: Keyframe, target: Keyframe) -> Tensor:
         """(4, 4) target camera from source camera."""
         body = se3.inverse(target.world_from_body) @ source.world_from_body
         return self._camera_from_body @ body @ self._body_from_camera

@@ -44,6 +44,8 @@ MIN_TOLERANCE_PX = 1.5
 SIMPLER_SHARE = 0.93
 # Below this the baseline is not another one but a rig that is a little off.
 MIN_BASELINE_ERROR_DEG = 20.0
+# Even a scene at infinity is not found again at the same place by another sensor.
+SAME_IMAGE_PX = 0.01
 # The verdict is that of most of the latest frames that could be judged.
 VOTES, MAJORITY = 5, 3
 # Fits cost three times what the rest does: a scene that never says anything does not pay for ever.
@@ -51,8 +53,8 @@ MAX_FITS = 30
 # A fit that explains this share cannot be beaten by more than the preference for simplicity.
 GOOD_FIT_SHARE = SIMPLER_SHARE * SIMPLER_SHARE
 
-CONSISTENT, SWAPPED, DIRECTION = 'consistent', 'swapped', 'direction'
-ROTATION, POSE = 'rotation', 'pose'
+CONSISTENT, SAME, SWAPPED = 'consistent', 'same', 'swapped'
+DIRECTION, ROTATION, POSE = 'direction', 'rotation', 'pose'
 TOGETHER = ', or the two images were not taken together'
 
 
@@ -142,6 +144,9 @@ class RigCheck:
             return Finding(CONSISTENT)
         if self._established is not None:  # known already: no need to find it again
             return self._established
+        moved = first.features.keypoints_xy[left] - features.keypoints_xy[right]
+        if float(moved.abs().median()) < SAME_IMAGE_PX:
+            return Finding(SAME, 'both images come from the same camera')
         in_second, fine = camera_normalise(
             self._second, first.features.keypoints_xy[left].double()
         )

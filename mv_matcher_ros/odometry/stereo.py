@@ -28,21 +28,25 @@ class StereoMatcher:
         self._focal = rig.cameras[0].focal_px
 
     def add_depth(
-        self, observation: Observation, features: Features, plane_xy: Tensor, sigma: Tensor
+        self,
+        observation: Observation,
+        features: Features,
+        plane_xy: Tensor,
+        sigma: Tensor,
+        offset: float = 0.0,
     ) -> Observation:
         """The observation with inverse depths where the second view (features, plane, sigma) agrees."""
         unknown = torch.full((len(observation),), torch.nan, dtype=torch.float64)
         spread = torch.ones_like(unknown)
         if len(observation) and len(features):
-            allowed, inverse = self._candidates(observation.plane_xy, plane_xy)
+            allowed = self._candidates(observation.plane_xy, plane_xy)
             similarity = observation.features.descriptors @ features.descriptors.T
             pairs, _ = self._matcher.match_guided(similarity, allowed)
             left, right = pairs[:, 0], pairs[:, 1]
             found, _ = inverse_depth_from_pair(
                 observation.plane_xy[left], plane_xy[right], self._second_from_first
             )
-            del inverse
-            unknown[left] = found
+            unknown[left] = found - offset
             slope = (
                 self._second_from_first[:2, 3] - plane_xy[right] * self._second_from_first[2, 3]
             )
@@ -50,7 +54,7 @@ class StereoMatcher:
             spread[left] = noise / slope.norm(dim=1)
         return with_depth(observation, unknown, spread)
 
-    def _candidates(self, first_xy: Tensor, second_xy: Tensor) -> tuple[Tensor, Tensor]:
+    def _candidates(self, first_xy: Tensor, second_xy: Tensor) -> Tensor:
         """(N, M) pairs near the epipolar line and at a possible depth."""
         lines = homogeneous(first_xy) @ self._essential.T
         distance = (lines @ homogeneous(second_xy).T).abs() / lines[:, :2].norm(
@@ -69,4 +73,4 @@ class StereoMatcher:
         direction = direction / length[:, None]
         along = direction @ second_xy.T - (direction * start).sum(1, keepdim=True)
         slack = self._settings.epipolar_px / self._focal
-        return near & (along > -slack) & (along < length[:, None] + slack), along
+        return near & (along > -slack) & (along < length[:, None] + slack)

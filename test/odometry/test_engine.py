@@ -30,7 +30,9 @@ def estimates(source: SyntheticSource, **overrides: object) -> list[Estimate]:
     return [engine.process(frame) for frame in source]
 
 
-def positions(results: Sequence[Estimate], source: SyntheticSource) -> tuple[np.ndarray, np.ndarray]:
+def positions(
+    results: Sequence[Estimate], source: SyntheticSource
+) -> tuple[np.ndarray, np.ndarray]:
     """Estimated positions and true ones relative to the first estimated pose, in odom."""
     known = [(r.odom_from_body, i) for i, r in enumerate(results) if r.odom_from_body is not None]
     truth = source.truth.world_from_body[[i for _, i in known]]

@@ -176,6 +176,25 @@ def test_a_turned_camera_of_a_tilted_rig() -> None:
     assert fault.startswith('the calibrated pose of the second camera contradicts the images (med')
 
 
+@RIGS
+def test_one_camera_on_both_topics(rig: Rig) -> None:
+    def twice(seed: int) -> Offered:
+        first, _, _ = scene(rig, rig, seed)
+        features = first.features
+        plane, _ = camera_normalise(rig.cameras[1], features.keypoints_xy.double())
+        return first, features, plane
+
+    assert verdict(rig, twice) == 'both images come from the same camera'
+
+
+def test_degenerate_matches_are_survived() -> None:
+    first, features, plane = scene(RECTIFIED, RECTIFIED)
+    for x, y in ((first.plane_xy * 0.0, plane * 0.0 + 0.1), (first.plane_xy, plane * 0.0)):
+        check = RigCheck(SETTINGS, RECTIFIED)
+        for _ in range(5):
+            check.offer(replace(first, plane_xy=x), features, y)
+
+
 def test_no_evidence_is_no_verdict() -> None:
     check = RigCheck(SETTINGS, RECTIFIED)
     for seed in range(8):
