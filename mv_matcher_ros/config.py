@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one tree of settings: every default, range and one-line description stands here and nowhere else.
+"""The one tree of settings: every default, range and description stands here and nowhere else.
 
-YAML files and ROS parameters hold overrides only and are read into this tree. Unknown keys are refused
-with the nearest known name.
+YAML files and ROS parameters hold overrides only and are read into this tree. Unknown keys are
+refused with the nearest known name.
 """
 
 from __future__ import annotations
@@ -135,7 +135,6 @@ class LandmarkSettings(Section):
     max_reprojection_px: float = Field(
         3.0, gt=0.0, description='Observations beyond this are dropped, in units of sigma.'
     )
-    max_landmarks: int = Field(3000, ge=100, description='Landmarks kept in the window.')
 
 
 class StereoSettings(Section):
@@ -156,7 +155,9 @@ class DepthSettings(Section):
     min_m: float = Field(0.3, ge=0.0, description='Nearest valid depth.')
     max_m: float = Field(8.0, gt=0.0, description='Farthest valid depth.')
     sigma_at_1m_m: float = Field(
-        0.004, gt=0.0, description='Depth noise at 1 m; grows with the square of depth.'
+        0.0015,
+        gt=0.0,
+        description='Depth noise at 1 m (0.0015 is a Kinect); grows with the square of depth.',
     )
 
 
@@ -164,7 +165,7 @@ class BundleAdjustmentSettings(Section):
     """Windowed bundle adjustment."""
 
     iterations: int = Field(
-        8, ge=1, le=100, description='Levenberg-Marquardt iterations per keyframe.'
+        5, ge=1, le=100, description='Levenberg-Marquardt iterations per keyframe.'
     )
     kernel: Literal['none', 'huber', 'cauchy'] = Field('cauchy', description='Robust kernel.')
     kernel_width: float = Field(1.5, gt=0.0, description='Width of the kernel, in units of sigma.')
@@ -205,7 +206,7 @@ class RuntimeSettings(Section):
         1,
         ge=0,
         le=256,
-        description='Threads of torch; its small problems gain nothing from more. 0 leaves it alone.',
+        description='Threads of torch; small problems gain nothing from more. 0 leaves it alone.',
     )
     opencv_threads: int = Field(
         0, ge=0, le=256, description='Threads of OpenCV (feature detection); 0 leaves it alone.'
@@ -315,7 +316,8 @@ def read_settings(overrides: Mapping[str, Any] | None = None, where: str = 'sett
     """Settings with `overrides` (nested or dotted keys) applied over the defaults.
 
     Raises:
-        SettingsError: an unknown key (with the nearest known name) or a value out of range; says where.
+        SettingsError: an unknown key (with the nearest known name) or a value out of range; says
+            where.
     """
     flat = flatten(overrides or {})
     known = {name for name, _ in leaves()}
@@ -333,7 +335,9 @@ def read_settings(overrides: Mapping[str, Any] | None = None, where: str = 'sett
 
 
 def load_settings(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Settings from a YAML file of overrides (plain, or in ROS form `node: ros__parameters:`), then `overrides`.
+    """Settings from a YAML file of overrides, then `overrides`.
+
+    The file is plain or has the form of ROS parameters (`node: ros__parameters:`).
 
     Raises:
         SettingsError: the file is missing, not YAML, or holds an unknown key or a bad value.

@@ -26,10 +26,10 @@ COMMANDS = [
     'dataset',
     'match',
     'pairs',
-    'bench',
     'stress',
     'settings',
     'doctor',
+    'bench',
 ]
 LATER = ['train', 'adapt', 'localize']  # not listed before they exist
 

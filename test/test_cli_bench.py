@@ -12,11 +12,10 @@ import pytest
 from mv_matcher_ros import cli
 from mv_matcher_ros.cli import ba_bench, bench_memory
 from mv_matcher_ros.cli import bench as bench_module
-from mv_matcher_ros.cli.bench_creep import distances
 from mv_matcher_ros.cli.bench_memory import measure_memory, resident_mb, to_and_fro
-from mv_matcher_ros.cli.bench_node import largest_difference
-from mv_matcher_ros.cli.bench_recovery import changes_of_odom, covered_flight
+from mv_matcher_ros.cli.bench_recovery import covered_flight
 from mv_matcher_ros.cli.faults import Clip, Drive
+from mv_matcher_ros.cli.pose_changes import changes_of_odom, distances, largest_difference
 from mv_matcher_ros.config import Settings, read_settings
 from mv_matcher_ros.datatypes import Estimate, Frame, Rig, Status, Trajectory, View
 from mv_matcher_ros.errors import MvMatcherError

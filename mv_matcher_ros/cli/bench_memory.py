@@ -8,9 +8,9 @@ import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from statistics import linear_regression
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from mv_matcher_ros.cli.bench_report import WidthOption, image_size, report
@@ -24,7 +24,7 @@ from mv_matcher_ros.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mv_matcher_ros.cli.faults import Clip
     from mv_matcher_ros.config import Settings
@@ -90,8 +90,7 @@ def measure_memory(clip: Clip, settings: Settings, frames: int, every: int) -> d
             if done % every == 0 or done == frames:
                 samples.append({'frame': done, 'resident_mb': resident_mb()})
             advance(f'{samples[-1]["resident_mb"]:.0f} MB' if samples else '')
-    at = np.array([s['frame'] for s in samples], dtype=np.float64)
-    values = np.array([s['resident_mb'] for s in samples], dtype=np.float64)
+    at, values = [s['frame'] for s in samples], [s['resident_mb'] for s in samples]
     return {
         'sensor': clip.sensor,
         'frames': frames,
@@ -100,7 +99,7 @@ def measure_memory(clip: Clip, settings: Settings, frames: int, every: int) -> d
         'samples': samples,
         'first_mb': values[0],
         'last_mb': values[-1],
-        'largest_mb': values.max(),
+        'largest_mb': max(values),
         'grown_mb': values[-1] - values[0],
         'slope_mb_per_1000_frames': 1e3 * _slope(at, values),
         'slope_of_second_half_mb_per_1000_frames': 1e3
@@ -118,12 +117,9 @@ def resident_mb() -> float:
         return largest / (1024.0**2 if sys.platform == 'darwin' else 1024.0)
 
 
-def _slope(at: np.ndarray, values: np.ndarray) -> float:
+def _slope(at: Sequence[float], values: Sequence[float]) -> float:
     """Least-squares slope; NaN for a single sample."""
-    if len(at) < 2:
-        return float('nan')
-    centred = at - at.mean()
-    return float(centred @ values / (centred @ centred))
+    return linear_regression(at, values).slope if len(at) > 1 else float('nan')
 
 
 def _show(measured: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from mv_matcher_ros.cli.bench_report import report
@@ -106,6 +105,7 @@ def _measure(
 
 def _offline(recording: Any, settings: Settings, out: Path, sensor: str) -> dict[str, Any]:
     """The same recording by `run`, and how far its poses are from those of the node."""
+    from mv_matcher_ros.cli.pose_changes import largest_difference
     from mv_matcher_ros.cli.run import run_recording
     from mv_matcher_ros.files.trajectory import read_tum
 
@@ -118,26 +118,6 @@ def _offline(recording: Any, settings: Settings, out: Path, sensor: str) -> dict
         'with_pose': len(alone),
         'ate_rmse_m': _ate_m(out / 'offline' / 'odometry.tum', recording.truth, sensor),
         **largest_difference(live, alone),
-    }
-
-
-def largest_difference(a: Trajectory, b: Trajectory) -> dict[str, Any]:
-    """Largest difference of two trajectories at the stamps that both have.
-
-    Both are taken relative to the first pose that they share: a node that drops frames may begin
-    with another one, and odom begins with it.
-    """
-    stamps, in_a, in_b = np.intersect1d(a.stamps_ns, b.stamps_ns, return_indices=True)
-    if len(stamps) == 0:
-        return {'compared': 0, 'largest_difference_m': None, 'largest_difference_deg': None}
-    one = np.linalg.inv(a.world_from_body[in_a[0]]) @ a.world_from_body[in_a]
-    other = np.linalg.inv(b.world_from_body[in_b[0]]) @ b.world_from_body[in_b]
-    apart_m = np.linalg.norm(one[:, :3, 3] - other[:, :3, 3], axis=1)
-    chord = np.linalg.norm(one[:, :3, :3] - other[:, :3, :3], axis=(1, 2)) / np.sqrt(8.0)
-    return {
-        'compared': len(stamps),
-        'largest_difference_m': float(apart_m.max()),
-        'largest_difference_deg': float(np.rad2deg(2.0 * np.arcsin(np.minimum(chord, 1.0))).max()),
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from mv_matcher_ros.cli.bench_report import WidthOption, image_size, report
@@ -17,14 +16,11 @@ from mv_matcher_ros.cli.options import (
     SetOption,
     settings_from,
 )
-from mv_matcher_ros.errors import MvMatcherError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mv_matcher_ros.cli.faults import Drive
     from mv_matcher_ros.config import Settings
-    from mv_matcher_ros.datatypes import Array
     from mv_matcher_ros.worlds.recording import SyntheticSource
 
 # One that ends while the old map is still looked for, and one after which a new map was begun.
@@ -49,6 +45,7 @@ def recovery(
     """Largest change of odom between two frames while the lens is covered and on recovery."""
     from mv_matcher_ros.cli.demo import Counted
     from mv_matcher_ros.cli.faults import drive
+    from mv_matcher_ros.cli.pose_changes import changes_of_odom
 
     settings = settings_from(config, assignments, sensor.value)
     gaps = []
@@ -72,58 +69,6 @@ def covered_flight(
     covered = max(1, round(gap_s * rate_hz))
     effects = Effects(faults=(Fault('covered', before, before + covered - 1),))
     return room_loop(settings.sensor, before + covered + after, size, effects=effects), covered
-
-
-def changes_of_odom(driven: Drive) -> dict[str, Any]:
-    """The largest change of odom from one published pose to the next, by the status of the next.
-
-    Raises:
-        MvMatcherError: the engine refused the recording.
-    """
-    if driven.error:
-        raise MvMatcherError(driven.error)
-    assert driven.truth is not None
-    truth = driven.truth.world_from_body
-    rows: dict[str, dict[str, Any]] = {}
-    before: tuple[int, Array] | None = None
-    for index, estimate in enumerate(driven.estimates):
-        row = rows.setdefault(
-            estimate.status.value, {'frames': 0, 'with_pose': 0, 'largest': None}
-        )
-        row['frames'] += 1
-        pose = estimate.odom_from_body
-        if pose is None:
-            continue
-        row['with_pose'] += 1
-        if before is not None:
-            change = {
-                'frames_apart': index - before[0],
-                'moved_m': _moved_m(before[1], pose),
-                'turned_deg': _turned_deg(before[1], pose),
-                'true_moved_m': _moved_m(truth[before[0]], truth[index]),
-                'true_turned_deg': _turned_deg(truth[before[0]], truth[index]),
-            }
-            largest = row['largest']
-            if largest is None or change['moved_m'] > largest['moved_m']:
-                row['largest'] = change
-        before = index, pose
-    share = driven.error_of_path('se3' if driven.estimates[-1].metric else 'sim3', range(0))
-    return {
-        'statuses': rows,
-        'last_status': driven.estimates[-1].status.value,
-        'metric': driven.estimates[-1].metric,
-        'ate_percent_of_path': None if share is None else 100 * share,
-    }
-
-
-def _moved_m(a: Array, b: Array) -> float:
-    return float(np.linalg.norm(b[:3, 3] - a[:3, 3]))
-
-
-def _turned_deg(a: Array, b: Array) -> float:
-    """Angle between two attitudes, by the chord: exact where the trace no longer tells."""
-    chord = float(np.linalg.norm(b[:3, :3] - a[:3, :3])) / np.sqrt(8.0)
-    return float(np.rad2deg(2.0 * np.arcsin(min(chord, 1.0))))
 
 
 def _show(measured: Mapping[str, Any]) -> None:

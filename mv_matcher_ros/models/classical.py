@@ -26,6 +26,9 @@ SIFT_DOUBLING_SHIFT_PX = 0.25
 # Localisation error of a keypoint at the finest scale; it grows with the scale it was found at.
 SIGMA_AT_FINEST_PX = 0.5
 ORB_SCALE_FACTOR = 1.2
+ORB_PATCH_PX = 31.0  # size of a keypoint at the finest scale
+# OpenCV's pyramids end in an error where a level has no pixel; so small an image has no features.
+SMALLEST_SIDE_PX = 8
 
 
 class Detector(Protocol):
@@ -52,6 +55,7 @@ class ClassicalDetector:
     def __init__(self, settings: DetectorSettings) -> None:
         self._settings = settings
         self._shift_px = 0.0
+        self._descriptor_size = 256 if settings.name == 'orb' else 128
         if settings.name == 'sift':
             self._backend, self._shift_px = _sift(settings)
         else:
@@ -68,13 +72,16 @@ class ClassicalDetector:
             scale = self._settings.working_width / width
             size = (self._settings.working_width, max(1, round(height * scale)))
             grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+        if min(grey.shape) < SMALLEST_SIDE_PX:
+            return empty_features((width, height), self._descriptor_size)
         allowed = self._allowed(mask, grey.shape[:2])
         keypoints, descriptors = self._backend.detectAndCompute(grey, allowed)
         if descriptors is None or len(keypoints) == 0:
-            return empty_features((width, height), 256 if self._settings.name == 'orb' else 128)
+            return empty_features((width, height), self._descriptor_size)
         xy, size_px, response = _keypoint_arrays(keypoints)
         per_x, per_y = width / grey.shape[1], height / grey.shape[0]
-        xy = (xy - self._shift_px + 0.5) * np.array([per_x, per_y], dtype=np.float32) - 0.5
+        xy = self._centred(xy, size_px, grey.shape[:2])
+        xy = (xy + 0.5) * np.array([per_x, per_y], dtype=np.float32) - 0.5
         order = np.argsort(-response, kind='stable')[: self._settings.max_keypoints]
         return Features(
             torch.from_numpy(np.ascontiguousarray(xy[order], dtype=np.float32)),
@@ -107,8 +114,21 @@ class ClassicalDetector:
         root = descriptors / (np.abs(descriptors).sum(1, keepdims=True) + 1e-7)
         return np.sqrt(root).astype(np.float32)
 
+    def _centred(
+        self, xy: NDArray[np.float32], size_px: NDArray[np.float32], shape: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """OpenCV's (N, 2) coordinates in an image of `shape`, with pixel centres at integers."""
+        if self._settings.name == 'sift':
+            return xy - np.float32(self._shift_px)
+        # OpenCV multiplies coordinates in a level by its nominal scale. But the level was made by
+        # a resize that aligns borders, to a rounded size: x lies at (x + ½)·W/W_level − ½.
+        nominal = (size_px / np.float32(ORB_PATCH_PX))[:, None]
+        size = np.array(shape[::-1], dtype=np.float32)
+        placed = (xy / nominal + 0.5) * (size / np.rint(size / nominal)) - 0.5
+        return placed.astype(np.float32)
+
     def _sigma(self, size_px: NDArray[np.float32]) -> NDArray[np.float32]:
-        finest = 31.0 if self._settings.name == 'orb' else 3.2
+        finest = ORB_PATCH_PX if self._settings.name == 'orb' else 3.2
         return SIGMA_AT_FINEST_PX * np.sqrt(np.maximum(size_px / finest, 1.0))
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Self-calibration of a stereo rig's disparity while it moves.
 
-A tenth of a pixel of error in the relative yaw of two cameras (or in a principal point) adds a constant to
-every disparity, and with it a scale error that grows with depth. Motion tells: inverse depths from two
-keyframes, ρ_m, are right up to one common factor 1 + ε, whatever the offset, so that the stereo ones are
-ρ_s = ρ_m − ε ρ_m + δ. Points at different depths separate δ from ε by weighted regression.
+A tenth of a pixel of error in the relative yaw of two cameras (or in a principal point) adds a
+constant to every disparity, and with it a scale error that grows with depth. Motion tells: inverse
+depths from two keyframes, ρ_m, are right up to one common factor 1 + ε, whatever the offset, so
+that the stereo ones are ρ_s = ρ_m − ε ρ_m + δ. Points at different depths separate δ from ε by
+weighted regression.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from mv_matcher_ros.datatypes import Rig
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker, inverse_depth_from_pair
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
-# What is thought of the offset before any motion, and how far it may go: calibrations are sub-pixel.
+# What is thought of the offset before any motion, and how far it may go: a calibration is good to
+# less than a pixel.
 START_SIGMA_PX = 0.3
 LARGEST_PX = 1.0
 # The same keyframes take part in several regressions: their information is counted that much less.
@@ -61,7 +63,7 @@ class DisparityOffset:
         return float(self.variance**0.5) / self._per_px
 
     def update(self, window: Window) -> None:
-        """Learn from the newest keyframe, and correct the depths of the whole window by what changed."""
+        """Learn from the newest keyframe, and correct the depths of the window by what changed."""
         if not self._usable or len(window.keyframes) < 2:
             return
         found = self._regress(window)

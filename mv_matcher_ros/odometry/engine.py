@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The odometry engine: one frame in, one estimate out. Replay, live node, data sets and tests call it."""
+"""The odometry engine: one frame in, one estimate out.
+
+Replay, live node, data sets and tests call it.
+"""
 
 from __future__ import annotations
 
@@ -110,8 +113,9 @@ class OdometryEngine:
         """
         if self._last_stamp_ns is not None and frame.stamp_ns <= self._last_stamp_ns:
             raise SourceError(
-                f'frame {frame.index}: its stamp {frame.stamp_ns} ns is not later than that of the '
-                f'frame before ({self._last_stamp_ns} ns); reset the engine when the clock jumps'
+                f'frame {frame.index}: its stamp {frame.stamp_ns} ns is not later than that of '
+                f'the frame before ({self._last_stamp_ns} ns); '
+                'reset the engine when the clock jumps'
             )
         clock = Stopwatch()
         with clock('observe'):

@@ -19,7 +19,8 @@ from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.landmarks import inverse_depth_from_pair
 from mv_matcher_ros.odometry.observation import Observation
 
-# Share of the first view's matches below which the second view looks at something else: start over from it.
+# Share of the first view's matches below which the second view looks at something else: start over
+# from it.
 RESTART_SHARE = 0.35
 # Share of the matches the essential matrix must explain.
 MIN_INLIER_SHARE = 0.4
@@ -69,9 +70,9 @@ class TwoViewInitialiser:
         wanted = self._settings.initialisation
         if self._first is None:
             if len(observation) < wanted.min_matches:
-                return (
-                    None,
-                    f'waiting for texture: {len(observation)} keypoints, {wanted.min_matches} are needed',
+                return None, (
+                    f'waiting for texture: {len(observation)} keypoints, '
+                    f'{wanted.min_matches} are needed'
                 )
             self._first, self._first_matches = observation, 0
             return None, 'waiting for a second view with parallax'
@@ -119,7 +120,7 @@ class TwoViewInitialiser:
 def _relative_pose(
     first: np.ndarray, second: np.ndarray, threshold: float
 ) -> tuple[Tensor | None, Tensor]:
-    """Second camera from first with unit translation, and the (N,) inliers, by OpenCV's MAGSAC++."""
+    """Second camera from first, unit translation, and the (N,) inliers, by OpenCV's MAGSAC++."""
     essential, inlier = cv2.findEssentialMat(
         first,
         second,

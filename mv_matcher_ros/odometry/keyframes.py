@@ -14,7 +14,8 @@ from mv_matcher_ros.odometry.window import Keyframe, Window
 
 # A keyframe waits for a sharper image at most this many frames.
 LONGEST_WAIT = 2
-# Share of the usual sharpness below which a frame counts as blurred, and how many frames make the usual.
+# Share of the usual sharpness below which a frame counts as blurred, and how many frames make the
+# usual.
 BLURRED_SHARE = 0.85
 SHARPNESS_MEMORY = 15
 STRONGEST = 300
@@ -43,7 +44,7 @@ class KeyframePolicy:
         self._sharpness.append(sharpness(observation))
 
     def _blurred(self, observation: Observation, tracked: Tracked) -> bool:
-        """Whether a sharper frame is worth waiting for: well below the usual, and the track will hold."""
+        """Whether to wait for a sharper frame: this one is below the usual, the track holds."""
         if self._waited >= LONGEST_WAIT or tracked.inliers < self._settings.min_tracked // 2:
             return False
         usual = statistics.median(self._sharpness) if self._sharpness else 0.0
@@ -70,7 +71,10 @@ class KeyframePolicy:
         return wanted
 
     def _moved_px(self, window: Window, observation: Observation, tracked: Tracked) -> float:
-        """Median motion of the tracks common with the newest keyframe, in pixels; infinite when there are none."""
+        """Median motion in pixels of the tracks common with the newest keyframe.
+
+        Infinite when there are none.
+        """
         assert self._newest is not None
         place = self._newest.feature_of_landmark(len(window.landmarks))
         good = tracked.inlier & (place[tracked.landmark] >= 0)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""New landmarks at a keyframe: from measured depth, from epipolar matches with older keyframes, and their tracks."""
+"""New landmarks at a keyframe, and their tracks.
+
+They come from measured depth and from epipolar matches with older keyframes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ from mv_matcher_ros.odometry.window import Keyframe, Window
 PARTNERS = 3
 # Relative depth error beyond which a depth makes no landmark yet (parallax may later).
 MAX_RELATIVE_DEPTH_SIGMA = 1.0 / 3.0
-# Radius of the search for known landmarks in older keyframes, at 640 px width; poses are known there.
+# Radius of the search for known landmarks in older keyframes, at 640 px width; poses are known
+# there.
 COMPLETION_RADIUS_PX = 10.0
 
 
@@ -46,7 +50,7 @@ class LandmarkMaker:
             & observation.inverse_depth.isfinite()
             & (observation.inverse_depth > 0)
         ).nonzero()[:, 0]
-        # σ of depth relative to depth = σ of inverse depth / inverse depth: no point from no more than noise.
+        # Relative σ of depth = relative σ of inverse depth: no point from no more than noise.
         new = new[
             observation.inverse_depth_sigma[new]
             < MAX_RELATIVE_DEPTH_SIGMA * observation.inverse_depth[new]
@@ -62,7 +66,10 @@ class LandmarkMaker:
         return len(new)
 
     def from_parallax(self, window: Window, keyframe: Keyframe) -> int:
-        """Landmarks triangulated with older keyframes; returns how many. Also finds known landmarks again."""
+        """Landmarks triangulated with older keyframes; returns how many.
+
+        Matches with features that see a known landmark find that one again.
+        """
         made = 0
         others = [other for other in window.keyframes if other is not keyframe]
         for other in reversed(others[-PARTNERS:]):
@@ -76,7 +83,10 @@ class LandmarkMaker:
         return made
 
     def complete_tracks(self, window: Window) -> None:
-        """Look for the landmarks in the keyframes that do not see them yet, as far as their uncertainty allows."""
+        """Look for the landmarks in the keyframes that do not see them yet.
+
+        What is found must agree with the projection within its uncertainty.
+        """
         for keyframe in window.keyframes:
             free = (keyframe.landmark < 0).nonzero()[:, 0]
             sought = window.landmarks.alive.clone()
@@ -102,7 +112,7 @@ class LandmarkMaker:
             keyframe.landmark[found[good]] = rows[good]
 
     def _epipolar_matches(self, keyframe: Keyframe, other: Keyframe, free: Tensor) -> Tensor:
-        """(K, 2) feature of the keyframe (of `free`) and of the other, near each other's epipolar line."""
+        """(K, 2) features of the keyframe (of `free`) and of the other, near epipolar lines."""
         relative = self.relative(other, keyframe)
         essential = se3.hat(relative[:3, 3]) @ relative[:3, :3]
         ours = homogeneous(keyframe.observation.plane_xy[free])
@@ -174,13 +184,15 @@ class LandmarkMaker:
 def inverse_depth_from_pair(
     plane_xy: Tensor, other_xy: Tensor, other_from_here: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Inverse depth along rays of one camera from their matches in another, by linear least squares.
+    """Inverse depth of rays of one camera from their matches in another, by least squares.
 
     A point x/ρ of this camera lies in the other at R x + ρ t up to scale, so that
     ρ (t₁ − u t₃, t₂ − v t₃) = (u (Rx)₃ − (Rx)₁, v (Rx)₃ − (Rx)₂).
 
     Args:
-        plane_xy: (N, 2) on the normalised plane here; other_xy: (N, 2) there; other_from_here: (4, 4).
+        plane_xy: (N, 2) on the normalised plane here.
+        other_xy: (N, 2) there.
+        other_from_here: (4, 4).
 
     Returns:
         (N,) inverse depth here, and (N, 3) the rays turned into the other camera's axes.

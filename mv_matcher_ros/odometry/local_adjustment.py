@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundle adjustment of the window, culling of what does not fit, and the prior of keyframes that leave."""
+"""Bundle adjustment of the window, culling of what does not fit, the prior of what leaves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from mv_matcher_ros.geometry.reprojection import PosePrior, Problem, linearise, 
 from mv_matcher_ros.geometry.schur import half_inverse_of
 from mv_matcher_ros.odometry.window import FlatObservations, Window
 
-# How well the first pose is held (m, rad): it defines odom. Tight, yet far from the limits of float64.
+# How well the first pose is held (m, rad): it defines odom. Tight, yet far from the limits of
+# float64.
 ANCHOR_SIGMA = 1e-4
 RELATIVE_DECREASE = 1e-4
 # A landmark seen by one of this many newest keyframes is still being tracked.
@@ -31,7 +32,7 @@ class LocalAdjustment:
         self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
 
     def anchor(self, window: Window, hold_scale: bool) -> None:
-        """A prior that holds the first pose and, without metric scale, the distance of the second."""
+        """A prior that holds the first pose and, if asked to, the distance of the second."""
         poses = window.poses()
         information = torch.zeros(6 * len(poses), 6 * len(poses), dtype=torch.float64)
         information[:6, :6] = torch.eye(6, dtype=torch.float64) / ANCHOR_SIGMA**2
@@ -59,7 +60,7 @@ class LocalAdjustment:
         )
 
     def refine(self, window: Window, iterations: int | None = None) -> None:
-        """Minimise reprojection errors over the window, then let go of observations and landmarks that do not fit."""
+        """Minimise reprojection errors over the window, then let go of what does not fit."""
         flat = window.flat_observations()
         if len(flat.keyframe) == 0:
             return
@@ -116,7 +117,10 @@ class LocalAdjustment:
         return problem if adjustment.marginal_prior else replace(problem, prior=None)
 
     def _leaving(self, window: Window, flat: FlatObservations) -> Tensor:
-        """(P,) landmarks that the oldest keyframe sees and that go with it: no longer tracked, or left too weak."""
+        """(P,) landmarks that go with the oldest keyframe, which sees them.
+
+        They are no longer tracked, or would be left too weak.
+        """
         count = len(window.landmarks)
         by_oldest = torch.zeros(count, dtype=torch.bool)
         by_oldest[flat.landmark[flat.keyframe == 0]] = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the body is thought to move: constant velocity, its bounds, and the continuity of what is published."""
+"""How the body is thought to move: constant velocity, its bounds, continuity of the output."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ VELOCITY_BLEND = 0.7
 # Uncertainty of the constant-velocity model: accelerations of a hand-held or driven camera.
 ACCELERATION_SIGMA = (2.0, 2.0)  # m/s², rad/s²
 
-# After LOST the published pose catches up by this share of the body's own motion, and the remaining offset shrinks
-# by this share a second even when the body stands still.
+# After LOST the published pose catches up by this share of the body's own motion, and the
+# remaining offset shrinks by this share a second even when the body stands still.
 CATCH_UP = 0.5
 DECAY_PER_S = 0.1
 
@@ -30,7 +30,8 @@ class Motion:
     Attributes:
         stamp_ns: time of the pose.
         world_from_body: (4, 4) float64.
-        velocity: (6,) float64 tangent per second [v, w] in the body frame, or None before two poses are known.
+        velocity: (6,) float64 tangent per second [v, w] in the body frame, or None before two
+            poses are known.
     """
 
     stamp_ns: int
@@ -76,7 +77,10 @@ def seconds(nanoseconds: int) -> float:
 def plausible(
     previous: Tensor, current: Tensor, elapsed_s: float, bounds: TrackingSettings, metric: bool
 ) -> bool:
-    """Whether a body can have moved so between two poses; without metric scale only the rotation is judged."""
+    """Whether a body can have moved so between two poses.
+
+    Without metric scale only the rotation is judged.
+    """
     step = se3.log(se3.inverse(previous) @ current)
     if float(step[3:].norm()) > math.radians(bounds.max_rotation_dps) * max(
         elapsed_s, 1e-3
@@ -90,8 +94,8 @@ def plausible(
 class Continuity:
     """Keeps the published pose continuous while the estimate behind it may be corrected.
 
-    After LOST the recovered pose can differ from the last published one. `odom` must not jump (REP-105), so the
-    difference is handed out in steps no longer than the body could have moved.
+    After LOST the recovered pose can differ from the last published one. `odom` must not jump
+    (REP-105), so the difference is handed out in steps no longer than the body could have moved.
     """
 
     def __init__(self) -> None:
@@ -99,7 +103,7 @@ class Continuity:
         self._last: Tensor | None = None
 
     def rebase(self, estimated: Tensor) -> None:
-        """The next published pose continues from the last published one, wherever `estimated` is."""
+        """The next published pose continues from the last one, wherever `estimated` is."""
         if self._last is not None:
             self._offset = se3.inverse(estimated) @ self._last
 
@@ -122,11 +126,6 @@ class Continuity:
         published = estimated if self._offset is None else estimated @ self._offset
         self._last = published
         return published
-
-    @property
-    def settled(self) -> bool:
-        """True when what is published is the estimate itself."""
-        return self._offset is None
 
     @property
     def last(self) -> Tensor | None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a frame to what the estimator uses: features on the normalised plane, with depth where the sensor has it."""
+"""From a frame to what the estimator uses: features on the normalised plane, some with depth."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -25,7 +24,7 @@ class Observation:
     Attributes:
         stamp_ns, index: of the frame.
         features: of the first view.
-        plane_xy: (N, 2) float64, undistorted coordinates on the normalised plane of the first camera.
+        plane_xy: (N, 2) float64, undistorted, on the normalised plane of the first camera.
         sigma: (N,) float64, standard deviation of `plane_xy`.
         inverse_depth: (N,) float64 1/m along the optical axis, NaN where unknown.
         inverse_depth_sigma: (N,) float64.
@@ -52,10 +51,10 @@ class Observer:
         self._detector = detector
 
     def observe(self, frame: Frame) -> Observation:
-        """Features of the first view, undistorted, with depth from the depth image where there is one.
+        """Features of the first view, undistorted, with depth from a depth image if there is one.
 
         Raises:
-            SourceError: the frame has another number of views, or images of another size, than the rig.
+            SourceError: the frame has fewer views, or images of another size, than the rig.
         """
         self._check(frame)
         view, camera = frame.views[0], self._rig.cameras[0]
@@ -66,7 +65,7 @@ class Observer:
         )
 
     def second_view(self, frame: Frame) -> tuple[Features, Tensor, Tensor]:
-        """Features (M), plane coordinates (M, 2) and sigma (M,) of the second camera of a stereo rig."""
+        """Features (M), plane coordinates (M, 2) and sigma (M,) of the second camera of a rig."""
         return self._normalised(frame.views[1], self._rig.cameras[1])
 
     def image_fault(self, view: View) -> str:
@@ -74,14 +73,18 @@ class Observer:
         grey = view.image if view.image.ndim == 2 else cv2.cvtColor(view.image, cv2.COLOR_BGR2GRAY)
         contrast = float(grey[::4, ::4].std())
         if contrast < self._settings.image_quality.min_contrast:
-            return f'image without contrast (standard deviation {contrast:.1f}): covered lens or darkness'
+            return (
+                f'image without contrast (standard deviation {contrast:.1f}): '
+                'covered lens or darkness'
+            )
         return ''
 
     def _check(self, frame: Frame) -> None:
         wanted = 2 if self._settings.sensor == 'stereo' else 1
         if len(frame.views) < wanted:
             raise SourceError(
-                f'frame {frame.index} has {len(frame.views)} images, {self._settings.sensor} needs {wanted}'
+                f'frame {frame.index} has {len(frame.views)} images, '
+                f'{self._settings.sensor} needs {wanted}'
             )
         for view, camera in zip(frame.views, self._rig.cameras, strict=False):
             height, width = view.image.shape[:2]
@@ -126,7 +129,7 @@ DEPTH_STEP_RATIO = 0.05
 
 
 def depth_at(depth: np.ndarray, keypoints_xy: np.ndarray) -> np.ndarray:
-    """(N,) depth at sub-pixel positions: bilinear in inverse depth, NaN at holes and depth steps."""
+    """(N,) depth between pixels: bilinear in inverse depth, NaN at holes and depth steps."""
     height, width = depth.shape
     x0 = np.clip(np.floor(keypoints_xy[:, 0]).astype(int), 0, width - 2)
     y0 = np.clip(np.floor(keypoints_xy[:, 1]).astype(int), 0, height - 2)
@@ -145,8 +148,3 @@ def depth_at(depth: np.ndarray, keypoints_xy: np.ndarray) -> np.ndarray:
 def with_depth(observation: Observation, inverse_depth: Tensor, sigma: Tensor) -> Observation:
     """The observation with inverse depths from another place (stereo matching)."""
     return replace(observation, inverse_depth=inverse_depth, inverse_depth_sigma=sigma)
-
-
-def concatenate(parts: Sequence[Tensor]) -> Tensor:
-    """torch.cat that keeps dtype for empty lists out of the callers' way."""
-    return torch.cat(list(parts)) if parts else torch.zeros(0)

@@ -28,7 +28,7 @@ class Projection:
     covariance: Tensor
 
     def mahalanobis(self, measured_xy: Tensor, sigma: Tensor) -> Tensor:
-        """(K,) distance of measured points (K, 2) with noise `sigma` (K,), in standard deviations."""
+        """(K,) distance, in standard deviations, of points (K, 2) with noise `sigma` (K,)."""
         spread = self.covariance[:, :2, :2] + torch.diag_embed(
             sigma.square()[:, None].expand(-1, 2)
         )
@@ -42,8 +42,8 @@ class Projection:
     def whitening(self, sqrt_information: Tensor) -> Tensor:
         """(K, 3, 3) square-root information of measurement (K, 3) and landmark together.
 
-        A landmark from little parallax is uncertain along its ray; seen from elsewhere, that moves its projection
-        along the epipolar line. Components without measurement (0) stay without.
+        A landmark from little parallax is uncertain along its ray; seen from elsewhere, that moves
+        its projection along the epipolar line. Components without measurement (0) stay without.
         """
         known = sqrt_information > 0
         noise = torch.where(known, 1.0 / sqrt_information.clamp_min(1e-12), 1.0).square()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine says of a frame besides the pose: counts, tracks to draw, uncertainty of the twist."""
+"""What the engine says of a frame besides the pose: counts, tracks to draw, uncertainty."""
 
 from __future__ import annotations
 

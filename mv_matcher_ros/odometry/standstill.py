@@ -17,7 +17,7 @@ MIN_COMMON = 20
 
 
 class StandstillGate:
-    """Compares a frame with the one the pose was held at, so that a creep adds up until it counts."""
+    """Compares a frame with the one the pose was held at: a creep adds up until it counts."""
 
     def __init__(self, settings: ZeroMotionSettings) -> None:
         self._settings = settings

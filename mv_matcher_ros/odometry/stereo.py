@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth from the second camera of a rig, by sparse matching along epipolar lines. The rig need not be rectified."""
+"""Depth from the second camera of a rig, by sparse matching along epipolar lines.
+
+The rig need not be rectified.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,13 @@ class StereoMatcher:
         sigma: Tensor,
         offset: float = 0.0,
     ) -> Observation:
-        """The observation with inverse depths where the second view (features, plane, sigma) agrees."""
+        """The observation with inverse depths where the second view agrees.
+
+        Args:
+            observation: of the first view.
+            features, plane_xy, sigma: of the second view.
+            offset: constant error of the inverse depths, taken out.
+        """
         unknown = torch.full((len(observation),), torch.nan, dtype=torch.float64)
         spread = torch.ones_like(unknown)
         if len(observation) and len(features):
@@ -63,7 +72,8 @@ class StereoMatcher:
         near = distance * self._focal < self._settings.epipolar_px
         turned = homogeneous(first_xy) @ self._second_from_first[:3, :3].T
         translation = self._second_from_first[:3, 3]
-        # Along the line the projection moves from the infinite point towards the epipole with inverse depth.
+        # With inverse depth the projection moves along the line from the infinite point towards
+        # the epipole.
         nearest = 1.0 / (self._settings.min_depth_baselines * self._baseline)
         start = turned[:, :2] / turned[:, 2:]
         end = turned + nearest * translation

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pose of a new frame: against the landmarks of the window, and where that fails against its keyframes."""
+"""Pose of a new frame: against the landmarks of the window, else against its keyframes."""
 
 from __future__ import annotations
 

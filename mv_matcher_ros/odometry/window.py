@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of the estimator: a window of keyframes, the landmarks they see, and a prior from those that left."""
+"""The state of the estimator: keyframes, the landmarks they see, a prior from those that left."""
 
 from __future__ import annotations
 
