@@ -121,9 +121,11 @@ class InitialisationSettings(Section):
 
     min_matches: int = Field(60, ge=20, description='Fewest matches for a two-view start.')
     min_parallax_deg: float = Field(
-        1.0, gt=0.0, description='Median angle between the rays of the start.'
+        1.0, gt=0.0, description='Angle between the rays that `min_landmarks` points must reach.'
     )
-    min_landmarks: int = Field(40, ge=10, description='Fewest landmarks the start must yield.')
+    min_landmarks: int = Field(
+        40, ge=10, description='Fewest landmarks with enough parallax, or depth, at the start.'
+    )
 
 
 class LandmarkSettings(Section):

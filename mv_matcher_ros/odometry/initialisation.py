@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera
-from mv_matcher_ros.geometry.epipolar import homogeneous
+from mv_matcher_ros.geometry.epipolar import homogeneous, pose_from_essential
 from mv_matcher_ros.geometry.two_view_model import TwoViewKind, select_two_view_model
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.landmarks import inverse_depth_from_pair
@@ -24,6 +24,10 @@ from mv_matcher_ros.odometry.observation import Observation
 RESTART_SHARE = 0.35
 # Share of the matches the essential matrix must explain.
 MIN_INLIER_SHARE = 0.4
+# Noise of a keypoint for the choice between turning and moving.
+NOISE_PX = 0.6
+# Support of the second-best pose of the essential matrix beyond which cheirality does not decide.
+AMBIGUOUS_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -91,36 +95,39 @@ class TwoViewInitialiser:
     ) -> tuple[TwoViewStart | None, str]:
         wanted = self._settings.initialisation
         ours, theirs = first.plane_xy[pairs[:, 0]], second.plane_xy[pairs[:, 1]]
-        relative, inlier = _relative_pose(ours.numpy(), theirs.numpy(), 1.0 / self._focal)
-        if relative is None or inlier.sum() < MIN_INLIER_SHARE * len(pairs):
+        essential, inlier = _essential(ours.numpy(), theirs.numpy(), 1.0 / self._focal)
+        if essential is None or inlier.sum() < MIN_INLIER_SHARE * len(pairs):
             return None, 'waiting: the two views do not fit one rigid scene'
-        model = select_two_view_model(ours[inlier], theirs[inlier], 1.0 / self._focal)
+        model = select_two_view_model(
+            ours[inlier], theirs[inlier], NOISE_PX / self._focal, essential=essential
+        )
         if int(model.kind) == TwoViewKind.ROTATION:
             return None, 'waiting for translation: the camera only turned, or stands still'
-        chosen = pairs[inlier]
+        pose = pose_from_essential(essential, ours[inlier], theirs[inlier])
+        if float(pose.runner_up) > AMBIGUOUS_SHARE * float(pose.support):
+            return None, 'waiting for parallax: two poses explain the views equally well'
+        relative, chosen = pose.b_from_a, pairs[inlier]
         inverse_depth, turned = inverse_depth_from_pair(ours[inlier], theirs[inlier], relative)
         rays = homogeneous(theirs[inlier])
         cosine = (turned * rays).sum(1) / (turned.norm(dim=1) * rays.norm(dim=1))
         parallax = torch.arccos(cosine.clamp(-1.0, 1.0))
-        if math.degrees(float(parallax.median())) < wanted.min_parallax_deg:
-            return (
-                None,
-                f'waiting for parallax: {math.degrees(float(parallax.median())):.2f} degrees',
+        ahead = inverse_depth > 0
+        wide = int((ahead & (parallax > math.radians(wanted.min_parallax_deg))).sum())
+        if wide < wanted.min_landmarks:
+            return None, (
+                f'waiting for parallax: {wide} points with {wanted.min_parallax_deg:g} degrees, '
+                f'{wanted.min_landmarks} are needed'
             )
-        good = (inverse_depth > 0) & (
-            parallax > math.radians(self._settings.landmarks.min_parallax_deg)
-        )
-        if int(good.sum()) < wanted.min_landmarks:
-            return None, f'waiting: only {int(good.sum())} points could be triangulated'
+        good = ahead & (parallax > math.radians(self._settings.landmarks.min_parallax_deg))
         points = homogeneous(ours[inlier][good]) / inverse_depth[good][:, None]
         start = TwoViewStart(first, relative, chosen[good], points)
         return start.scaled(1.0 / float(points[:, 2].median())), ''
 
 
-def _relative_pose(
+def _essential(
     first: np.ndarray, second: np.ndarray, threshold: float
 ) -> tuple[Tensor | None, Tensor]:
-    """Second camera from first, unit translation, and the (N,) inliers, by OpenCV's MAGSAC++."""
+    """Essential matrix second from first and its (N,) inliers, by OpenCV's MAGSAC++."""
     essential, inlier = cv2.findEssentialMat(
         first,
         second,
@@ -132,10 +139,4 @@ def _relative_pose(
     )
     if essential is None or essential.shape != (3, 3) or inlier is None:
         return None, torch.zeros(len(first), dtype=torch.bool)
-    _, rotation, translation, passed = cv2.recoverPose(
-        essential, first, second, np.eye(3), mask=inlier.copy()
-    )
-    pose = torch.eye(4, dtype=torch.float64)
-    pose[:3, :3] = torch.from_numpy(rotation)
-    pose[:3, 3] = torch.from_numpy(translation[:, 0])
-    return pose, torch.from_numpy(passed[:, 0] > 0)
+    return torch.from_numpy(essential), torch.from_numpy(inlier[:, 0] > 0)
