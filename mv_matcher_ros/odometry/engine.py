@@ -280,7 +280,7 @@ class OdometryEngine:
         self._maker.from_parallax(self._window, keyframe)
         self._window.count_seen()
         self._adjustment.refine(self._window)
-        self._accumulate(self._adjustment.relative_covariance(self._window))
+        self._accumulate(self._adjustment.newest_covariance)
         if self._offset is not None:
             self._offset.update(self._window)
         if len(self._window.keyframes) > self.settings.keyframes.window:

@@ -27,6 +27,7 @@ MAX_RELATIVE_DEPTH_SIGMA = 1.0 / 3.0
 # Radius of the search for known landmarks in older keyframes, at 640 px width; poses are known
 # there.
 COMPLETION_RADIUS_PX = 10.0
+COMPLETED = 100
 
 
 class LandmarkMaker:
@@ -85,9 +86,10 @@ class LandmarkMaker:
     def complete_tracks(self, window: Window) -> None:
         """Look for the landmarks in the keyframes that do not see them yet.
 
-        What is found must agree with the projection within its uncertainty.
+        What is found must agree with the projection within its uncertainty. Older keyframes were
+        searched when they were new.
         """
-        for keyframe in window.keyframes:
+        for keyframe in window.keyframes[-COMPLETED:]:
             free = (keyframe.landmark < 0).nonzero()[:, 0]
             sought = window.landmarks.alive.clone()
             sought[keyframe.landmark[keyframe.landmark >= 0]] = False
@@ -116,11 +118,10 @@ class LandmarkMaker:
         relative = self.relative(other, keyframe)
         essential = se3.hat(relative[:3, 3]) @ relative[:3, :3]
         ours = homogeneous(keyframe.observation.plane_xy[free])
-        theirs = homogeneous(other.observation.plane_xy)
-        lines = theirs @ essential.T  # of their points, in our image
-        distance = (ours @ lines.T).abs() / lines[:, :2].norm(dim=1).clamp_min(1e-12)
-        sigma = keyframe.observation.sigma[free]
-        near = distance < self._settings.landmarks.max_reprojection_px * sigma[:, None]
+        lines = homogeneous(other.observation.plane_xy) @ essential.T  # of their points, here
+        lines = lines / lines[:, :2].norm(dim=1, keepdim=True).clamp_min(1e-12)
+        limit = self._settings.landmarks.max_reprojection_px * keyframe.observation.sigma[free]
+        near = (ours.float() @ lines.float().T).abs() < limit.float()[:, None]
         similarity = (
             keyframe.observation.features.descriptors[free]
             @ other.observation.features.descriptors.T

@@ -11,9 +11,15 @@ from torch import Tensor
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
-from mv_matcher_ros.geometry.bundle_adjustment import marginal_prior, pose_covariance, solve
-from mv_matcher_ros.geometry.reprojection import PosePrior, Problem, linearise, residuals
-from mv_matcher_ros.geometry.schur import half_inverse_of
+from mv_matcher_ros.geometry.bundle_adjustment import marginal_prior, solve
+from mv_matcher_ros.geometry.reprojection import (
+    NormalEquations,
+    PosePrior,
+    Problem,
+    linearise,
+    residuals,
+)
+from mv_matcher_ros.geometry.schur import half_inverse_of, least_norm_inverse
 from mv_matcher_ros.odometry.window import FlatObservations, Window
 
 # How well the first pose is held (m, rad): it defines odom. Tight, yet far from the limits of
@@ -30,6 +36,7 @@ class LocalAdjustment:
     def __init__(self, settings: Settings, camera: Camera) -> None:
         self._settings = settings
         self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
+        self._newest_covariance = torch.zeros(6, 6, dtype=torch.float64)
 
     def anchor(self, window: Window, hold_scale: bool) -> None:
         """A prior that holds the first pose and, if asked to, the distance of the second."""
@@ -71,17 +78,16 @@ class LocalAdjustment:
             keyframe.world_from_body = pose
         window.landmarks.position = solution.points[0]
         at_end = problem.moved(solution.world_from_body, solution.points)
-        half = half_inverse_of(linearise(at_end).point_point)[0]
+        equations = linearise(at_end)
+        half = half_inverse_of(equations.point_point)[0]
         window.landmarks.covariance = half.transpose(1, 2) @ half
+        self._newest_covariance = newest_pose_covariance(at_end, equations, half)
         self._cull(window, flat, at_end)
 
-    def relative_covariance(self, window: Window) -> Tensor:
-        """(6, 6) covariance of the newest pose given the one before it, right perturbation."""
-        flat = window.flat_observations()
-        fixed = torch.zeros(len(window.keyframes), dtype=torch.bool)
-        fixed[:-1] = True
-        problem = replace(self._problem(window, flat), fixed=fixed[None], prior=None)
-        return pose_covariance(problem)[0, -6:, -6:]
+    @property
+    def newest_covariance(self) -> Tensor:
+        """(6, 6) covariance of the newest pose given the older ones, after the last `refine`."""
+        return self._newest_covariance
 
     def drop_oldest(self, window: Window) -> None:
         """Remove the oldest keyframe; what it knew stays as a prior on the others."""
@@ -154,3 +160,18 @@ class LocalAdjustment:
         weak = window.landmarks.alive & ((seen == 0) | ((seen < 2) & ~has_depth))
         window.forget(weak | ~window.landmarks.position.isfinite().all(1))
         window.count_seen()
+
+
+def newest_pose_covariance(problem: Problem, equations: NormalEquations, half: Tensor) -> Tensor:
+    """(6, 6) covariance of the last pose of a single problem, the other poses held fixed.
+
+    Args:
+        problem: batch of one.
+        equations: its normal equations.
+        half: (P, 3, 3) L⁻¹ of the point blocks.
+    """
+    newest = problem.world_from_body.shape[1] - 1
+    chosen = problem.pose_index[0] == newest
+    spread = equations.pose_point[0, chosen] @ half[problem.point_index[0, chosen]].transpose(1, 2)
+    information = equations.pose_pose[0, -6:, -6:] - (spread @ spread.transpose(1, 2)).sum(0)
+    return least_norm_inverse(information[None])[0]

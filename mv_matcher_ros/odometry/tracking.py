@@ -24,6 +24,7 @@ REFERENCE_WIDTH = 640.0
 # Radius of the last search, around projections with the solved pose, as a share of the first.
 REFINED_RADIUS_SHARE = 0.4
 POSE_ITERATIONS = 10
+POSE_DECREASE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -65,26 +66,22 @@ class Tracker:
 
     def track(self, window: Window, observation: Observation, guess: Tensor) -> Tracked | None:
         """Pose near `guess`, or None when too little agrees."""
-        wanted = self._settings.tracking
+        wanted, matching = self._settings.tracking, self._settings.matching
+        narrow = matching.search_radius_px * REFINED_RADIUS_SHARE
         best: Tracked | None = None
-        for radius in (
-            self._settings.matching.search_radius_px,
-            self._settings.matching.wide_radius_px,
-        ):
+        for radius in (narrow, matching.search_radius_px, matching.wide_radius_px):
             found = self._search(window, observation, guess, radius * self._pixel_scale)
             tracked = self.solve_pose(window, observation, *found, guess, 'landmarks')
-            if tracked is None:
-                continue
-            if best is None or tracked.inliers > best.inliers:
+            if tracked is not None and (best is None or tracked.inliers > best.inliers):
                 best = tracked
-            if best.inliers >= wanted.degraded_inliers:
+            # Few matches in the narrow search can agree on a wrong pose: there, ask for plenty.
+            plenty = self._settings.keyframes.min_tracked * 2
+            enough = plenty if radius == narrow else wanted.degraded_inliers
+            if best is not None and best.inliers >= enough:
                 break
         if best is None:
             return None
-        radius = (
-            self._settings.matching.search_radius_px * self._pixel_scale * REFINED_RADIUS_SHARE
-        )
-        found = self._search(window, observation, best.world_from_body, radius)
+        found = self._search(window, observation, best.world_from_body, narrow * self._pixel_scale)
         refined = self.solve_pose(window, observation, *found, best.world_from_body, 'landmarks')
         if refined is not None and refined.inliers >= best.inliers:
             best = refined
@@ -143,7 +140,7 @@ class Tracker:
             kernel_width=adjustment.kernel_width,
             points_fixed=True,
         )
-        solution = solve(problem, POSE_ITERATIONS, 1e-5)
+        solution = solve(problem, POSE_ITERATIONS, POSE_DECREASE)
         at_end = problem.moved(solution.world_from_body, solution.points)
         errors, depth = residuals(at_end)
         inlier = (errors[0, :, :2].norm(dim=1) < self._settings.tracking.inlier_px) & (
