@@ -29,13 +29,13 @@ class DetectorSettings(Section):
 
     name: Literal['sift', 'orb'] = Field('sift', description='Detector and descriptor.')
     max_keypoints: int = Field(
-        1500, ge=50, le=8000, description='Strongest keypoints kept per image.'
+        1200, ge=50, le=8000, description='Strongest keypoints kept per image.'
     )
     contrast_threshold: float = Field(
         0.02, ge=0.0, le=0.2, description='SIFT: weakest contrast kept; lower finds more.'
     )
     working_width: int = Field(
-        0,
+        800,
         ge=0,
         le=8192,
         description='Images wider than this are scaled down to it before detection; 0 keeps them.',
@@ -167,7 +167,7 @@ class BundleAdjustmentSettings(Section):
     """Windowed bundle adjustment."""
 
     iterations: int = Field(
-        5, ge=1, le=100, description='Levenberg-Marquardt iterations per keyframe.'
+        4, ge=1, le=100, description='Levenberg-Marquardt iterations per keyframe.'
     )
     kernel: Literal['none', 'huber', 'cauchy'] = Field('cauchy', description='Robust kernel.')
     kernel_width: float = Field(1.5, gt=0.0, description='Width of the kernel, in units of sigma.')
