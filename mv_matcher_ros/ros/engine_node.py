@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import torch
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -187,7 +186,6 @@ class OdometryNode(Node):
         # Here and not in the constructor: OpenMP keeps the number of threads for each thread.
         if self.settings.runtime.threads:
             torch.set_num_threads(self.settings.runtime.threads)
-            cv2.setNumThreads(self.settings.runtime.threads)
         try:
             while not self._stopping.is_set():
                 if self._engine is None and not self._build_engine():
