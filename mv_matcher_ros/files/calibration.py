@@ -275,10 +275,11 @@ class _Loader(yaml.SafeLoader):
     """YAML that also takes OpenCV's matrices for what they are: mappings with `data`."""
 
 
-_Loader.add_constructor(
-    'tag:yaml.org,2002:opencv-matrix',
-    lambda loader, node: loader.construct_mapping(node, deep=True),
-)
+def _opencv_matrix(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor('tag:yaml.org,2002:opencv-matrix', _opencv_matrix)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
