@@ -184,6 +184,7 @@ class OdometryNode(Node):
 
     def _work(self) -> None:
         # Here and not in the constructor: OpenMP keeps the number of threads for each thread.
+        # OpenCV's number is the process's own; the engine sets it.
         if self.settings.runtime.threads:
             torch.set_num_threads(self.settings.runtime.threads)
         try:
