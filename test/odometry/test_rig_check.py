@@ -296,7 +296,11 @@ def test_recordings_are_right(sequences: Path, name: str, detector: str) -> None
 
     source = open_source(sequences / name, 'stereo')
     source = source.sliced(0, None, max(1, len(source) // 5))
-    settings = read_settings({'sensor': 'stereo', 'detector.name': detector})
+    # ORB finds fewer true matches: with the default number of keypoints tartanair's widely spaced
+    # pairs give too little evidence for a verdict.
+    settings = read_settings(
+        {'sensor': 'stereo', 'detector.name': detector, 'detector.max_keypoints': 1500}
+    )
     check = RigCheck(settings, source.rig)
     took = []
     for frame in frames_of(source, detector=detector):
