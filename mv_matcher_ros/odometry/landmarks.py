@@ -176,6 +176,11 @@ class LandmarkMaker:
         other.landmark[pairs[good, 1]] = rows
         return len(rows)
 
+    def depth_in(self, window: Window, keyframe: Keyframe, rows: Tensor) -> Tensor:
+        """(K,) depth of landmark rows in the first camera of a keyframe."""
+        camera_from_world = self._camera_from_body @ se3.inverse(keyframe.world_from_body)
+        return se3.transform(camera_from_world, window.landmarks.position[rows])[:, 2]
+
     def relative(self, source: Keyframe, target: Keyframe) -> Tensor:
         """(4, 4) target camera from source camera."""
         body = se3.inverse(target.world_from_body) @ source.world_from_body
