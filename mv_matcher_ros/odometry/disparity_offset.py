@@ -112,8 +112,8 @@ class DisparityOffset:
         difference = here.inverse_depth[feature] - by_motion
         good = difference.square() < OUTLIER_SIGMAS**2 * variance
         weight = variance[good].rsqrt()
-        # The regressor is the landmark's depth: `by_motion` would carry its own noise into both sides
-        # and bend the line (errors in variables).
+        # The regressor is the landmark's depth: `by_motion` would carry its noise into both
+        # sides and bend the line (errors in variables).
         depth = self._maker.depth_in(window, newest, newest.landmark[feature[good]])
         design = torch.stack([1.0 / depth, torch.ones_like(depth)], 1)
         return design * weight[:, None], difference[good] * weight
