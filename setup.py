@@ -18,7 +18,7 @@ ros_wheels = [
     'ros-std-srvs',
     'ros-diagnostic-msgs',
 ]
-bags = ['rosbags>=0.10.4', 'rosbags-image>=0.10']
+bags = ['rosbags>=0.11', 'rosbags-image>=0.10']
 cli = ['typer>=0.12', 'rich>=13']
 report = ['matplotlib>=3.5']
 test = ['pytest>=7', 'scipy', 'evo>=1.28', 'gtsam>=4.3.0; python_version >= "3.11"']
