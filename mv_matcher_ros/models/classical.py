@@ -66,12 +66,8 @@ class ClassicalDetector:
     def detect(self, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None) -> Features:
         """Features of a (H, W) grey or (H, W, 3) BGR image; none where `mask` is False."""
         height, width = image.shape[:2]
-        grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        scale = 1.0
-        if 0 < self._settings.working_width < width:
-            scale = self._settings.working_width / width
-            size = (self._settings.working_width, max(1, round(height * scale)))
-            grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+        grey = working_image(image, self._settings.working_width)
+        scale = grey.shape[1] / width
         if min(grey.shape) < SMALLEST_SIDE_PX:
             return empty_features((width, height), self._descriptor_size)
         allowed = self._allowed(mask, grey.shape[:2])
@@ -130,6 +126,15 @@ class ClassicalDetector:
     def _sigma(self, size_px: NDArray[np.float32]) -> NDArray[np.float32]:
         finest = ORB_PATCH_PX if self._settings.name == 'orb' else 3.2
         return SIGMA_AT_FINEST_PX * np.sqrt(np.maximum(size_px / finest, 1.0))
+
+
+def working_image(image: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """A (H, W) grey or (H, W, 3) BGR image as grey, at most `width` wide (0: as it is)."""
+    grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    if not 0 < width < grey.shape[1]:
+        return grey
+    height = max(1, round(grey.shape[0] * width / grey.shape[1]))
+    return cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _sift(settings: DetectorSettings) -> tuple[Any, float]:

@@ -22,6 +22,7 @@ from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import to_fixed_axes
 from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
 from mv_matcher_ros.odometry.disparity_offset import DisparityOffset
+from mv_matcher_ros.odometry.flow import FlowTracker
 from mv_matcher_ros.odometry.initialisation import TwoViewInitialiser, TwoViewStart
 from mv_matcher_ros.odometry.keyframes import KeyframePolicy
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker
@@ -43,6 +44,7 @@ from mv_matcher_ros.odometry.window import Keyframe, Window
 
 # Standard deviation given to the first pose: it is the origin of odom by definition.
 ORIGIN_VARIANCE = 1e-10
+KEPT_SHARE = 0.5
 # Acceleration noise of the twist between two frames, added to what the poses say.
 TWIST_FLOOR = 1e-4
 
@@ -68,9 +70,10 @@ class OdometryEngine:
         self.settings = settings
         self.rig = rig
         camera = rig.cameras[0]
-        matcher = NearestNeighbourMatcher(settings.matching, settings.detector.name)
+        self._matcher = matcher = NearestNeighbourMatcher(settings.matching, settings.detector.name)
         self._observer = Observer(settings, rig, ClassicalDetector(settings.detector))
         self._tracker = Tracker(settings, camera, matcher)
+        self._flow = FlowTracker(settings, camera, self._observer, self._tracker)
         self._initialiser = TwoViewInitialiser(settings, camera, matcher)
         self._maker = LandmarkMaker(settings, camera, matcher)
         self._adjustment = LocalAdjustment(settings, camera)
@@ -94,10 +97,13 @@ class OdometryEngine:
         self._continuity = Continuity()
         self._standstill = StandstillGate(self.settings.zero_motion)
         self._initialiser.reset()
+        self._flow.reset()
         if self._offset is not None:
             self._offset.reset()
         if self._rig_check is not None:
             self._rig_check.rearm()
+        self._inliers = 0
+        self._links = None
         self._covariance = torch.eye(6, dtype=torch.float64) * ORIGIN_VARIANCE
         self._origin = torch.from_numpy(self.rig.odom_from_first_body.copy())
         self._lost = False
@@ -118,16 +124,24 @@ class OdometryEngine:
                 'reset the engine when the clock jumps'
             )
         clock = Stopwatch()
+        self._observer.check(frame)
+        fault = self._observer.image_fault(frame.views[0])
+        if self._motion is None:
+            observation, fault = self._observe(frame, fault, clock)
+            estimate = self._start(frame, observation, fault, clock)
+        else:
+            estimate = self._follow(frame, fault, clock)
+        estimate = self._checked(estimate)
+        self._last_stamp_ns = frame.stamp_ns
+        return replace(estimate, latency_ms=clock.milliseconds)
+
+    def _observe(self, frame: Frame, fault: str, clock: Stopwatch) -> tuple[Observation, str]:
         with clock('observe'):
-            fault = self._observer.image_fault(frame.views[0])
             observation = self._observer.observe(frame)
         if not fault and len(observation) < self.settings.image_quality.min_keypoints:
             fault = f'image without texture: {len(observation)} keypoints'
         self._policy.note(observation)
-        follow_or_start = self._start if self._motion is None else self._follow
-        estimate = self._checked(follow_or_start(frame, observation, fault, clock))
-        self._last_stamp_ns = frame.stamp_ns
-        return replace(estimate, latency_ms=clock.milliseconds)
+        return observation, fault
 
     # ------------------------------------------------------------------ start
 
@@ -152,6 +166,7 @@ class OdometryEngine:
             self._motion = before.measured(frame.stamp_ns, newest.world_from_body)
         self._continuity.rebase(newest.world_from_body)
         self._settle(newest)
+        self._flow.start(newest, frame.views[0].image)
         status = Status.TRACKING if self._before_loss is None else Status.RELOCALISED
         self._before_loss, self._lost = None, False
         return self._known(frame, observation, status, message, is_keyframe=True)
@@ -210,15 +225,54 @@ class OdometryEngine:
 
     # ----------------------------------------------------------------- follow
 
-    def _follow(
-        self, frame: Frame, observation: Observation, fault: str, clock: Stopwatch
-    ) -> Estimate:
+    def _follow(self, frame: Frame, fault: str, clock: Stopwatch) -> Estimate:
         assert self._motion is not None
-        with clock('track'):
-            tracked = None if fault else self._track(observation)
-        if tracked is None:
-            return self._coast(frame, observation, fault or 'too few landmarks agree with a pose')
+        observation, tracked = None, None
+        if not fault and not self._lost:
+            with clock('flow'):
+                followed = self._flow.track(
+                    self._window,
+                    frame,
+                    self._motion.world_from_body,
+                    self._motion.predict(frame.stamp_ns),
+                )
+            if followed is not None and followed[1].inliers >= self.settings.keyframes.min_tracked:
+                elapsed = seconds(frame.stamp_ns - self._motion.stamp_ns)
+                if self._plausible(followed[1], elapsed):
+                    observation, tracked = followed
+        if tracked is not None and self._policy.wants(self._window, observation, tracked):
+            detected, fault = self._observe(frame, fault, clock)
+            with clock('track'):
+                links = self._flow.associate(detected, self._matcher)
+                row = self._window.keyframes[-1].landmark[links[:, 0]]
+                known = row >= 0
+                self._links = links[~known]
+                again = self._tracker.track_known(
+                    self._window,
+                    detected,
+                    tracked.world_from_body,
+                    links[known, 1],
+                    row[known],
+                )
+            if again is not None:
+                observation, tracked = detected, again
+                wanted = True
+            else:
+                wanted = False
+        elif tracked is None:
+            observation, fault = self._observe(frame, fault, clock)
+            with clock('track'):
+                tracked = None if fault else self._track(observation)
+            if tracked is None:
+                self._flow.reset()
+                return self._coast(
+                    frame, observation, fault or 'too few landmarks agree with a pose'
+                )
+            wanted = True
+        else:
+            wanted = False
         status, message = self._judge(tracked)
+        self._inliers = tracked.inliers
         if self._lost:
             self._continuity.rebase(tracked.world_from_body)
             status, message = Status.RELOCALISED, f'found again by {tracked.method}'
@@ -227,7 +281,7 @@ class OdometryEngine:
         held = self._standstill.hold(observation, tracked)
         pose = tracked.world_from_body if held is None else held
         self._motion = self._motion.measured(frame.stamp_ns, pose)
-        is_keyframe = held is None and self._policy.wants(self._window, observation, tracked)
+        is_keyframe = held is None and wanted
         if is_keyframe:
             with clock('keyframe'):
                 self._add_keyframe(frame, observation, tracked)
@@ -237,24 +291,34 @@ class OdometryEngine:
         return replace(estimate, tracks=picture)
 
     def _track(self, observation: Observation) -> Tracked | None:
-        """Pose near the prediction, else near the last pose, else from the keyframes."""
+        """The pose most landmarks agree with: near the prediction, the last pose, a keyframe.
+
+        Stops at the first that as many agree with as did before.
+        """
         assert self._motion is not None
         elapsed = seconds(observation.stamp_ns - self._motion.stamp_ns)
+        best: Tracked | None = None
+        for tracked in self._hypotheses(observation):
+            if tracked is None or not (self._lost or self._plausible(tracked, elapsed)):
+                continue
+            if best is None or tracked.inliers > best.inliers:
+                best = tracked
+            if best.inliers >= KEPT_SHARE * self._inliers:
+                break
+        return best
+
+    def _hypotheses(self, observation: Observation) -> Iterator[Tracked | None]:
+        assert self._motion is not None
         if not self._lost:
             for guess in (
                 self._motion.predict(observation.stamp_ns),
                 self._motion.world_from_body,
             ):
-                tracked = self._tracker.track(self._window, observation, guess)
-                if tracked is not None and self._plausible(tracked, elapsed):
-                    return tracked
+                yield self._tracker.track(self._window, observation, guess)
         # A short gap is not worth a search through the whole window.
         keyframes = self._window.keyframes if self._lost else self._window.keyframes[-1:]
         for keyframe in reversed(keyframes):
-            tracked = self._tracker.relocalise(self._window, observation, keyframe)
-            if tracked is not None and (self._lost or self._plausible(tracked, elapsed)):
-                return tracked
-        return None
+            yield self._tracker.relocalise(self._window, observation, keyframe)
 
     def _plausible(self, tracked: Tracked, elapsed_s: float) -> bool:
         assert self._motion is not None
@@ -277,6 +341,8 @@ class OdometryEngine:
         self._maker.complete_tracks(self._window)
         if self._metric:
             self._maker.from_depth(self._window, keyframe)
+        self._maker.from_links(self._window, keyframe, self._links)
+        self._links = None
         self._maker.from_parallax(self._window, keyframe)
         self._window.count_seen()
         self._adjustment.refine(self._window)
@@ -288,6 +354,7 @@ class OdometryEngine:
         assert self._motion is not None
         self._motion = self._motion.corrected(keyframe.world_from_body)
         self._settle(keyframe)
+        self._flow.start(keyframe, frame.views[0].image)
 
     def _settle(self, newest: Keyframe) -> None:
         """Policies compare with the newest keyframe from now on."""

@@ -14,7 +14,7 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera, Features, Frame, Rig, View
 from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.geometry.camera import camera_normalise
-from mv_matcher_ros.models.classical import Detector
+from mv_matcher_ros.models.classical import Detector, working_image
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,34 @@ class Observer:
         Raises:
             SourceError: the frame has fewer views, or images of another size, than the rig.
         """
-        self._check(frame)
+        view = frame.views[0]
+        return self.complete(frame, self._detector.detect(view.image, view.mask))[0]
+
+    def complete(self, frame: Frame, features: Features) -> tuple[Observation, Tensor]:
         view, camera = frame.views[0], self._rig.cameras[0]
-        features, plane, sigma = self._normalised(view, camera)
+        features, plane, sigma, valid = self._normalised(features, camera)
         inverse, inverse_sigma = self._depth(view, features)
-        return Observation(
+        observation = Observation(
             frame.stamp_ns, frame.index, features, plane, sigma, inverse, inverse_sigma
         )
+        return observation, valid
 
     def second_view(self, frame: Frame) -> tuple[Features, Tensor, Tensor]:
         """Features (M), plane coordinates (M, 2) and sigma (M,) of the second camera of a rig."""
-        return self._normalised(frame.views[1], self._rig.cameras[1])
+        view = frame.views[1]
+        features = self._detector.detect(view.image, view.mask)
+        return self._normalised(features, self._rig.cameras[1])[:3]
+
+    @property
+    def working_scale(self) -> np.ndarray:
+        camera, width = self._rig.cameras[0], self._settings.detector.working_width
+        if not 0 < width < camera.width:
+            return np.ones(2, np.float32)
+        height = max(1, round(camera.height * width / camera.width))
+        return np.array([width / camera.width, height / camera.height], np.float32)
+
+    def working_image(self, image: np.ndarray) -> np.ndarray:
+        return working_image(image, self._settings.detector.working_width)
 
     def image_fault(self, view: View) -> str:
         """Why nothing can be seen in an image: one line, empty when it is fine."""
@@ -79,7 +96,7 @@ class Observer:
             )
         return ''
 
-    def _check(self, frame: Frame) -> None:
+    def check(self, frame: Frame) -> None:
         wanted = 2 if self._settings.sensor == 'stereo' else 1
         if len(frame.views) < wanted:
             raise SourceError(
@@ -94,12 +111,11 @@ class Observer:
                     f'its calibration is for {camera.width}x{camera.height}'
                 )
 
-    def _normalised(self, view: View, camera: Camera) -> tuple[Features, Tensor, Tensor]:
-        features = self._detector.detect(view.image, view.mask)
+    def _normalised(self, features: Features, camera: Camera) -> tuple[Features, Tensor, Tensor, Tensor]:
         plane, valid = camera_normalise(camera, features.keypoints_xy.to(torch.float64))
         if not bool(valid.all()):  # beyond the fold-over of the distortion model
             features, plane = select_features(features, valid), plane[valid]
-        return features, plane, features.sigma_px.to(torch.float64) / camera.focal_px
+        return features, plane, features.sigma_px.to(torch.float64) / camera.focal_px, valid
 
     def _depth(self, view: View, features: Features) -> tuple[Tensor, Tensor]:
         unknown = torch.full((len(features),), torch.nan, dtype=torch.float64)

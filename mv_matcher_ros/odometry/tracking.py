@@ -87,6 +87,15 @@ class Tracker:
             best = refined
         return best if self.believable(best) else None
 
+    def track_known(self, window, observation, guess, feature, landmark):
+        """Pose near `guess`, which is good, with associations that are known already."""
+        radius = self._settings.matching.search_radius_px * REFINED_RADIUS_SHARE * self._pixel_scale
+        more_f, more_l = self._search(window, observation, guess, radius)
+        new = ~torch.isin(more_l, landmark) & ~torch.isin(more_f, feature)
+        found = torch.cat([feature, more_f[new]]), torch.cat([landmark, more_l[new]])
+        tracked = self.solve_pose(window, observation, *found, guess, 'landmarks')
+        return tracked if tracked is not None and self.believable(tracked) else None
+
     def relocalise(
         self, window: Window, observation: Observation, keyframe: Keyframe
     ) -> Tracked | None:
