@@ -111,6 +111,13 @@ class KeyframeSettings(Section):
         gt=0.0,
         description='New keyframe when tracks moved this far (median, at 640 px width).',
     )
+    delay_s: float = Field(
+        0.3,
+        ge=0.0,
+        le=2.0,
+        description='A keyframe is worked on beside the tracking, and used from the first frame '
+        'this much later.',
+    )
     min_tracked: int = Field(
         80, ge=10, description='New keyframe when fewer landmarks than this are tracked.'
     )

@@ -137,6 +137,15 @@ def inverse(target_from_source: torch.Tensor) -> torch.Tensor:
     return compose_matrix(transposed, translation)
 
 
+def normalise(target_from_source: torch.Tensor) -> torch.Tensor:
+    """(..., 4, 4) with rounding taken out of the rotation.
+
+    `inverse` transposes: a chain that multiplies by an inverse doubles what is not orthogonal.
+    """
+    rotation = normalise_rotation(target_from_source[..., :3, :3])
+    return compose_matrix(rotation, target_from_source[..., :3, 3])
+
+
 def transform(target_from_source: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     """Points of `source` seen from `target`.
 

@@ -128,13 +128,21 @@ class ClassicalDetector:
         return SIGMA_AT_FINEST_PX * np.sqrt(np.maximum(size_px / finest, 1.0))
 
 
-def working_image(image: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    """A (H, W) grey or (H, W, 3) BGR image as grey, at most `width` wide (0: as it is)."""
+def working_size(size: tuple[int, int], working_width: int) -> tuple[int, int]:
+    """(width, height) of an image of (width, height) once at most `working_width` wide (0: any)."""
+    width, height = size
+    if not 0 < working_width < width:
+        return size
+    return working_width, max(1, round(height * working_width / width))
+
+
+def working_image(image: NDArray[np.uint8], working_width: int) -> NDArray[np.uint8]:
+    """A (H, W) grey or (H, W, 3) BGR image as grey, at most `working_width` wide (0: any)."""
     grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    if not 0 < width < grey.shape[1]:
+    size = working_size((grey.shape[1], grey.shape[0]), working_width)
+    if size == (grey.shape[1], grey.shape[0]):
         return grey
-    height = max(1, round(grey.shape[0] * width / grey.shape[1]))
-    return cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
 
 
 def _sift(settings: DetectorSettings) -> tuple[Any, float]:

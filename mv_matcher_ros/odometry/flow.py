@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows the landmarks of the newest keyframe from image to image: no detection in between.
+"""Follows the features of the newest keyframe from image to image; nothing is detected in between.
 
-Pyramidal Lucas-Kanade (Bouguet, Intel 2001) as OpenCV implements it, started where the motion model
-expects each landmark, and checked by following it back (Kalal et al., ICPR 2010).
+Pyramidal Lucas-Kanade (Bouguet, Pyramidal implementation of the Lucas Kanade feature tracker, 2001)
+as OpenCV has it, started where the motion model expects each feature, and checked by following it
+back (Kalal et al., Forward-backward error, ICPR 2010).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,37 +22,89 @@ from mv_matcher_ros.datatypes import Camera, Features, Frame
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.camera import camera_project
 from mv_matcher_ros.geometry.epipolar import homogeneous
-from mv_matcher_ros.odometry.observation import Observation, Observer, select_features
+from mv_matcher_ros.odometry.observation import Observation, Observer
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
-from mv_matcher_ros.odometry.window import Keyframe, Window
+from mv_matcher_ros.odometry.window import Landmarks
 
-Pyramid = Sequence[NDArray[np.uint8]]
-
-WINDOW = (21, 21)
-LEVELS = 3
-STEPS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 0.02)
-# Followed there and back, a track must come out where it began, in pixels of the working image.
+SEARCH: dict[str, Any] = {
+    'winSize': (21, 21),
+    'maxLevel': 3,
+    'criteria': (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 0.02),
+    'flags': cv2.OPTFLOW_USE_INITIAL_FLOW,
+}
+# Followed there and back, a feature must come out where it began, in pixels of the working image.
 ROUND_TRIP_PX = 0.5
-ASSOCIATION_PX = 3.0
+# Fewer landmarks than this are not worth following.
+FEWEST = 10
 
 
 @dataclass(frozen=True)
-class _Tracks:
-    """Features (K,) of a keyframe and where they are (K, 2), working pixels, in `pyramid`."""
+class Target:
+    """What is followed: a snapshot, untouched by whoever refines the window meanwhile.
 
-    keyframe: Keyframe
-    feature: Tensor
-    pixels: NDArray[np.float32]
-    pyramid: Pyramid
+    Attributes:
+        observation: N features of one image.
+        landmarks: row i is the landmark that feature i sees; not alive where it sees none.
+        world_from_body: (4, 4) pose of the image.
+    """
+
+    observation: Observation
+    landmarks: Landmarks
+    world_from_body: Tensor
+
+    @classmethod
+    def of(
+        cls, observation: Observation, landmark: Tensor, landmarks: Landmarks, pose: Tensor
+    ) -> Target:
+        """From (N,) rows in `landmarks`, −1 for features that see none."""
+        row = landmark.clamp_min(0)
+        if len(landmarks) == 0:
+            row, landmarks = torch.zeros_like(row), Landmarks.nowhere()
+        snapshot = Landmarks(
+            landmarks.position[row],
+            landmarks.covariance[row],
+            observation.features.descriptors,
+            (landmark >= 0) & landmarks.alive[row],
+            landmarks.seen[row],
+        )
+        return cls(observation, snapshot, pose)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Features found again in a new image, and the pose that explains them.
+
+    Attributes:
+        target: what was followed.
+        observation: K features of the new image.
+        origin: (K,) int64, the feature of the target that each one is.
+        kept: (K,) bool, all but those that contradict the pose.
+        tracked: `feature` counts in `observation`, `landmark` in `target.landmarks`.
+    """
+
+    target: Target
+    observation: Observation
+    origin: Tensor
+    kept: Tensor
+    tracked: Tracked
+
+    def moved(self) -> float:
+        """Median motion of the inliers on the normalised plane since the target's image.
+
+        Infinite without inliers.
+        """
+        good = self.tracked.inlier
+        if not bool(good.any()):
+            return float('inf')
+        here = self.observation.plane_xy[self.tracked.feature[good]]
+        there = self.target.observation.plane_xy[self.tracked.landmark[good]]
+        return float((here - there).norm(dim=1).median())
 
 
 class FlowTracker:
-    """Pose of a frame from the landmarks followed since the newest keyframe."""
+    """Pose of a frame from the landmarks of a target, followed through every image since."""
 
-    def __init__(
-        self, settings: Settings, camera: Camera, observer: Observer, tracker: Tracker
-    ) -> None:
-        self._settings = settings
+    def __init__(self, camera: Camera, observer: Observer, tracker: Tracker) -> None:
         self._camera = camera
         self._observer = observer
         self._tracker = tracker
@@ -60,79 +113,74 @@ class FlowTracker:
 
     def reset(self) -> None:
         """Follow nothing."""
-        self._tracks: _Tracks | None = None
+        self._target: Target | None = None
+        self._origin = torch.zeros(0, dtype=torch.int64)
+        self._pixels = np.zeros((0, 2), np.float32)  # of the working image
+        self._image = np.zeros((0, 0), np.uint8)
+        self._pose = torch.eye(4, dtype=torch.float64)
 
-    def start(self, keyframe: Keyframe, image: NDArray[np.uint8]) -> None:
-        """Follow the features of a keyframe from its own image on."""
-        pixels = self._working(keyframe.observation.features.keypoints_xy.numpy())
-        every = torch.arange(len(pixels))
-        self._tracks = _Tracks(keyframe, every, pixels, self.pyramid(image))
+    def start(self, target: Target, image: NDArray[np.uint8]) -> None:
+        """Follow a target from its own image (H, W[, 3]) on."""
+        self._target = target
+        self._pixels = self._working(target.observation.features.keypoints_xy.numpy())
+        self._origin = torch.arange(len(self._pixels))
+        self._image = self._observer.working_image(image)
+        self._pose = target.world_from_body
 
-    def pyramid(self, image: NDArray[np.uint8]) -> Pyramid:
-        return self._observer.working_image(image)
-
-    def track(
-        self, window: Window, frame: Frame, last: Tensor, guess: Tensor
-    ) -> tuple[Observation, Tracked] | None:
-        if self._tracks is None:
+    def track(self, frame: Frame, guess: Tensor) -> Followed | None:
+        """Pose near `guess` (4, 4), or None when too little can be followed; then it is over."""
+        target = self._target
+        if target is None or int(target.landmarks.alive[self._origin].sum()) < FEWEST:
+            self._target = None
             return None
-        tracks = self._tracks
-        keyframe, feature, pixels = tracks.keyframe, tracks.feature, tracks.pixels
-        row = keyframe.landmark[feature]
-        pyramid = self.pyramid(frame.views[0].image)
-        if int((row >= 0).sum()) < self._settings.keyframes.min_tracked // 2:
+        image = self._observer.working_image(frame.views[0].image)
+        points = self._points(target)
+        shift = self._projected(points, guess) - self._projected(points, self._pose)
+        found, good = there_and_back(self._image, image, self._pixels, self._pixels + shift)
+        origin, pixels = self._origin[torch.from_numpy(good)], found[good]
+        observation, valid = self._observe(target, frame, origin, pixels)
+        origin, pixels = origin[valid], pixels[valid.numpy()]
+        sees = target.landmarks.alive[origin].nonzero()[:, 0]
+        tracked = self._tracker.solve_pose(
+            target.landmarks, observation, sees, origin[sees], guess, 'optical flow'
+        )
+        if tracked is None or not self._tracker.believable(tracked):
+            self._target = None
             return None
-        world = self._points(window, keyframe, feature, row)
-        shift = self._pixels(world, guess) - self._pixels(world, last)
-        expected = (pixels + shift).astype(np.float32)
-        found, good = there_and_back(tracks.pyramid, pyramid, pixels, expected)
-        chosen = torch.from_numpy(good)
-        feature, row, found = feature[chosen], row[chosen], found[good]
-        source = tracks.keyframe.observation.features
+        kept = torch.ones(len(origin), dtype=torch.bool)
+        kept[sees] = tracked.inlier
+        followed = Followed(target, observation, origin, kept, tracked)
+        self._origin, self._pixels = origin[kept], pixels[kept.numpy()]
+        self._image, self._pose = image, tracked.world_from_body
+        return followed
+
+    def _observe(
+        self, target: Target, frame: Frame, origin: Tensor, pixels: NDArray[np.float32]
+    ) -> tuple[Observation, Tensor]:
+        """The followed features as an observation, and the (K,) mask of those it could hold."""
+        source = target.observation.features
         features = Features(
-            torch.from_numpy(self._full(found)),
-            source.descriptors[feature],
-            source.scores[feature],
-            source.sigma_px[feature],
+            torch.from_numpy(self._full(pixels)),
+            source.descriptors[origin],
+            source.scores[origin],
+            source.sigma_px[origin],
             source.image_size,
         )
-        observation, kept = self._observer.complete(frame, features)
-        feature, row, found = feature[kept], row[kept], found[kept.numpy()]
-        which = (row >= 0).nonzero()[:, 0]
-        tracked = self._tracker.solve_pose(window, observation, which, row[which], guess, 'flow')
-        if tracked is None or not self._tracker.believable(tracked):
-            self._tracks = None
-            return None
-        keep = torch.ones(len(row), dtype=torch.bool)
-        keep[which] = tracked.inlier
-        self._tracks = _Tracks(keyframe, feature[keep], found[keep.numpy()], pyramid)
-        self._last = select_features(features, kept) if len(kept) != len(row) else features
-        self._plane = observation.plane_xy[keep]
-        return observation, tracked
+        return self._observer.complete(frame, features)
 
-    def associate(self, detected: Observation, matcher) -> Tensor:
-        """(K, 2) features of the keyframe and of a detection in the last image."""
-        assert self._tracks is not None
-        tracks = self._tracks
-        pairs, _ = matcher.match_near(
-            (self._plane, tracks.keyframe.observation.features.descriptors[tracks.feature]),
-            (detected.plane_xy, detected.features.descriptors),
-            ASSOCIATION_PX * self._camera.width / 640 / self._camera.focal_px,
-        )
-        return torch.stack([tracks.feature[pairs[:, 0]], pairs[:, 1]], 1)
-
-    def _points(self, window: Window, keyframe: Keyframe, feature: Tensor, row: Tensor) -> Tensor:
-        """(K, 3) landmarks in the world; features without one at the median depth."""
-        camera_from_world = self._camera_from_body @ se3.inverse(keyframe.world_from_body)
-        world = window.landmarks.position[row.clamp_min(0)]
-        depth = se3.transform(camera_from_world, world[row >= 0])[:, 2].median()
-        rays = homogeneous(keyframe.observation.plane_xy[feature]) * depth
+    def _points(self, target: Target) -> Tensor:
+        """(K, 3) what the followed features see; the median depth stands in for no landmark."""
+        alive = target.landmarks.alive[self._origin]
+        world = target.landmarks.position[self._origin]
+        camera_from_world = self._camera_from_body @ se3.inverse(target.world_from_body)
+        depth = se3.transform(camera_from_world, world[alive])[:, 2].median()
+        rays = homogeneous(target.observation.plane_xy[self._origin]) * depth
         guessed = se3.transform(se3.inverse(camera_from_world), rays)
-        return torch.where((row >= 0)[:, None], world, guessed)
+        return torch.where(alive[:, None], world, guessed)
 
-    def _pixels(self, world: Tensor, world_from_body: Tensor) -> NDArray[np.float32]:
-        local = se3.transform(self._camera_from_body @ se3.inverse(world_from_body), world)
-        pixels, _ = camera_project(self._camera, local)
+    def _projected(self, points: Tensor, world_from_body: Tensor) -> NDArray[np.float32]:
+        camera_from_world = self._camera_from_body @ se3.inverse(world_from_body)
+        pixels, _ = camera_project(self._camera, se3.transform(camera_from_world, points))
         return self._working(pixels.float().numpy())
 
     def _working(self, xy: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -142,19 +190,30 @@ class FlowTracker:
         return ((xy + 0.5) / self._observer.working_scale - 0.5).astype(np.float32)
 
 
-def there_and_back(source, target, pixels, expected, levels=LEVELS):
-    options = dict(
-        winSize=WINDOW, maxLevel=levels, criteria=STEPS, flags=cv2.OPTFLOW_USE_INITIAL_FLOW
-    )
-    found, status, _ = cv2.calcOpticalFlowPyrLK(
-        source, target, pixels, expected.copy(), **options
-    )
-    back, returned, _ = cv2.calcOpticalFlowPyrLK(target, source, found, pixels.copy(), **options)
-    good = (
-        (status[:, 0] > 0)
-        & (returned[:, 0] > 0)
-        & (np.abs(back - pixels).max(1) < ROUND_TRIP_PX)
-    )
-    h, w = target.shape[:2]
-    good &= (found >= 1).all(1) & (found[:, 0] < w - 2) & (found[:, 1] < h - 2)
-    return found, good
+def there_and_back(
+    source: NDArray[np.uint8],
+    target: NDArray[np.uint8],
+    xy: NDArray[np.float32],
+    expected_xy: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Points of one grey image in another, and whether the way back ends where it began.
+
+    Args:
+        source, target: (H, W) images.
+        xy: (N, 2) in the source; expected_xy: (N, 2) where to begin in the target.
+
+    Returns:
+        (N, 2) positions in the target and (N,) mask of those to be trusted.
+    """
+    if len(xy) == 0:
+        return xy.copy(), np.zeros(0, np.bool_)
+    begin = np.nan_to_num(expected_xy, nan=-1.0).astype(np.float32)
+    found, there, _ = cv2.calcOpticalFlowPyrLK(source, target, xy, begin.copy(), **SEARCH)
+    # The way back begins off by as much as the way there did: a search that stays where it is put
+    # must not pass.
+    again = xy + (found - begin)
+    back, returned, _ = cv2.calcOpticalFlowPyrLK(target, source, found, again, **SEARCH)
+    height, width = target.shape
+    inside = (found >= 0).all(1) & (found[:, 0] <= width - 1) & (found[:, 1] <= height - 1)
+    same = np.abs(back - xy).max(1) < ROUND_TRIP_PX
+    return found, (there[:, 0] > 0) & (returned[:, 0] > 0) & inside & same

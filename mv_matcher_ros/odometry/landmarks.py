@@ -66,10 +66,8 @@ class LandmarkMaker:
         keyframe.landmark[new] = rows
         return len(new)
 
-    def from_links(self, window: Window, keyframe: Keyframe, links: Tensor | None) -> int:
-        """Landmarks of features (K, 2) of the keyframe before and of this one, joined by flow."""
-        if links is None or len(links) == 0:
-            return 0
+    def from_links(self, window: Window, keyframe: Keyframe, links: Tensor) -> int:
+        """Landmarks of (K, 2) features of the keyframe before and of this one; returns how many."""
         other = window.keyframes[-2]
         free = (keyframe.landmark[links[:, 1]] < 0) & (other.landmark[links[:, 0]] < 0)
         return self._triangulate(window, keyframe, other, links[free].flip(1))

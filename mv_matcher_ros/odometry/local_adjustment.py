@@ -74,7 +74,8 @@ class LocalAdjustment:
         problem = self._problem(window, flat)
         count = iterations or self._settings.bundle_adjustment.iterations
         solution = solve(problem, count, RELATIVE_DECREASE)
-        for keyframe, pose in zip(window.keyframes, solution.world_from_body[0], strict=True):
+        poses = se3.normalise(solution.world_from_body[0])
+        for keyframe, pose in zip(window.keyframes, poses, strict=True):
             keyframe.world_from_body = pose
         window.landmarks.position = solution.points[0]
         at_end = problem.moved(solution.world_from_body, solution.points)

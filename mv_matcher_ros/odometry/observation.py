@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera, Features, Frame, Rig, View
 from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.geometry.camera import camera_normalise
-from mv_matcher_ros.models.classical import Detector, working_image
+from mv_matcher_ros.models.classical import Detector, working_image, working_size
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,15 @@ class Observer:
         self._detector = detector
 
     def observe(self, frame: Frame) -> Observation:
-        """Features of the first view, undistorted, with depth from a depth image if there is one.
-
-        Raises:
-            SourceError: the frame has fewer views, or images of another size, than the rig.
-        """
+        """Features of the first view, undistorted, with depth from a depth image if there is one."""
         view = frame.views[0]
         return self.complete(frame, self._detector.detect(view.image, view.mask))[0]
 
     def complete(self, frame: Frame, features: Features) -> tuple[Observation, Tensor]:
+        """Features of the first view undistorted and with depth, and the (N,) mask of those kept.
+
+        Features beyond the fold-over of the distortion model are left out.
+        """
         view, camera = frame.views[0], self._rig.cameras[0]
         features, plane, sigma, valid = self._normalised(features, camera)
         inverse, inverse_sigma = self._depth(view, features)
@@ -75,14 +76,20 @@ class Observer:
         return self._normalised(features, self._rig.cameras[1])[:3]
 
     @property
-    def working_scale(self) -> np.ndarray:
-        camera, width = self._rig.cameras[0], self._settings.detector.working_width
-        if not 0 < width < camera.width:
-            return np.ones(2, np.float32)
-        height = max(1, round(camera.height * width / camera.width))
+    def working_scale(self) -> NDArray[np.float32]:
+        """(2,) pixels of the working image per pixel of the first camera, in x and y."""
+        camera = self._rig.cameras[0]
+        width, height = working_size(
+            (camera.width, camera.height), self._settings.detector.working_width
+        )
         return np.array([width / camera.width, height / camera.height], np.float32)
 
-    def working_image(self, image: np.ndarray) -> np.ndarray:
+    def sharpness(self, image: NDArray[np.uint8]) -> float:
+        """Contrast between neighbouring pixels of the working image: motion blur lowers it."""
+        return float(np.abs(cv2.Laplacian(image, cv2.CV_16S)).mean())
+
+    def working_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The grey image (h, w) that detection and flow work on."""
         return working_image(image, self._settings.detector.working_width)
 
     def image_fault(self, view: View) -> str:
@@ -97,6 +104,11 @@ class Observer:
         return ''
 
     def check(self, frame: Frame) -> None:
+        """Refuse a frame that does not belong to the rig.
+
+        Raises:
+            SourceError: fewer views, or images of another size.
+        """
         wanted = 2 if self._settings.sensor == 'stereo' else 1
         if len(frame.views) < wanted:
             raise SourceError(
@@ -111,7 +123,9 @@ class Observer:
                     f'its calibration is for {camera.width}x{camera.height}'
                 )
 
-    def _normalised(self, features: Features, camera: Camera) -> tuple[Features, Tensor, Tensor, Tensor]:
+    def _normalised(
+        self, features: Features, camera: Camera
+    ) -> tuple[Features, Tensor, Tensor, Tensor]:
         plane, valid = camera_normalise(camera, features.keypoints_xy.to(torch.float64))
         if not bool(valid.all()):  # beyond the fold-over of the distortion model
             features, plane = select_features(features, valid), plane[valid]

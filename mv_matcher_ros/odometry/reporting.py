@@ -10,46 +10,30 @@ from torch import Tensor
 from mv_matcher_ros.datatypes import TrackView
 from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.tracking import Tracked
-from mv_matcher_ros.odometry.window import Window
-
-
-def counts(window: Window, observation: Observation, tracked: Tracked | None) -> dict[str, int]:
-    """Numbers worth watching over time."""
-    return {
-        'features': len(observation),
-        'matches': 0 if tracked is None else len(tracked.feature),
-        'inliers': 0 if tracked is None else tracked.inliers,
-        'landmarks': int(window.landmarks.alive.sum()),
-        'keyframes': len(window.keyframes),
-    }
+from mv_matcher_ros.odometry.window import Landmarks
 
 
 def track_view(
-    window: Window, observation: Observation, tracked: Tracked | None
-) -> TrackView | None:
-    """Tracks of a frame with their place in the newest keyframe; None without a measured pose.
+    observation: Observation, tracked: Tracked, landmarks: Landmarks, newest: Observation,
+    place: Tensor
+) -> TrackView:
+    """Tracks of a frame with their place in the newest keyframe.
 
-    Must be called before the frame becomes a keyframe: rows of landmarks change there.
+    Args:
+        observation, tracked: of the frame.
+        landmarks: what `tracked.landmark` counts in.
+        newest: the newest keyframe.
+        place: (P,) its feature that sees each landmark, −1 where none does.
     """
-    if tracked is None or not window.keyframes:
-        return None
-    newest = window.keyframes[-1]
-    place = newest.feature_of_landmark(len(window.landmarks))[tracked.landmark]
-    previous = newest.observation.features.keypoints_xy[place.clamp_min(0)].numpy().copy()
-    previous[(place < 0).numpy()] = np.nan
+    seen = place[tracked.landmark]
+    previous = newest.features.keypoints_xy[seen.clamp_min(0)].numpy().copy()
+    previous[(seen < 0).numpy()] = np.nan
     return TrackView(
         observation.features.keypoints_xy[tracked.feature].numpy(),
         previous,
         tracked.inlier.numpy(),
-        window.landmarks.seen[tracked.landmark].numpy(),
+        landmarks.seen[tracked.landmark].numpy(),
     )
-
-
-def landmark_of(observation: Observation, tracked: Tracked) -> Tensor:
-    """(N,) landmark row of each feature, −1 for none."""
-    rows = torch.full((len(observation),), -1, dtype=torch.int64)
-    rows[tracked.feature[tracked.inlier]] = tracked.landmark[tracked.inlier]
-    return rows
 
 
 def pose_noise(tracked: Tracked) -> Tensor:

@@ -17,7 +17,7 @@ from mv_matcher_ros.geometry.reprojection import Problem, linearise, residuals
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.projection import project
-from mv_matcher_ros.odometry.window import Keyframe, Window, measurements
+from mv_matcher_ros.odometry.window import Keyframe, Landmarks, Window, measurements
 
 # Settings in pixels are stated for this image width and scale with the image.
 REFERENCE_WIDTH = 640.0
@@ -71,7 +71,7 @@ class Tracker:
         best: Tracked | None = None
         for radius in (narrow, matching.search_radius_px, matching.wide_radius_px):
             found = self._search(window, observation, guess, radius * self._pixel_scale)
-            tracked = self.solve_pose(window, observation, *found, guess, 'landmarks')
+            tracked = self.solve_pose(window.landmarks, observation, *found, guess, 'landmarks')
             if tracked is not None and (best is None or tracked.inliers > best.inliers):
                 best = tracked
             # Few matches in the narrow search can agree on a wrong pose: there, ask for plenty.
@@ -82,18 +82,28 @@ class Tracker:
         if best is None:
             return None
         found = self._search(window, observation, best.world_from_body, narrow * self._pixel_scale)
-        refined = self.solve_pose(window, observation, *found, best.world_from_body, 'landmarks')
+        refined = self.solve_pose(window.landmarks, observation, *found, best.world_from_body, 'landmarks')
         if refined is not None and refined.inliers >= best.inliers:
             best = refined
         return best if self.believable(best) else None
 
-    def track_known(self, window, observation, guess, feature, landmark):
-        """Pose near `guess`, which is good, with associations that are known already."""
-        radius = self._settings.matching.search_radius_px * REFINED_RADIUS_SHARE * self._pixel_scale
-        more_f, more_l = self._search(window, observation, guess, radius)
-        new = ~torch.isin(more_l, landmark) & ~torch.isin(more_f, feature)
-        found = torch.cat([feature, more_f[new]]), torch.cat([landmark, more_l[new]])
-        tracked = self.solve_pose(window, observation, *found, guess, 'landmarks')
+    def track_known(
+        self,
+        window: Window,
+        observation: Observation,
+        guess: Tensor,
+        feature: Tensor,
+        landmark: Tensor,
+    ) -> Tracked | None:
+        """Pose near `guess`, which is good, from (K,) known matches and those found around it."""
+        narrow = self._settings.matching.search_radius_px * REFINED_RADIUS_SHARE
+        more = self._search(window, observation, guess, narrow * self._pixel_scale)
+        new = ~(torch.isin(more[0], feature) | torch.isin(more[1], landmark))
+        feature = torch.cat([feature, more[0][new]])
+        landmark = torch.cat([landmark, more[1][new]])
+        tracked = self.solve_pose(
+            window.landmarks, observation, feature, landmark, guess, 'landmarks'
+        )
         return tracked if tracked is not None and self.believable(tracked) else None
 
     def relocalise(
@@ -108,7 +118,7 @@ class Tracker:
         start = self._robust_start(window, observation, feature, landmark)
         if start is None:
             return None
-        tracked = self.solve_pose(window, observation, feature, landmark, start, 'keyframe')
+        tracked = self.solve_pose(window.landmarks, observation, feature, landmark, start, 'keyframe')
         if tracked is None or not self.believable(tracked):
             return None
         return self.track(window, observation, tracked.world_from_body) or tracked
@@ -121,7 +131,7 @@ class Tracker:
 
     def solve_pose(
         self,
-        window: Window,
+        landmarks: Landmarks,
         observation: Observation,
         feature: Tensor,
         landmark: Tensor,
@@ -133,12 +143,12 @@ class Tracker:
             return None
         measured, information = measurements(observation)
         camera_from_world = self._camera_from_body @ se3.inverse(start)
-        expected = project(window.landmarks, landmark, camera_from_world)
+        expected = project(landmarks, landmark, camera_from_world)
         adjustment = self._settings.bundle_adjustment
         count = len(feature)
         problem = Problem(
             start[None, None],
-            window.landmarks.position[landmark][None],
+            landmarks.position[landmark][None],
             torch.zeros(1, count, dtype=torch.int64),
             torch.arange(count)[None],
             measured[feature][None],
@@ -156,9 +166,9 @@ class Tracker:
             depth[0] > 0
         )
         system = linearise(at_end)
-        pose = solution.world_from_body[0, 0]
-        if not bool(pose.isfinite().all()):
+        if not bool(solution.world_from_body.isfinite().all()):
             return None
+        pose = se3.normalise(solution.world_from_body[0, 0])
         return Tracked(pose, feature, landmark, inlier, system.pose_pose[0], method)
 
     def _search(

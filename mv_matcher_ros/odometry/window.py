@@ -61,6 +61,14 @@ class Landmarks:
     def __len__(self) -> int:
         return int(self.position.shape[0])
 
+    @classmethod
+    def nowhere(cls) -> Landmarks:
+        """One dead row: what features without landmark point to."""
+        nothing = cls()
+        nothing.add(torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, 0))
+        nothing.alive[:] = False
+        return nothing
+
     def add(self, position: Tensor, descriptor: Tensor) -> Tensor:
         """Append K landmarks; returns their (K,) rows."""
         rows = torch.arange(len(self), len(self) + len(position))

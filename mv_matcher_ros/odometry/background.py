@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work beside the tracking, whose result is used at a stated time of the recording, not of the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import cv2
+import torch
+
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.odometry.local_mapping import Mapped
+
+Work = Callable[[], Mapped | None]
+
+
+def limit_threads(settings: Settings) -> None:
+    """Apply the settings of torch and OpenCV to the calling thread (OpenMP counts for each)."""
+    if settings.runtime.threads:
+        torch.set_num_threads(settings.runtime.threads)
+    if settings.runtime.opencv_threads:
+        cv2.setNumThreads(settings.runtime.opencv_threads)
+
+
+class Background:
+    """One keyframe at a time in a thread of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._delay_ns = round(settings.keyframes.delay_s * 1e9)
+        self._pool = ThreadPoolExecutor(1, 'keyframe', limit_threads, (settings,))
+        self._future: Future[tuple[Mapped | None, float]] | None = None
+        self._due_ns = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a result to come."""
+        return self._future is not None
+
+    def begin(self, stamp_ns: int, work: Work) -> None:
+        """Start the work of the frame at `stamp_ns`; there must be none under way."""
+        assert self._future is None
+        self._future = self._pool.submit(_timed, work)
+        self._due_ns = stamp_ns + self._delay_ns
+
+    def due(self, stamp_ns: int) -> bool:
+        """Whether the result is to be used from the frame at `stamp_ns` on."""
+        return self._future is not None and stamp_ns >= self._due_ns
+
+    def result(self) -> tuple[Mapped | None, float]:
+        """Wait for the result and the milliseconds the work took; raises what the work raised."""
+        assert self._future is not None
+        future, self._future = self._future, None
+        return future.result()
+
+    def forget(self) -> None:
+        """Wait for the work and drop its result."""
+        if self._future is not None:
+            self._future.exception()
+            self._future = None
+
+
+def _timed(work: Work) -> tuple[Mapped | None, float]:
+    begin = time.perf_counter()
+    mapped = work()
+    return mapped, (time.perf_counter() - begin) * 1e3

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a keyframe sets off: its features, landmarks, bundle adjustment, the window's limits.
+
+Nothing here is needed to publish the pose of a frame, so that it may run beside the tracking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Frame, Rig
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.models.classical import NearestNeighbourMatcher
+from mv_matcher_ros.odometry.disparity_offset import DisparityOffset
+from mv_matcher_ros.odometry.flow import Followed, Target
+from mv_matcher_ros.odometry.initialisation import TwoViewStart
+from mv_matcher_ros.odometry.landmarks import LandmarkMaker
+from mv_matcher_ros.odometry.local_adjustment import LocalAdjustment
+from mv_matcher_ros.odometry.observation import Observation, Observer
+from mv_matcher_ros.odometry.rig_check import RigCheck
+from mv_matcher_ros.odometry.stereo import StereoMatcher
+from mv_matcher_ros.odometry.tracking import REFERENCE_WIDTH, Tracked, Tracker
+from mv_matcher_ros.odometry.window import Keyframe, Window
+
+# A feature detected this near (at 640 px width) to a followed one may be the same.
+ASSOCIATION_PX = 3.0
+START_ITERATIONS = 20
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A keyframe that has joined the window.
+
+    Attributes:
+        frame: it was made of.
+        refined: (4, 4) its pose after bundle adjustment.
+        covariance: (6, 6) of its pose given the keyframe before.
+        step: (4, 4) keyframe before from this one.
+        target: its features and landmarks, to be followed.
+    """
+
+    frame: Frame
+    refined: Tensor
+    covariance: Tensor
+    step: Tensor
+    target: Target
+
+
+class LocalMapper:
+    """Owns the window of keyframes; `insert` is the only thing that changes it once it is begun."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        rig: Rig,
+        observer: Observer,
+        tracker: Tracker,
+        matcher: NearestNeighbourMatcher,
+    ) -> None:
+        camera = rig.cameras[0]
+        self._settings = settings
+        self._observer = observer
+        self._tracker = tracker
+        self._matcher = matcher
+        self._metric = settings.sensor != 'mono'
+        self._association = ASSOCIATION_PX * camera.width / REFERENCE_WIDTH / camera.focal_px
+        self._body_from_camera = torch.from_numpy(camera.body_from_camera.copy())
+        self._maker = LandmarkMaker(settings, camera, matcher)
+        self._adjustment = LocalAdjustment(settings, camera)
+        self._stereo: StereoMatcher | None = None
+        self._rig_check: RigCheck | None = None
+        self._offset: DisparityOffset | None = None
+        if settings.sensor == 'stereo':
+            self._stereo = StereoMatcher(settings, rig, matcher)
+            self._rig_check = RigCheck(settings, rig)
+            if settings.stereo.self_calibration:
+                self._offset = DisparityOffset(rig, self._maker)
+        self.window = Window()
+
+    def reset(self) -> None:
+        """Forget everything that was learned."""
+        self.forget_window()
+        if self._offset is not None:
+            self._offset.reset()
+        if self._rig_check is not None:
+            self._rig_check.rearm()
+
+    def forget_window(self) -> None:
+        """Give the map up; what was learned of the rig stays."""
+        self.window = Window()
+
+    @property
+    def rig_fault(self) -> str:
+        """How the images contradict the stereo calibration, in one line; empty when they do not."""
+        return '' if self._rig_check is None else self._rig_check.fault
+
+    # ------------------------------------------------------------------ start
+
+    def begin_with_depth(self, frame: Frame, observation: Observation, pose: Tensor) -> int:
+        """A window of one keyframe at `pose`, if enough features have depth; returns how many."""
+        observation = self._with_depth(frame, observation)
+        window, keyframe = Window(), Keyframe.of(observation, pose)
+        made = self._maker.from_depth(window, keyframe)
+        if made >= self._settings.initialisation.min_landmarks:
+            self._begin(window, [keyframe])
+        return made
+
+    def begin_with_two_views(
+        self, start: TwoViewStart, observation: Observation, pose: Tensor
+    ) -> None:
+        """A window of two keyframes, the first at `pose`."""
+        camera_step = se3.inverse(start.second_from_first)
+        body_step = self._body_from_camera @ camera_step @ se3.inverse(self._body_from_camera)
+        first = Keyframe.of(start.first, pose)
+        second = Keyframe.of(observation, pose @ body_step)
+        window = Window()
+        world = se3.transform(pose @ self._body_from_camera, start.points)
+        descriptors = observation.features.descriptors[start.pairs[:, 1]]
+        rows = window.landmarks.add(world, descriptors)
+        first.landmark[start.pairs[:, 0]] = rows
+        second.landmark[start.pairs[:, 1]] = rows
+        self._begin(window, [first, second])
+        self._adjustment.refine(window, iterations=START_ITERATIONS)
+
+    def _begin(self, window: Window, keyframes: list[Keyframe]) -> None:
+        window.keyframes = keyframes
+        window.count_seen()
+        self._adjustment.anchor(window, hold_scale=not self._metric)
+        self.window = window
+
+    # --------------------------------------------------------------- continue
+
+    def insert_followed(self, frame: Frame, followed: Followed) -> Mapped | None:
+        """A keyframe of a frame whose pose is known by flow; None if detection finds too little."""
+        observation = self._observer.observe(frame)
+        links = self._associate(followed, observation)
+        newest = self.window.keyframes[-1]
+        if followed.target.observation.index != newest.observation.index:
+            links = links[:0]  # what was followed is no keyframe of the window
+        row = newest.landmark[links[:, 0]]
+        known = row >= 0
+        pose = followed.tracked.world_from_body
+        tracked = self._tracker.track_known(
+            self.window, observation, pose, links[known, 1], row[known]
+        )
+        if tracked is None:
+            return None
+        return self.insert(frame, observation, tracked, links[~known])
+
+    def insert(
+        self,
+        frame: Frame,
+        observation: Observation,
+        tracked: Tracked,
+        links: Tensor | None = None,
+    ) -> Mapped:
+        """A keyframe of a tracked frame: landmarks, bundle adjustment, the oldest one leaves.
+
+        Args:
+            frame: for the other camera of a rig.
+            observation, tracked: its features and pose in the window.
+            links: (K, 2) features of the newest keyframe and of this frame known to be the same.
+        """
+        window = self.window
+        observation = self._with_depth(frame, observation)
+        keyframe = Keyframe.of(observation, tracked.world_from_body)
+        feature, landmark = tracked.feature[tracked.inlier], tracked.landmark[tracked.inlier]
+        keyframe.landmark[feature] = landmark
+        window.landmarks.descriptor[landmark] = observation.features.descriptors[feature]
+        window.keyframes.append(keyframe)
+        self._adjustment.extend_prior(window)
+        self._maker.complete_tracks(window)
+        if self._metric:
+            self._maker.from_depth(window, keyframe)
+        if links is not None:
+            self._maker.from_links(window, keyframe, links)
+        self._maker.from_parallax(window, keyframe)
+        window.count_seen()
+        self._adjustment.refine(window)
+        covariance = self._adjustment.newest_covariance
+        if self._offset is not None:
+            self._offset.update(window)
+        before = window.keyframes[-2]
+        step = se3.inverse(before.world_from_body) @ keyframe.world_from_body
+        if len(window.keyframes) > self._settings.keyframes.window:
+            self._adjustment.drop_oldest(window)
+        return Mapped(frame, keyframe.world_from_body, covariance, step, self.newest_target())
+
+    def newest_target(self) -> Target:
+        """The newest keyframe as something to be followed."""
+        newest = self.window.keyframes[-1]
+        return Target.of(
+            newest.observation, newest.landmark, self.window.landmarks, newest.world_from_body
+        )
+
+    def _associate(self, followed: Followed, observation: Observation) -> Tensor:
+        """(K, 2) features of the followed target and of a detection in the same image."""
+        kept = followed.kept
+        pairs, _ = self._matcher.match_near(
+            (followed.observation.plane_xy[kept], followed.observation.features.descriptors[kept]),
+            (observation.plane_xy, observation.features.descriptors),
+            self._association,
+        )
+        return torch.stack([followed.origin[kept][pairs[:, 0]], pairs[:, 1]], dim=1)
+
+    def _with_depth(self, frame: Frame, observation: Observation) -> Observation:
+        if self._stereo is None:
+            return observation
+        features, plane, sigma = self._observer.second_view(frame)
+        if self._rig_check is not None:
+            self._rig_check.offer(observation, features, plane)
+        offset = 0.0 if self._offset is None else self._offset.offset
+        return self._stereo.add_depth(observation, features, plane, sigma, offset)
