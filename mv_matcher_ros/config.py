@@ -101,18 +101,18 @@ class KeyframeSettings(Section):
 
     window: int = Field(15, ge=3, le=30, description='Keyframes in the sliding window.')
     min_overlap: float = Field(
-        0.5,
+        0.8,
         gt=0.0,
         le=1.0,
         description='New keyframe when fewer than this share of the last one is tracked.',
     )
     parallax_px: float = Field(
-        50.0,
+        30.0,
         gt=0.0,
         description='New keyframe when tracks moved this far (median, at 640 px width).',
     )
     delay_s: float = Field(
-        0.3,
+        0.2,
         ge=0.0,
         le=2.0,
         description='A keyframe is worked on beside the tracking, and used from the first frame '
@@ -174,7 +174,7 @@ class BundleAdjustmentSettings(Section):
     """Windowed bundle adjustment."""
 
     iterations: int = Field(
-        4, ge=1, le=100, description='Levenberg-Marquardt iterations per keyframe.'
+        10, ge=1, le=100, description='Most Levenberg-Marquardt iterations per keyframe.'
     )
     kernel: Literal['none', 'huber', 'cauchy'] = Field('cauchy', description='Robust kernel.')
     kernel_width: float = Field(1.5, gt=0.0, description='Width of the kernel, in units of sigma.')

@@ -129,7 +129,7 @@ class ClassicalDetector:
 
 
 def working_size(size: tuple[int, int], working_width: int) -> tuple[int, int]:
-    """(width, height) of an image of (width, height) once at most `working_width` wide (0: any)."""
+    """(width, height) of an image made at most `working_width` wide (0: left as it is)."""
     width, height = size
     if not 0 < working_width < width:
         return size
@@ -138,11 +138,12 @@ def working_size(size: tuple[int, int], working_width: int) -> tuple[int, int]:
 
 def working_image(image: NDArray[np.uint8], working_width: int) -> NDArray[np.uint8]:
     """A (H, W) grey or (H, W, 3) BGR image as grey, at most `working_width` wide (0: any)."""
-    grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    size = working_size((grey.shape[1], grey.shape[0]), working_width)
-    if size == (grey.shape[1], grey.shape[0]):
-        return grey
-    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    if image.ndim == 3:
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
+    size = working_size((image.shape[1], image.shape[0]), working_width)
+    if size == (image.shape[1], image.shape[0]):
+        return image
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _sift(settings: DetectorSettings) -> tuple[Any, float]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work beside the tracking, whose result is used at a stated time of the recording, not of the clock."""
+"""Work beside the tracking; its result is used at a time of the recording, not of the clock."""
 
 from __future__ import annotations
 

@@ -215,13 +215,13 @@ class OdometryEngine:
         return self._known_by_search(frame, observation, tracked)
 
     def _followed(self, frame: Frame, clock: Stopwatch) -> Followed | None:
-        """The frame by flow; if that is poor, by flow from the keyframe that is being worked on."""
+        """The frame by flow; if that is poor, by flow from the keyframe in work."""
         assert self._motion is not None
         followed = self._by_flow(frame, clock)
-        if followed is None or followed.tracked.inliers < self.settings.keyframes.min_tracked:
-            if self._beside.busy:
-                self._adopt(clock)
-                followed = self._by_flow(frame, clock)
+        few = self.settings.keyframes.min_tracked
+        if self._beside.busy and (followed is None or followed.tracked.inliers < few):
+            self._adopt(clock)
+            followed = self._by_flow(frame, clock)
         elapsed = seconds(frame.stamp_ns - self._motion.stamp_ns)
         if followed is None or not self._plausible(followed.tracked, elapsed):
             return None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows the features of the newest keyframe from image to image; nothing is detected in between.
+"""Follows the features of the newest keyframe from image to image, without detection.
 
-Pyramidal Lucas-Kanade (Bouguet, Pyramidal implementation of the Lucas Kanade feature tracker, 2001)
-as OpenCV has it, started where the motion model expects each feature, and checked by following it
-back (Kalal et al., Forward-backward error, ICPR 2010).
+Pyramidal Lucas-Kanade (Bouguet, Pyramidal implementation of the Lucas Kanade feature tracker,
+2001) as OpenCV has it, started where the motion model expects each feature, and checked by
+following it back (Kalal et al., Forward-backward error, ICPR 2010).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera, Features, Frame
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.camera import camera_project
@@ -216,4 +215,5 @@ def there_and_back(
     height, width = target.shape
     inside = (found >= 0).all(1) & (found[:, 0] <= width - 1) & (found[:, 1] <= height - 1)
     same = np.abs(back - xy).max(1) < ROUND_TRIP_PX
-    return found, (there[:, 0] > 0) & (returned[:, 0] > 0) & inside & same
+    trusted = (there[:, 0] > 0) & (returned[:, 0] > 0) & inside & same
+    return np.asarray(found, np.float32), np.asarray(trusted, np.bool_)

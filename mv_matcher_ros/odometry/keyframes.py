@@ -18,6 +18,7 @@ LONGEST_WAIT = 2
 BLURRED_SHARE = 0.85
 SHARPNESS_MEMORY = 15
 
+
 class KeyframePolicy:
     """Compares a followed frame with the keyframe it is followed from."""
 

@@ -67,7 +67,7 @@ class LandmarkMaker:
         return len(new)
 
     def from_links(self, window: Window, keyframe: Keyframe, links: Tensor) -> int:
-        """Landmarks of (K, 2) features of the keyframe before and of this one; returns how many."""
+        """Landmarks of (K, 2) features of the keyframe before and this one; returns how many."""
         other = window.keyframes[-2]
         free = (keyframe.landmark[links[:, 1]] < 0) & (other.landmark[links[:, 0]] < 0)
         return self._triangulate(window, keyframe, other, links[free].flip(1))

@@ -51,7 +51,7 @@ class Mapped:
 
 
 class LocalMapper:
-    """Owns the window of keyframes; `insert` is the only thing that changes it once it is begun."""
+    """Owns the window of keyframes; once it is begun, only `insert` changes it."""
 
     def __init__(
         self,
@@ -124,18 +124,18 @@ class LocalMapper:
         first.landmark[start.pairs[:, 0]] = rows
         second.landmark[start.pairs[:, 1]] = rows
         self._begin(window, [first, second])
-        self._adjustment.refine(window, iterations=START_ITERATIONS)
 
     def _begin(self, window: Window, keyframes: list[Keyframe]) -> None:
         window.keyframes = keyframes
         window.count_seen()
         self._adjustment.anchor(window, hold_scale=not self._metric)
+        self._adjustment.refine(window, START_ITERATIONS)  # also says how well points are known
         self.window = window
 
     # --------------------------------------------------------------- continue
 
     def insert_followed(self, frame: Frame, followed: Followed) -> Mapped | None:
-        """A keyframe of a frame whose pose is known by flow; None if detection finds too little."""
+        """A keyframe of a frame known by flow; None if too little of it is detected again."""
         observation = self._observer.observe(frame)
         links = self._associate(followed, observation)
         newest = self.window.keyframes[-1]

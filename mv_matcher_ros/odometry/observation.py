@@ -52,7 +52,7 @@ class Observer:
         self._detector = detector
 
     def observe(self, frame: Frame) -> Observation:
-        """Features of the first view, undistorted, with depth from a depth image if there is one."""
+        """Features of the first view, undistorted, with depth where there is a depth image."""
         view = frame.views[0]
         return self.complete(frame, self._detector.detect(view.image, view.mask))[0]
 

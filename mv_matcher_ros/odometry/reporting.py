@@ -14,8 +14,11 @@ from mv_matcher_ros.odometry.window import Landmarks
 
 
 def track_view(
-    observation: Observation, tracked: Tracked, landmarks: Landmarks, newest: Observation,
-    place: Tensor
+    observation: Observation,
+    tracked: Tracked,
+    landmarks: Landmarks,
+    newest: Observation,
+    place: Tensor,
 ) -> TrackView:
     """Tracks of a frame with their place in the newest keyframe.
 

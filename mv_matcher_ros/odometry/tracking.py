@@ -82,7 +82,9 @@ class Tracker:
         if best is None:
             return None
         found = self._search(window, observation, best.world_from_body, narrow * self._pixel_scale)
-        refined = self.solve_pose(window.landmarks, observation, *found, best.world_from_body, 'landmarks')
+        refined = self.solve_pose(
+            window.landmarks, observation, *found, best.world_from_body, 'landmarks'
+        )
         if refined is not None and refined.inliers >= best.inliers:
             best = refined
         return best if self.believable(best) else None
@@ -118,7 +120,9 @@ class Tracker:
         start = self._robust_start(window, observation, feature, landmark)
         if start is None:
             return None
-        tracked = self.solve_pose(window.landmarks, observation, feature, landmark, start, 'keyframe')
+        tracked = self.solve_pose(
+            window.landmarks, observation, feature, landmark, start, 'keyframe'
+        )
         if tracked is None or not self.believable(tracked):
             return None
         return self.track(window, observation, tracked.world_from_body) or tracked

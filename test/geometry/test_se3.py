@@ -217,3 +217,14 @@ def test_constants_made_inside_a_transform_stay_usable() -> None:
     xi = zero.clone().requires_grad_()
     se3.log(se3.exp(xi)).sum().backward()
     assert xi.grad is not None
+
+
+def test_normalise_takes_rounding_out_of_a_chain_that_would_double_it() -> None:
+    step = se3.exp(torch.tensor([0.3, -0.1, 0.2, 0.4, 0.2, -0.3], dtype=torch.float64))
+    rough = step.clone()
+    rough[:3, :3] *= 1.001
+    good = se3.normalise(rough)
+    identity = torch.eye(3, dtype=torch.float64)
+    assert torch.allclose(good[:3, :3].T @ good[:3, :3], identity, atol=1e-14)
+    assert torch.allclose(good, step, atol=1e-12)
+    assert torch.equal(good[:3, 3], rough[:3, 3])

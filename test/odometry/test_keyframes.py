@@ -9,35 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from mv_matcher_ros.config import read_settings
 from mv_matcher_ros.datatypes import Camera
-from mv_matcher_ros.odometry.keyframes import LONGEST_WAIT, KeyframePolicy, sharpness
+from mv_matcher_ros.odometry.flow import Followed, Target
+from mv_matcher_ros.odometry.keyframes import LONGEST_WAIT, KeyframePolicy
 from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.tracking import Tracked
-from mv_matcher_ros.odometry.window import Keyframe, Window
+from mv_matcher_ros.odometry.window import Landmarks
 
 Make = Callable[..., Any]
 SETTINGS = read_settings(
     {'keyframes.min_overlap': 0.5, 'keyframes.parallax_px': 50.0, 'keyframes.min_tracked': 80}
 )
 ROWS = torch.arange(200)
-
-
-def tracked(inliers: int) -> Tracked:
-    return Tracked(torch.eye(4), ROWS, ROWS, inliers > ROWS, torch.eye(6), '')
-
-
-def shifted(observation: Observation, pixels: float) -> Observation:
-    move = torch.tensor([0.0, pixels / 400.0], dtype=torch.float64)
-    return replace(observation, plane_xy=observation.plane_xy + move)
-
-
-def blurred(observation: Observation, share: float) -> Observation:
-    """The observation with detection scores times `share`."""
-    features = replace(observation.features, scores=observation.features.scores * share)
-    return replace(observation, features=features)
+CAMERA = Camera(640, 480, (400.0, 400.0, 319.5, 239.5))
 
 
 @pytest.fixture
@@ -46,95 +32,75 @@ def seen(make_scene: Make, pose: Make) -> Observation:
     return found
 
 
-def start(seen: Observation, camera: Camera, landmark: Tensor = ROWS) -> tuple[Any, Window]:
-    """A policy that has one keyframe, whose feature k sees landmark k."""
-    window = Window()
-    window.landmarks.add(torch.zeros(200, 3, dtype=torch.float64), torch.zeros(200, 8))
-    keyframe = Keyframe(seen, torch.eye(4, dtype=torch.float64), landmark)
-    window.keyframes = [keyframe]
-    policy = KeyframePolicy(SETTINGS, camera)
-    policy.restart(keyframe)
-    return policy, window
-
-
-CAMERA = Camera(640, 480, (400.0, 400.0, 319.5, 239.5))
+def followed(seen: Observation, inliers: int, pixels: float = 0.0) -> Followed:
+    """200 features followed, all moved by `pixels`, the first `inliers` agreeing with the pose."""
+    landmarks = Landmarks()
+    landmarks.add(torch.zeros(200, 3, dtype=torch.float64), torch.zeros(200, 8))
+    target = Target(seen, landmarks, torch.eye(4, dtype=torch.float64))
+    move = torch.tensor([0.0, pixels / 400.0], dtype=torch.float64)
+    here = replace(seen, plane_xy=seen.plane_xy + move)
+    tracked = Tracked(torch.eye(4), ROWS, ROWS, inliers > ROWS, torch.eye(6), '')
+    return Followed(target, here, ROWS, inliers > ROWS, tracked)
 
 
 def test_parallax_in_pixels_makes_a_keyframe(seen: Observation) -> None:
-    policy, window = start(seen, CAMERA)
-    assert not policy.wants(window, shifted(seen, 49.0), tracked(200))
-    assert policy.wants(window, shifted(seen, 51.0), tracked(200))
+    policy = KeyframePolicy(SETTINGS, CAMERA)
+    assert not policy.wants(followed(seen, 200, 49.0))
+    assert policy.wants(followed(seen, 200, 51.0))
 
 
 def test_parallax_scales_with_the_width_of_the_image(seen: Observation) -> None:
-    twice = Camera(1280, 960, (400.0, 400.0, 639.5, 479.5))
-    policy, window = start(seen, twice)
-    assert not policy.wants(window, shifted(seen, 99.0), tracked(200))
-    assert policy.wants(window, shifted(seen, 101.0), tracked(200))
+    policy = KeyframePolicy(SETTINGS, Camera(1280, 960, (400.0, 400.0, 639.5, 479.5)))
+    assert not policy.wants(followed(seen, 200, 99.0))
+    assert policy.wants(followed(seen, 200, 101.0))
 
 
 def test_lost_overlap_makes_a_keyframe(seen: Observation) -> None:
-    policy, window = start(seen, CAMERA)
-    assert not policy.wants(window, seen, tracked(190))  # the first frame says what is usual
-    assert not policy.wants(window, seen, tracked(95))
-    assert policy.wants(window, seen, tracked(94))
+    policy = KeyframePolicy(SETTINGS, CAMERA)
+    assert not policy.wants(followed(seen, 190))  # the first frame says what is usual
+    assert not policy.wants(followed(seen, 95))
+    assert policy.wants(followed(seen, 94))
 
 
 def test_few_tracks_make_a_keyframe(seen: Observation) -> None:
-    policy, window = start(seen, CAMERA)
-    assert not policy.wants(window, seen, tracked(80))
-    assert policy.wants(window, seen, tracked(79))
+    policy = KeyframePolicy(SETTINGS, CAMERA)
+    assert not policy.wants(followed(seen, 80))
+    assert policy.wants(followed(seen, 79))
 
 
-def test_nothing_in_common_with_the_newest_keyframe_makes_a_keyframe(seen: Observation) -> None:
-    policy, window = start(seen, CAMERA, landmark=torch.full((200,), -1))
-    assert policy.wants(window, seen, tracked(200))
+def test_without_inliers_the_motion_is_unknown_and_a_keyframe_is_wanted(seen: Observation) -> None:
+    assert followed(seen, 0).moved() == float('inf')
+    assert KeyframePolicy(SETTINGS, CAMERA).wants(followed(seen, 0))
 
 
 def test_a_restart_forgets_what_was_usual(seen: Observation) -> None:
-    policy, window = start(seen, CAMERA)
-    policy.wants(window, seen, tracked(200))
-    policy.restart(window.keyframes[0])
-    assert not policy.wants(window, seen, tracked(90))
+    policy = KeyframePolicy(SETTINGS, CAMERA)
+    policy.wants(followed(seen, 200))
+    policy.restart()
+    assert not policy.wants(followed(seen, 90))
 
 
 class TestBlur:
-    def usual(self, seen: Observation) -> tuple[KeyframePolicy, Window]:
-        policy, window = start(seen, CAMERA)
-        for _ in range(10):
-            policy.note(seen)
-        return policy, window
+    def after(self, last: float) -> KeyframePolicy:
+        """A policy that has noted ten sharp frames and one of this sharpness."""
+        policy = KeyframePolicy(SETTINGS, CAMERA)
+        for sharpness in [10.0] * 10 + [last]:
+            policy.note(sharpness)
+        return policy
 
     def test_a_blurred_frame_waits_at_most_so_long(self, seen: Observation) -> None:
-        policy, window = self.usual(seen)
-        far = shifted(blurred(seen, 0.5), 60.0)
-        found = [policy.wants(window, far, tracked(200)) for _ in range(LONGEST_WAIT + 1)]
+        policy = self.after(5.0)
+        found = [policy.wants(followed(seen, 200, 60.0)) for _ in range(LONGEST_WAIT + 1)]
         assert found == [False] * LONGEST_WAIT + [True]
 
     def test_the_next_sharp_frame_is_taken(self, seen: Observation) -> None:
-        policy, window = self.usual(seen)
-        assert not policy.wants(window, shifted(blurred(seen, 0.5), 60.0), tracked(200))
-        assert policy.wants(window, shifted(seen, 62.0), tracked(200))
+        policy = self.after(5.0)
+        assert not policy.wants(followed(seen, 200, 60.0))
+        policy.note(10.0)
+        assert policy.wants(followed(seen, 200, 62.0))
 
     def test_a_track_about_to_break_does_not_wait(self, seen: Observation) -> None:
-        policy, window = self.usual(seen)
-        assert policy.wants(window, shifted(blurred(seen, 0.5), 60.0), tracked(39))
+        assert self.after(5.0).wants(followed(seen, 39, 60.0))
 
     def test_a_little_blur_does_not_wait(self, seen: Observation) -> None:
-        policy, window = self.usual(seen)
-        assert policy.wants(window, shifted(blurred(seen, 0.9), 60.0), tracked(200))
-
-
-def test_sharpness_is_the_median_of_the_strongest(seen: Observation) -> None:
-    scores = torch.cat([torch.full((120,), 5.0), torch.full((80,), 3.0)])
-    scores[:20] = 50.0
-    some = replace(seen, features=replace(seen.features, scores=scores))
-    assert sharpness(some) == 5.0  # neither the outliers nor the mean
-    nothing = replace(
-        seen.features,
-        keypoints_xy=torch.zeros(0, 2),
-        descriptors=torch.zeros(0, 128),
-        scores=torch.zeros(0),
-        sigma_px=torch.zeros(0),
-    )
-    assert sharpness(replace(seen, features=nothing)) == 0.0
+        assert self.after(9.0).wants(followed(seen, 200, 60.0))

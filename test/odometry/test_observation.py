@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -101,12 +102,12 @@ def test_a_covered_lens_is_named_and_a_textured_image_is_fine() -> None:
 def test_an_image_of_another_size_is_refused() -> None:
     frame = Frame(0, (View(np.zeros((48, 60), np.uint8)),), index=12)
     with pytest.raises(SourceError, match=r'frame 12: image of left is 60x48, .* for 64x48'):
-        observer().observe(frame)
+        observer().check(frame)
 
 
 def test_a_missing_second_image_is_refused() -> None:
     with pytest.raises(SourceError, match='frame 0 has 1 images, stereo needs 2'):
-        observer('stereo').observe(Frame(0, (View(noise_image(30.0)),)))
+        observer('stereo').check(Frame(0, (View(noise_image(30.0)),)))
 
 
 def test_selected_features_are_those_by_mask_and_by_index() -> None:
@@ -117,3 +118,10 @@ def test_selected_features_are_those_by_mask_and_by_index() -> None:
     mask = torch.zeros(len(XY), dtype=torch.bool)
     mask[2] = True
     assert torch.equal(select_features(features, mask).descriptors, features.descriptors[2:3])
+
+
+def test_blur_lowers_the_sharpness_of_an_image() -> None:
+    sharp = noise_image(30.0)
+    assert observer().sharpness(cv2.GaussianBlur(sharp, (5, 5), 1.0)) < 0.5 * observer().sharpness(
+        sharp
+    )

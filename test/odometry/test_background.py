@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work beside the tracking is used at a time of the recording, whatever the clock says."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from mv_matcher_ros.config import read_settings
+from mv_matcher_ros.odometry.background import Background
+
+SECOND = 1_000_000_000
+
+
+def background(delay_s: float = 0.2) -> Background:
+    return Background(read_settings({'keyframes.delay_s': delay_s}))
+
+
+def test_a_result_is_due_by_stamp_even_if_it_is_there_long_before() -> None:
+    beside = background()
+    assert not beside.busy
+    beside.begin(10 * SECOND, lambda: None)
+    assert beside.busy
+    assert not beside.due(10 * SECOND + SECOND // 10)
+    assert beside.due(10 * SECOND + SECOND // 5)
+    mapped, milliseconds = beside.result()
+    assert mapped is None
+    assert milliseconds >= 0.0
+    assert not beside.busy
+    assert not beside.due(20 * SECOND)
+
+
+def test_whoever_asks_for_the_result_waits_for_it() -> None:
+    go, seen = threading.Event(), []
+
+    def work() -> Any:
+        go.wait(5.0)
+        seen.append(threading.current_thread() is threading.main_thread())
+
+    beside = background()
+    beside.begin(0, work)
+    threading.Timer(0.05, go.set).start()
+    beside.result()
+    assert seen == [False]
+
+
+def test_what_the_work_raises_is_raised_where_the_result_is_used() -> None:
+    def work() -> Any:
+        raise RuntimeError('the window is broken')
+
+    beside = background()
+    beside.begin(0, work)
+    with pytest.raises(RuntimeError, match='the window is broken'):
+        beside.result()
+    beside.begin(0, work)
+    beside.forget()  # a reset does not care
+    assert not beside.busy

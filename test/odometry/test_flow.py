@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Landmarks followed through images give the pose; what cannot be followed back is dropped."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mv_matcher_ros.config import read_settings
+from mv_matcher_ros.datatypes import Camera, Frame, Rig, View
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.geometry.epipolar import homogeneous
+from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
+from mv_matcher_ros.odometry.flow import FlowTracker, Target, there_and_back
+from mv_matcher_ros.odometry.observation import Observer
+from mv_matcher_ros.odometry.tracking import Tracker
+from mv_matcher_ros.odometry.window import Landmarks
+
+DEPTH = 2.0
+FOCAL = 300.0
+CAMERA = Camera(320, 240, (FOCAL, FOCAL, 159.5, 119.5))
+
+
+def wall() -> NDArray[np.uint8]:
+    """A blurred random texture, larger than the image."""
+    noise = np.random.default_rng(3).integers(0, 256, (480, 640)).astype(np.uint8)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2.0), None, 0, 255, cv2.NORM_MINMAX)
+
+
+def image_at(x_m: float, y_m: float = 0.0) -> NDArray[np.uint8]:
+    """The wall, DEPTH ahead, seen by a camera that moved so far to the right and down."""
+    shift = np.array(
+        [[1.0, 0.0, 160 + x_m * FOCAL / DEPTH], [0.0, 1.0, 120 + y_m * FOCAL / DEPTH]]
+    )
+    return cv2.warpAffine(wall(), shift, (320, 240), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+
+
+def pose(x_m: float, y_m: float = 0.0) -> Tensor:
+    moved = torch.eye(4, dtype=torch.float64)
+    moved[0, 3], moved[1, 3] = x_m, y_m
+    return moved
+
+
+class Setup:
+    def __init__(self, width: int = 0) -> None:
+        settings = read_settings({'detector.working_width': width})
+        detector = ClassicalDetector(settings.detector)
+        self.observer = Observer(settings, Rig((CAMERA,)), detector)
+        matcher = NearestNeighbourMatcher(settings.matching, 'sift')
+        self.flow = FlowTracker(CAMERA, self.observer, Tracker(settings, CAMERA, matcher))
+        seen = self.observer.observe(frame_at(0.0, 0))
+        landmarks = Landmarks()
+        every = landmarks.add(homogeneous(seen.plane_xy) * DEPTH, seen.features.descriptors)
+        every[::4] = -1  # a quarter sees no landmark
+        self.target = Target.of(seen, every, landmarks, pose(0.0))
+        self.flow.start(self.target, image_at(0.0))
+
+
+def frame_at(x_m: float, index: int, y_m: float = 0.0) -> Frame:
+    return Frame(index, (View(image_at(x_m, y_m)),), index)
+
+
+@pytest.mark.parametrize('width', [0, 200])
+def test_the_pose_follows_a_moving_camera_through_many_images(width: int) -> None:
+    setup = Setup(width)
+    for index in range(1, 15):
+        x, y = 0.015 * index, 0.006 * index
+        followed = setup.flow.track(frame_at(x, index, y), pose(x - 0.01, y))
+        assert followed is not None
+        error = se3.log(se3.inverse(pose(x, y)) @ followed.tracked.world_from_body)
+        assert float(error[:3].norm()) < 0.004
+        assert float(error[3:].norm()) < 0.002
+    moved_px = followed.moved() * FOCAL
+    assert moved_px == pytest.approx(np.hypot(x, y) * FOCAL / DEPTH, abs=0.5)
+    # Features without landmark are followed too, and only landmarks take part in the pose.
+    assert not setup.target.landmarks.alive[followed.origin].all()
+    assert setup.target.landmarks.alive[followed.tracked.landmark].all()
+
+
+def test_a_guess_far_off_is_no_worse_than_no_guess() -> None:
+    followed = Setup().flow.track(frame_at(0.02, 1), pose(0.08))
+    assert followed is not None
+    assert float(followed.tracked.world_from_body[0, 3]) == pytest.approx(0.02, abs=0.003)
+
+
+def test_another_place_is_not_followed_and_ends_it() -> None:
+    flow = Setup().flow
+    other = np.random.default_rng(9).integers(0, 256, (240, 320)).astype(np.uint8)
+    assert flow.track(Frame(1, (View(other),), 1), pose(0.0)) is None
+    assert flow.track(frame_at(0.0, 2), pose(0.0)) is None
+
+
+def test_nothing_to_follow_is_said_by_none() -> None:
+    flow = Setup().flow
+    flow.reset()
+    assert flow.track(frame_at(0.0, 1), pose(0.0)) is None
+
+
+def test_a_snapshot_does_not_change_with_the_window() -> None:
+    landmarks = Landmarks()
+    rows = landmarks.add(torch.ones(2, 3, dtype=torch.float64), torch.zeros(2, 128))
+    seen = Setup().target.observation
+    sees = torch.full((len(seen),), -1)
+    sees[:2] = rows
+    target = Target.of(seen, sees, landmarks, pose(0.0))
+    landmarks.position.mul_(5.0)
+    landmarks.alive[:] = False
+    assert torch.equal(target.landmarks.position[:2], torch.ones(2, 3, dtype=torch.float64))
+    assert target.landmarks.alive.sum() == 2
+    nothing = Target.of(seen, torch.full((len(seen),), -1), Landmarks(), pose(0.0))
+    assert not nothing.landmarks.alive.any()
+
+
+def test_flat_patches_do_not_come_back() -> None:
+    flat = np.full((100, 100), 120, np.uint8)
+    xy = np.array([[50.0, 50.0]], np.float32)
+    assert not there_and_back(flat, flat, xy, xy + 6.0)[1].any()
+
+
+def test_no_points_are_no_error() -> None:
+    image = image_at(0.0)
+    found, good = there_and_back(image, image, np.zeros((0, 2), np.float32), np.zeros((0, 2)))
+    assert found.shape == (0, 2)
+    assert good.shape == (0,)
+
+
+def test_a_way_out_of_the_image_is_not_trusted() -> None:
+    image = image_at(0.0)
+    xy = np.array([[10.0, 120.0], [200.0, 120.0]], np.float32)
+    moved = image_at(0.12)  # everything moves 18 px to the left
+    _, good = there_and_back(image, moved, xy, xy - np.float32([18.0, 0.0]))
+    assert good.tolist() == [False, True]
