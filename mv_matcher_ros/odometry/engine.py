@@ -94,6 +94,7 @@ class OdometryEngine:
         self._lost = False
         self._before_loss: Motion | None = None
         self._last_stamp_ns: int | None = None
+        self._noise = torch.zeros(6, 6, dtype=torch.float64)
         self._inliers = 0
         self._before_keyframe = self._origin
         self._note_map()
@@ -397,7 +398,8 @@ class OdometryEngine:
             coasted = self._motion.predict(frame.stamp_ns)
             estimate = self._known(frame, Status.DEGRADED, f'coasting: {reason}', pose=coasted)
             growth = coasting_covariance(elapsed)
-            covariance = to_fixed_axes(self._covariance + growth, coasted).numpy()
+            covariance = self._covariance + self._noise + growth
+            covariance = to_fixed_axes(covariance, coasted).numpy()
             return replace(estimate, covariance=covariance)
         if elapsed > bounds.reinitialise_s:
             self._start_over(elapsed)
@@ -409,7 +411,7 @@ class OdometryEngine:
         assert self._continuity.last is not None
         self._before_loss = self._motion
         self._origin = self._continuity.last
-        self._covariance = self._covariance + coasting_covariance(elapsed_s)
+        self._covariance = self._covariance + self._noise + coasting_covariance(elapsed_s)
         self._motion = None
         self._mapper.forget_window()
         self._initialiser.reset()
@@ -435,7 +437,7 @@ class OdometryEngine:
         twist, twist_covariance = self._motion.velocity, None
         counts = {'features': features, 'matches': 0, 'inliers': 0, **self._map_counts}
         if tracked is not None:
-            noise = pose_noise(tracked)
+            noise = self._noise = pose_noise(tracked)
             covariance = covariance + noise
             twist_covariance = 2.0 * noise / max(elapsed, 1e-3) ** 2
             twist_covariance = twist_covariance + TWIST_FLOOR * torch.eye(6, dtype=torch.float64)

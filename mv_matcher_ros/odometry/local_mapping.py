@@ -95,7 +95,7 @@ class LocalMapper:
 
     @property
     def rig_fault(self) -> str:
-        """How the images contradict the stereo calibration, in one line; empty when they do not."""
+        """How the images contradict the stereo calibration in one line; empty if they do not."""
         return '' if self._rig_check is None else self._rig_check.fault
 
     # ------------------------------------------------------------------ start
@@ -107,6 +107,7 @@ class LocalMapper:
         made = self._maker.from_depth(window, keyframe)
         if made >= self._settings.initialisation.min_landmarks:
             self._begin(window, [keyframe])
+            keyframe.world_from_body = pose  # by definition, to the last bit
         return made
 
     def begin_with_two_views(
