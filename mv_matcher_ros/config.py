@@ -107,7 +107,7 @@ class KeyframeSettings(Section):
         description='New keyframe when fewer than this share of the last one is tracked.',
     )
     parallax_px: float = Field(
-        30.0,
+        50.0,
         gt=0.0,
         description='New keyframe when tracks moved this far (median, at 640 px width).',
     )
@@ -174,7 +174,7 @@ class BundleAdjustmentSettings(Section):
     """Windowed bundle adjustment."""
 
     iterations: int = Field(
-        10, ge=1, le=100, description='Most Levenberg-Marquardt iterations per keyframe.'
+        6, ge=1, le=100, description='Most Levenberg-Marquardt iterations per keyframe.'
     )
     kernel: Literal['none', 'huber', 'cauchy'] = Field('cauchy', description='Robust kernel.')
     kernel_width: float = Field(1.5, gt=0.0, description='Width of the kernel, in units of sigma.')
