@@ -399,8 +399,7 @@ class OdometryEngine:
             estimate = self._known(frame, Status.DEGRADED, f'coasting: {reason}', pose=coasted)
             growth = coasting_covariance(elapsed)
             covariance = self._covariance + self._noise + growth
-            covariance = to_fixed_axes(covariance, coasted).numpy()
-            return replace(estimate, covariance=covariance)
+            return replace(estimate, covariance=to_fixed_axes(covariance, coasted).numpy())
         if elapsed > bounds.reinitialise_s:
             self._start_over(elapsed)
         return self._unknown(frame, Status.LOST, reason)

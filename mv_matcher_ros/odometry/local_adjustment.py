@@ -19,7 +19,7 @@ from mv_matcher_ros.geometry.reprojection import (
     linearise,
     residuals,
 )
-from mv_matcher_ros.geometry.schur import half_inverse_of, least_norm_inverse
+from mv_matcher_ros.geometry.schur import eliminate_points, half_inverse_of, least_norm_inverse
 from mv_matcher_ros.odometry.window import FlatObservations, Window
 
 # How well the first pose is held (m, rad): it defines odom. Tight, yet far from the limits of
@@ -82,12 +82,12 @@ class LocalAdjustment:
         equations = linearise(at_end)
         half = half_inverse_of(equations.point_point)[0]
         window.landmarks.covariance = half.transpose(1, 2) @ half
-        self._newest_covariance = newest_pose_covariance(at_end, equations, half)
+        self._newest_covariance = step_covariance(at_end, equations)
         self._cull(window, flat, at_end)
 
     @property
     def newest_covariance(self) -> Tensor:
-        """(6, 6) covariance of the newest pose given the older ones, after the last `refine`."""
+        """(6, 6) covariance of the step to the newest pose from the one before, last `refine`."""
         return self._newest_covariance
 
     def drop_oldest(self, window: Window) -> None:
@@ -163,16 +163,21 @@ class LocalAdjustment:
         window.count_seen()
 
 
-def newest_pose_covariance(problem: Problem, equations: NormalEquations, half: Tensor) -> Tensor:
-    """(6, 6) covariance of the last pose of a single problem, the other poses held fixed.
+def step_covariance(problem: Problem, equations: NormalEquations) -> Tensor:
+    """(6, 6) covariance of the last pose seen from the one before, all poses and points free.
+
+    Of the right perturbation δ of T_before⁻¹ T_last = … exp(δ): δ = δ_last − Ad(T_last⁻¹ T_before)
+    δ_before. Zero for a single pose, which nothing measures.
 
     Args:
         problem: batch of one.
         equations: its normal equations.
-        half: (P, 3, 3) L⁻¹ of the point blocks.
     """
-    newest = problem.world_from_body.shape[1] - 1
-    chosen = problem.pose_index[0] == newest
-    spread = equations.pose_point[0, chosen] @ half[problem.point_index[0, chosen]].transpose(1, 2)
-    information = equations.pose_pose[0, -6:, -6:] - (spread @ spread.transpose(1, 2)).sum(0)
-    return least_norm_inverse(information[None])[0]
+    if problem.world_from_body.shape[1] < 2:
+        return torch.zeros(6, 6, dtype=problem.world_from_body.dtype)
+    reduced = eliminate_points(problem, equations)
+    both = least_norm_inverse(reduced.pose_pose)[0, -12:, -12:]
+    before, last = problem.world_from_body[0, -2:]
+    adjoint = se3.adjoint(se3.inverse(last) @ before)
+    jacobian = torch.cat([-adjoint, torch.eye(6, dtype=adjoint.dtype)], dim=1)
+    return jacobian @ both @ jacobian.T
