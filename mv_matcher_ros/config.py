@@ -174,7 +174,10 @@ class BundleAdjustmentSettings(Section):
     """Windowed bundle adjustment."""
 
     iterations: int = Field(
-        6, ge=1, le=100, description='Most Levenberg-Marquardt iterations per keyframe.'
+        4, ge=1, le=100, description='Most Levenberg-Marquardt iterations per keyframe.'
+    )
+    point_steps: int = Field(
+        2, ge=0, le=10, description='Steps of the landmarks alone inside each iteration.'
     )
     kernel: Literal['none', 'huber', 'cauchy'] = Field('cauchy', description='Robust kernel.')
     kernel_width: float = Field(1.5, gt=0.0, description='Width of the kernel, in units of sigma.')

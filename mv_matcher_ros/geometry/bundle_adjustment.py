@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.geometry.point_steps import move_points
 from mv_matcher_ros.geometry.reprojection import (
     MIN_DEPTH,
     NormalEquations,
@@ -70,7 +71,11 @@ def retract(
 
 
 def solve(
-    problem: Problem, iterations: int = 20, relative_decrease: float = 1e-6, unroll: bool = False
+    problem: Problem,
+    iterations: int = 20,
+    relative_decrease: float = 1e-6,
+    unroll: bool = False,
+    point_steps: int = 0,
 ) -> Solution:
     """Minimise ½ Σ ρ(‖Σ^-½ (π(X) − x)‖²) + prior over the free poses and the points.
 
@@ -81,6 +86,7 @@ def solve(
             than this share.
         unroll: keep the graph of all steps for autograd (each run of a batch keeps its own damping
             either way).
+        point_steps: steps of the points alone inside each step (see `move_points`).
 
     Returns:
         Solution: never worse than the start; steps that raise the cost are refused.
@@ -94,6 +100,7 @@ def solve(
         for done in range(1, iterations + 1):
             steps = solve_reduced(problem, eliminate_points(problem, equations, damping))
             trial = problem.moved(*retract(problem.world_from_body, problem.points, *steps))
+            trial = move_points(trial, point_steps)
             trial_cost = cost(trial)
             better = (trial_cost <= equations.cost) & ~converged
             decrease = (equations.cost - trial_cost).detach()

@@ -125,6 +125,20 @@ class NormalEquations:
     cost: Tensor
 
 
+@dataclass(frozen=True)
+class PointEquations:
+    """Gauss-Newton systems of the points, the poses held.
+
+    Attributes:
+        hessian: (B, P, 3, 3); gradient: (B, P, 3).
+        cost: (B, P) what each point adds to the objective.
+    """
+
+    hessian: Tensor
+    gradient: Tensor
+    cost: Tensor
+
+
 def flat_index(index: Tensor, size: int) -> Tensor:
     """(B, O) indices into B blocks of `size` → (B·O,) indices into the flattened blocks."""
     if index.shape[0] == 1:
@@ -227,32 +241,21 @@ def residuals(problem: Problem) -> tuple[Tensor, Tensor]:
 def linearise(problem: Problem) -> NormalEquations:
     """Gradient (exact) and Gauss-Newton Hessian (JᵀρʹJ) at the problem's own values."""
     batch, poses = problem.world_from_body.shape[:2]
-    points = problem.points.shape[1]
-    body, camera, rotation, camera_rotation = _body_and_camera_points(problem)
-    whitened, predicted, inverse_depth = _whitened(problem, camera)
-    value, weight = _robust(problem, whitened)
-
-    by_body = _rows_by_body(problem, predicted, inverse_depth, camera[:, 2], camera_rotation)
-    by_body = by_body * weight.sqrt()[:, :, None]
-    weighted = whitened * weight.sqrt()
+    value, weighted, by_body, body, rotation = _rows(problem)
     by_pose = torch.cat(
         [-by_body, torch.linalg.cross(by_body, body[:, None, :].expand_as(by_body))], dim=2
     )
     by_point = torch.bmm(by_body, rotation.transpose(1, 2))
 
     pose_at = flat_index(problem.pose_index, poses)
-    point_at = flat_index(problem.point_index, points)
-    by_pose_t, by_point_t = by_pose.transpose(1, 2), by_point.transpose(1, 2)
+    by_pose_t = by_pose.transpose(1, 2)
     blocks = _sum_at(torch.bmm(by_pose_t, by_pose).flatten(1), pose_at, batch * poses)
     pose_gradient = _sum_at(
         torch.bmm(by_pose_t, weighted[:, :, None])[:, :, 0], pose_at, batch * poses
     )
     pose_pose = block_diagonal(blocks.reshape(batch, poses, 6, 6))
     pose_gradient = pose_gradient.reshape(batch, 6 * poses)
-    point_point = _sum_at(torch.bmm(by_point_t, by_point).flatten(1), point_at, batch * points)
-    point_gradient = _sum_at(
-        torch.bmm(by_point_t, weighted[:, :, None])[:, :, 0], point_at, batch * points
-    )
+    point_point, point_gradient = _point_sums(problem, by_point, weighted)
     total = 0.5 * value.reshape(batch, -1).sum(1)
     if problem.prior is not None:
         prior_pose, prior_gradient, prior_cost = _prior_terms(
@@ -263,11 +266,56 @@ def linearise(problem: Problem) -> NormalEquations:
     return NormalEquations(
         pose_pose,
         pose_gradient,
-        point_point.reshape(batch, points, 3, 3),
-        point_gradient.reshape(batch, points, 3),
+        point_point,
+        point_gradient,
         torch.bmm(by_pose_t, by_point).reshape(batch, -1, 6, 3),
         total,
     )
+
+
+def linearise_points(problem: Problem) -> PointEquations:
+    """The part of `linearise` that is left when no pose moves: each point on its own."""
+    value, weighted, by_body, _, rotation = _rows(problem)
+    by_point = torch.bmm(by_body, rotation.transpose(1, 2))
+    return PointEquations(*_point_sums(problem, by_point, weighted), _by_point(problem, value))
+
+
+def point_costs(problem: Problem) -> Tensor:
+    """(B, P) the part ½ Σ ρ(‖r‖²) of the objective that each point has."""
+    _, camera, _, _ = _body_and_camera_points(problem)
+    whitened, _, _ = _whitened(problem, camera)
+    value, _ = _robust(problem, whitened)
+    return _by_point(problem, value)
+
+
+def _rows(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Per observation: ρ (N,), weighted residuals (N, D) and their derivative by the body point.
+
+    That is (N, D, 3); also the body points (N, 3) and the rotations (N, 3, 3) of the poses.
+    """
+    body, camera, rotation, camera_rotation = _body_and_camera_points(problem)
+    whitened, predicted, inverse_depth = _whitened(problem, camera)
+    value, weight = _robust(problem, whitened)
+    root = weight.sqrt()
+    by_body = _rows_by_body(problem, predicted, inverse_depth, camera[:, 2], camera_rotation)
+    return value, whitened * root, by_body * root[:, :, None], body, rotation
+
+
+def _point_sums(problem: Problem, by_point: Tensor, weighted: Tensor) -> tuple[Tensor, Tensor]:
+    """Hessian blocks (B, P, 3, 3) and gradient (B, P, 3) of the points."""
+    batch, points = problem.points.shape[:2]
+    at = flat_index(problem.point_index, points)
+    transposed = by_point.transpose(1, 2)
+    blocks = _sum_at(torch.bmm(transposed, by_point).flatten(1), at, batch * points)
+    gradient = _sum_at(torch.bmm(transposed, weighted[:, :, None])[:, :, 0], at, batch * points)
+    return blocks.reshape(batch, points, 3, 3), gradient.reshape(batch, points, 3)
+
+
+def _by_point(problem: Problem, value: Tensor) -> Tensor:
+    """½ the sum of (N,) values over the observations of each point, (B, P)."""
+    batch, points = problem.points.shape[:2]
+    at = flat_index(problem.point_index, points)
+    return 0.5 * _sum_at(value[:, None], at, batch * points).reshape(batch, points)
 
 
 def _rows_by_body(

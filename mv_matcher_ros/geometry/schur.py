@@ -44,8 +44,8 @@ def eliminate_points(
     points = problem.points.shape[1]
     point_point, pose_pose = equations.point_point, equations.pose_pose
     if damping is not None:
-        point_point = _damped(point_point, damping[:, None])
-        pose_pose = _damped(pose_pose, damping)
+        point_point = damped(point_point, damping[:, None])
+        pose_pose = damped(pose_pose, damping)
     if problem.points_fixed:
         held = _hold_fixed(problem.fixed, pose_pose, equations.pose_gradient)
         nothing = pose_pose.new_zeros(batch, 6 * poses, 0)
@@ -132,7 +132,7 @@ def _least_norm(matrix: Tensor, vector: Tensor) -> Tensor:
     return torch.einsum('bij,bj->bi', least_norm_inverse(matrix), vector)
 
 
-def _damped(blocks: Tensor, damping: Tensor) -> Tensor:
+def damped(blocks: Tensor, damping: Tensor) -> Tensor:
     """Diagonals multiplied by 1 + damping."""
     extra = blocks.diagonal(dim1=-2, dim2=-1) * damping[..., None]
     return blocks + torch.diag_embed(extra)

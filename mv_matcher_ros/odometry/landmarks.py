@@ -22,12 +22,14 @@ from mv_matcher_ros.odometry.window import Keyframe, Window
 
 # Older keyframes a new one is matched with to find new landmarks, newest first.
 PARTNERS = 3
+# New points may disagree with the poses this many times more than those that stay: matches that
+# had to agree would confirm a wrong pose. After bundle adjustment what disagrees is culled.
+PROVISIONAL = 4.0
 # Relative depth error beyond which a depth makes no landmark yet (parallax may later).
 MAX_RELATIVE_DEPTH_SIGMA = 1.0 / 3.0
 # Radius of the search for known landmarks in older keyframes, at 640 px width; poses are known
 # there.
 COMPLETION_RADIUS_PX = 10.0
-COMPLETED = 100
 
 
 class LandmarkMaker:
@@ -92,10 +94,9 @@ class LandmarkMaker:
     def complete_tracks(self, window: Window) -> None:
         """Look for the landmarks in the keyframes that do not see them yet.
 
-        What is found must agree with the projection within its uncertainty. Older keyframes were
-        searched when they were new.
+        What is found must agree with the projection within its uncertainty.
         """
-        for keyframe in window.keyframes[-COMPLETED:]:
+        for keyframe in window.keyframes:
             free = (keyframe.landmark < 0).nonzero()[:, 0]
             sought = window.landmarks.alive.clone()
             sought[keyframe.landmark[keyframe.landmark >= 0]] = False
@@ -126,7 +127,7 @@ class LandmarkMaker:
         ours = homogeneous(keyframe.observation.plane_xy[free])
         lines = homogeneous(other.observation.plane_xy) @ essential.T  # of their points, here
         lines = lines / lines[:, :2].norm(dim=1, keepdim=True).clamp_min(1e-12)
-        limit = self._settings.landmarks.max_reprojection_px * keyframe.observation.sigma[free]
+        limit = self._provisional(keyframe, free)
         near = (ours.float() @ lines.float().T).abs() < limit.float()[:, None]
         similarity = (
             keyframe.observation.features.descriptors[free]
@@ -170,7 +171,7 @@ class LandmarkMaker:
             (inverse_depth > 0)
             & (there[:, 2] > 0)
             & (parallax > math.radians(limits.min_parallax_deg))
-            & (error < limits.max_reprojection_px * keyframe.observation.sigma[pairs[:, 0]])
+            & (error < self._provisional(keyframe, pairs[:, 0]))
         )
         if not bool(good.any()):
             return 0
@@ -181,6 +182,11 @@ class LandmarkMaker:
         keyframe.landmark[pairs[good, 0]] = rows
         other.landmark[pairs[good, 1]] = rows
         return len(rows)
+
+    def _provisional(self, keyframe: Keyframe, features: Tensor) -> Tensor:
+        """(K,) largest disagreement of a new landmark with features, on the normalised plane."""
+        limit = PROVISIONAL * self._settings.landmarks.max_reprojection_px
+        return limit * keyframe.observation.sigma[features]
 
     def depth_in(self, window: Window, keyframe: Keyframe, rows: Tensor) -> Tensor:
         """(K,) depth of landmark rows in the first camera of a keyframe."""

@@ -72,8 +72,13 @@ class LocalAdjustment:
         if len(flat.keyframe) == 0:
             return
         problem = self._problem(window, flat)
-        count = iterations or self._settings.bundle_adjustment.iterations
-        solution = solve(problem, count, RELATIVE_DECREASE)
+        adjustment = self._settings.bundle_adjustment
+        solution = solve(
+            problem,
+            iterations or adjustment.iterations,
+            RELATIVE_DECREASE,
+            point_steps=adjustment.point_steps,
+        )
         poses = se3.normalise(solution.world_from_body[0])
         for keyframe, pose in zip(window.keyframes, poses, strict=True):
             keyframe.world_from_body = pose
