@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work beside the tracking; its result is used at a time of the recording, not of the clock."""
+"""Work beside the tracking.
+
+Its result is used at a time of the recording, which is the same on any machine, or live: as soon
+as it is there.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,15 @@ def limit_threads(settings: Settings) -> None:
 
 
 class Background:
-    """One keyframe at a time in a thread of its own."""
+    """One keyframe at a time in a thread of its own.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: `keyframes.delay_s` after a keyframe its result is due.
+        live: it is due when it is there instead.
+    """
+
+    def __init__(self, settings: Settings, live: bool = False) -> None:
+        self._live = live
         self._delay_ns = round(settings.keyframes.delay_s * 1e9)
         self._pool = ThreadPoolExecutor(1, 'keyframe', limit_threads, (settings,))
         self._future: Future[tuple[Mapped | None, float]] | None = None
@@ -46,7 +56,9 @@ class Background:
 
     def due(self, stamp_ns: int) -> bool:
         """Whether the result is to be used from the frame at `stamp_ns` on."""
-        return self._future is not None and stamp_ns >= self._due_ns
+        if self._future is None:
+            return False
+        return self._future.done() if self._live else stamp_ns >= self._due_ns
 
     def result(self) -> tuple[Mapped | None, float]:
         """Wait for the result and the milliseconds the work took; raises what the work raised."""

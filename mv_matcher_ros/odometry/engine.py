@@ -57,12 +57,14 @@ class OdometryEngine:
     Args:
         settings: all settings; `settings.sensor` chooses the residuals.
         rig: calibrated cameras, two for stereo.
+        live: use a keyframe as soon as it has been worked on instead. No frame waits for it that
+            can be followed without it, and the poses depend a little on the speed of the machine.
 
     Raises:
         SettingsError: the sensor does not fit the rig.
     """
 
-    def __init__(self, settings: Settings, rig: Rig) -> None:
+    def __init__(self, settings: Settings, rig: Rig, live: bool = False) -> None:
         if settings.sensor == 'stereo' and len(rig.cameras) < 2:
             raise SettingsError('sensor is stereo, but the rig has only one camera')
         limit_threads(settings)
@@ -77,7 +79,7 @@ class OdometryEngine:
         self._mapper = LocalMapper(settings, rig, self._observer, self._tracker, matcher)
         self._policy = KeyframePolicy(settings, camera)
         self._metric = settings.sensor != 'mono'
-        self._beside = Background(settings)
+        self._beside = Background(settings, live)
         self.reset()
 
     def reset(self) -> None:

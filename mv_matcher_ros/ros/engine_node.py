@@ -41,7 +41,7 @@ def odometry_engine(settings: Settings, rig: Rig) -> Engine:
     """The engine of this package."""
     from mv_matcher_ros.odometry.engine import OdometryEngine
 
-    return OdometryEngine(settings, rig)
+    return OdometryEngine(settings, rig, live=not settings.ros.lossless)
 
 
 class OdometryNode(Node):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -30,6 +31,24 @@ def test_a_result_is_due_by_stamp_even_if_it_is_there_long_before() -> None:
     assert milliseconds >= 0.0
     assert not beside.busy
     assert not beside.due(20 * SECOND)
+
+
+def test_live_a_result_is_due_when_it_is_there() -> None:
+    go = threading.Event()
+    beside = Background(read_settings(), live=True)
+
+    def work() -> Any:
+        go.wait(5.0)
+
+    beside.begin(0, work)
+    assert not beside.due(100 * SECOND)
+    go.set()
+    deadline = time.monotonic() + 5.0
+    while not beside.due(1) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert beside.due(1)
+    beside.result()
+    assert not beside.due(100 * SECOND)
 
 
 def test_whoever_asks_for_the_result_waits_for_it() -> None:
