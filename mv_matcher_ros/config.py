@@ -174,7 +174,7 @@ class BundleAdjustmentSettings(Section):
     """Windowed bundle adjustment."""
 
     iterations: int = Field(
-        4, ge=1, le=100, description='Most Levenberg-Marquardt iterations per keyframe.'
+        3, ge=1, le=100, description='Most Levenberg-Marquardt iterations per keyframe.'
     )
     point_steps: int = Field(
         2, ge=0, le=10, description='Steps of the landmarks alone inside each iteration.'

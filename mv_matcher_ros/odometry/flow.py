@@ -65,6 +65,7 @@ class Target:
             observation.features.descriptors,
             (landmark >= 0) & landmarks.alive[row],
             landmarks.seen[row],
+            landmarks.sought[row],
         )
         return cls(observation, snapshot, pose)
 

@@ -94,11 +94,15 @@ class LandmarkMaker:
     def complete_tracks(self, window: Window) -> None:
         """Look for the landmarks in the keyframes that do not see them yet.
 
+        In the newest keyframe for all, in the others for those that are new since the last time.
         What is found must agree with the projection within its uncertainty.
         """
+        newest = window.keyframes[-1]
+        new = window.landmarks.alive & ~window.landmarks.sought
+        window.landmarks.sought[:] = True
         for keyframe in window.keyframes:
             free = (keyframe.landmark < 0).nonzero()[:, 0]
-            sought = window.landmarks.alive.clone()
+            sought = (window.landmarks.alive if keyframe is newest else new).clone()
             sought[keyframe.landmark[keyframe.landmark >= 0]] = False
             rows = sought.nonzero()[:, 0]
             if len(free) == 0 or len(rows) == 0:

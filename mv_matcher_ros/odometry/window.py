@@ -50,6 +50,7 @@ class Landmarks:
         descriptor: (P, D) float32 of the newest keyframe that saw it.
         alive: (P,) bool; dead rows stay until the next compaction so that row numbers hold.
         seen: (P,) int64 number of keyframes that see it.
+        sought: (P,) bool, every keyframe but the newest has been searched for it.
     """
 
     position: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.float64))
@@ -57,6 +58,7 @@ class Landmarks:
     descriptor: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     alive: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     seen: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    sought: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     def __len__(self) -> int:
         return int(self.position.shape[0])
@@ -82,6 +84,7 @@ class Landmarks:
         )
         self.alive = torch.cat([self.alive, torch.ones(len(position), dtype=torch.bool)])
         self.seen = torch.cat([self.seen, torch.zeros(len(position), dtype=torch.int64)])
+        self.sought = torch.cat([self.sought, torch.zeros(len(position), dtype=torch.bool)])
         return rows
 
 
@@ -160,6 +163,7 @@ class Window:
             kept.descriptor[alive],
             torch.ones(int(alive.sum()), dtype=torch.bool),
             kept.seen[alive],
+            kept.sought[alive],
         )
         return new_row
 
