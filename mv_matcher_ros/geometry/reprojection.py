@@ -114,6 +114,7 @@ class NormalEquations:
         pose_pose: (B, 6V, 6V); pose_gradient: (B, 6V).
         point_point: (B, P, 3, 3); point_gradient: (B, P, 3).
         pose_point: (B, O, 6, 3) one block an observation, summed where it is used.
+            All three are empty where the points are fixed.
         cost: (B,) value of the objective.
     """
 
@@ -245,8 +246,6 @@ def linearise(problem: Problem) -> NormalEquations:
     by_pose = torch.cat(
         [-by_body, torch.linalg.cross(by_body, body[:, None, :].expand_as(by_body))], dim=2
     )
-    by_point = torch.bmm(by_body, rotation.transpose(1, 2))
-
     pose_at = flat_index(problem.pose_index, poses)
     by_pose_t = by_pose.transpose(1, 2)
     blocks = _sum_at(torch.bmm(by_pose_t, by_pose).flatten(1), pose_at, batch * poses)
@@ -255,7 +254,16 @@ def linearise(problem: Problem) -> NormalEquations:
     )
     pose_pose = block_diagonal(blocks.reshape(batch, poses, 6, 6))
     pose_gradient = pose_gradient.reshape(batch, 6 * poses)
-    point_point, point_gradient = _point_sums(problem, by_point, weighted)
+    if problem.points_fixed:
+        point_point, point_gradient = (
+            by_pose.new_zeros(batch, 0, 3, 3),
+            by_pose.new_zeros(batch, 0, 3),
+        )
+        pose_point = by_pose.new_zeros(batch, 0, 6, 3)
+    else:
+        by_point = torch.bmm(by_body, rotation.transpose(1, 2))
+        point_point, point_gradient = _point_sums(problem, by_point, weighted)
+        pose_point = torch.bmm(by_pose_t, by_point).reshape(batch, -1, 6, 3)
     total = 0.5 * value.reshape(batch, -1).sum(1)
     if problem.prior is not None:
         prior_pose, prior_gradient, prior_cost = _prior_terms(
@@ -268,7 +276,7 @@ def linearise(problem: Problem) -> NormalEquations:
         pose_gradient,
         point_point,
         point_gradient,
-        torch.bmm(by_pose_t, by_point).reshape(batch, -1, 6, 3),
+        pose_point,
         total,
     )
 
