@@ -22,6 +22,7 @@ from mv_matcher_ros.geometry.bundle_adjustment import to_fixed_axes
 from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
 from mv_matcher_ros.odometry.background import Background, Work, limit_threads
 from mv_matcher_ros.odometry.flow import FlowTracker, Followed, Target
+from mv_matcher_ros.odometry.hypotheses import Hypotheses
 from mv_matcher_ros.odometry.initialisation import TwoViewInitialiser, TwoViewStart
 from mv_matcher_ros.odometry.keyframes import KeyframePolicy
 from mv_matcher_ros.odometry.local_mapping import LocalMapper
@@ -29,7 +30,6 @@ from mv_matcher_ros.odometry.motion import (
     Continuity,
     Motion,
     coasting_covariance,
-    plausible,
     seconds,
 )
 from mv_matcher_ros.odometry.observation import Observation, Observer
@@ -41,10 +41,6 @@ from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 ORIGIN_VARIANCE = 1e-10
 # Acceleration noise of the twist between two frames, added to what the poses say.
 TWIST_FLOOR = 1e-4
-# A pose that fewer landmarks agree with than this share of those before, and fewer than this
-# number, is compared with other ways to find one.
-KEPT_SHARE = 0.5
-PLENTY = 160
 
 
 class OdometryEngine:
@@ -74,6 +70,7 @@ class OdometryEngine:
         matcher = NearestNeighbourMatcher(settings.matching, settings.detector.name)
         self._observer = Observer(settings, rig, ClassicalDetector(settings.detector))
         self._tracker = Tracker(settings, camera, matcher)
+        self._hypotheses = Hypotheses(settings, self._tracker)
         self._flow = FlowTracker(camera, self._observer, self._tracker)
         self._initialiser = TwoViewInitialiser(settings, camera, matcher)
         self._mapper = LocalMapper(settings, rig, self._observer, self._tracker, matcher)
@@ -225,23 +222,18 @@ class OdometryEngine:
         if self._beside.busy and (followed is None or followed.tracked.inliers < few):
             self._adopt(clock)
             followed = self._by_flow(frame, clock)
-        elapsed = seconds(frame.stamp_ns - self._motion.stamp_ns)
-        if followed is None or not self._plausible(followed.tracked, elapsed):
+        if followed is None:
             return None
-        return followed if self._enough(followed.tracked) else None
+        tracked, judge = followed.tracked, self._hypotheses
+        believed = judge.plausible(tracked, self._motion, frame.stamp_ns) and judge.enough(
+            tracked, self._inliers
+        )
+        return followed if believed else None
 
     def _by_flow(self, frame: Frame, clock: Stopwatch) -> Followed | None:
         assert self._motion is not None
         with clock('flow'):
             return self._flow.track(frame, self._motion.predict(frame.stamp_ns))
-
-    def _enough(self, tracked: Tracked) -> bool:
-        """Whether about as many landmarks agree with a pose as with the one before."""
-        inliers = tracked.inliers
-        return inliers >= PLENTY or (
-            inliers >= self.settings.tracking.degraded_inliers
-            and inliers >= KEPT_SHARE * self._inliers
-        )
 
     def _known_by_flow(self, frame: Frame, followed: Followed) -> Estimate:
         tracked = followed.tracked
@@ -339,39 +331,11 @@ class OdometryEngine:
         self._map_counts = {'landmarks': len(points), 'keyframes': len(window.keyframes)}
 
     def _track(self, observation: Observation) -> Tracked | None:
-        """The pose most landmarks agree with: near the prediction, the last pose, a keyframe.
-
-        Stops at the first that as many agree with as did before.
-        """
-        assert self._motion is not None
-        elapsed = seconds(observation.stamp_ns - self._motion.stamp_ns)
-        best: Tracked | None = None
-        for tracked in self._hypotheses(observation):
-            if tracked is None or not (self._lost or self._plausible(tracked, elapsed)):
-                continue
-            if best is None or tracked.inliers > best.inliers:
-                best = tracked
-            if self._enough(best):
-                break
-        return best
-
-    def _hypotheses(self, observation: Observation) -> Iterator[Tracked | None]:
         assert self._motion is not None
         window = self._mapper.window
-        if not self._lost:
-            yield self._tracker.track(
-                window, observation, self._motion.predict(observation.stamp_ns)
-            )
-            yield self._tracker.track(window, observation, self._motion.world_from_body)
-        # A short gap is not worth a search through the whole window.
-        keyframes = window.keyframes if self._lost else window.keyframes[-1:]
-        for keyframe in reversed(keyframes):
-            yield self._tracker.relocalise(window, observation, keyframe)
-
-    def _plausible(self, tracked: Tracked, elapsed_s: float) -> bool:
-        assert self._motion is not None
-        last, bounds = self._motion.world_from_body, self.settings.tracking
-        return plausible(last, tracked.world_from_body, elapsed_s, bounds, self._metric)
+        if self._lost:
+            return self._hypotheses.anywhere(window, observation, self._inliers)
+        return self._hypotheses.best(window, observation, self._motion, self._inliers)
 
     def _judge(self, tracked: Tracked) -> tuple[Status, str]:
         if tracked.inliers < self.settings.tracking.degraded_inliers:

@@ -95,7 +95,7 @@ class TwoViewInitialiser:
     ) -> tuple[TwoViewStart | None, str]:
         wanted = self._settings.initialisation
         ours, theirs = first.plane_xy[pairs[:, 0]], second.plane_xy[pairs[:, 1]]
-        essential, inlier = _essential(ours.numpy(), theirs.numpy(), 1.0 / self._focal)
+        essential, inlier = robust_essential(ours.numpy(), theirs.numpy(), 1.0 / self._focal)
         if essential is None or inlier.sum() < MIN_INLIER_SHARE * len(pairs):
             return None, 'waiting: the two views do not fit one rigid scene'
         model = select_two_view_model(
@@ -124,7 +124,7 @@ class TwoViewInitialiser:
         return start.scaled(1.0 / float(points[:, 2].median())), ''
 
 
-def _essential(
+def robust_essential(
     first: np.ndarray, second: np.ndarray, threshold: float
 ) -> tuple[Tensor | None, Tensor]:
     """Essential matrix second from first and its (N,) inliers, by OpenCV's MAGSAC++."""

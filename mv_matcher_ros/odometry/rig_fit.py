@@ -20,6 +20,7 @@ from mv_matcher_ros.geometry.epipolar import (
     sampson_error,
     symmetric_epipolar_error,
 )
+from mv_matcher_ros.odometry.initialisation import robust_essential
 from mv_matcher_ros.odometry.landmarks import inverse_depth_from_pair
 
 # Share of the matches that lies near the lines of a rig that is right: 0.89 to 1.0 on real stereo
@@ -176,18 +177,10 @@ def fit_pose(second_from_first: Tensor, a: Tensor, b: Tensor, tolerance: float) 
     Args, returns: as `fit_baseline`.
     """
     first, second = a.numpy(), b.numpy()
-    essential, inlier = cv2.findEssentialMat(
-        first,
-        second,
-        np.eye(3),
-        method=cv2.USAC_MAGSAC,
-        prob=0.9999,
-        threshold=tolerance,
-        maxIters=1000,
-    )
-    if essential is None or essential.shape != (3, 3) or inlier is None:
+    essential, inlier = robust_essential(first, second, tolerance)
+    if essential is None:
         return second_from_first
     _, rotation, translation, _ = cv2.recoverPose(
-        essential, first, second, np.eye(3), mask=inlier.copy()
+        essential.numpy(), first, second, np.eye(3), mask=inlier.numpy().astype(np.uint8)
     )
     return se3.compose_matrix(torch.from_numpy(rotation), torch.from_numpy(translation[:, 0]))
