@@ -80,7 +80,7 @@ class TestNewMatchesCorrectTheKeyframe:
     @pytest.mark.parametrize('wrong_deg', [0.0, 0.3, -0.6, 1.0])
     def test_a_wrong_pose_is_not_confirmed(self, mapped: Any, wrong_deg: float) -> None:
         _, truth, inserted = mapped(wrong_deg)
-        assert turned(se3.inverse(truth) @ inserted.refined) < 0.1
+        assert turned(se3.inverse(truth) @ inserted.refined) < 0.2
 
     def test_most_points_are_known_afterwards(self, mapped: Any) -> None:
         mapper, _, _ = mapped(0.6)
