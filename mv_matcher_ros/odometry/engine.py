@@ -142,6 +142,7 @@ class OdometryEngine:
             else:
                 message = self._start_from_two_views(observation)
         keyframes = self._mapper.window.keyframes
+        self._rig_fault = self._mapper.rig_fault
         if not keyframes:
             return self._unknown(frame, waiting, message)
         newest = keyframes[-1].world_from_body

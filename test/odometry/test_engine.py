@@ -232,3 +232,17 @@ def test_orb_works_behind_the_same_engine() -> None:
     assert results[-1].status in (Status.TRACKING, Status.DEGRADED)
     estimated, truth = positions(results, source)
     assert np.linalg.norm(estimated - truth, axis=1).max() < 0.1 * path_length(truth) + 0.01
+
+
+def test_a_wrong_baseline_is_named_even_if_nothing_can_begin() -> None:
+    source = presets.room_loop('stereo', 16, (320, 240), effects=SHARP)
+    left, right = source.rig.cameras
+    wrong = right.body_from_camera.copy()
+    # The images say that it is beside the left camera, this rig that it is below.
+    below = source.rig.baseline_m * left.body_from_camera[:3, 1]
+    wrong[:3, 3] = left.body_from_camera[:3, 3] + below
+    rig = replace(source.rig, cameras=(left, replace(right, body_from_camera=wrong)))
+    engine = OdometryEngine(settings('stereo'), rig)
+    results = [engine.process(frame) for frame in source]
+    assert all(r.status is not Status.TRACKING for r in results[-4:])
+    assert all("baseline's direction" in r.message for r in results[-4:])
