@@ -21,7 +21,7 @@ ros_wheels = [
 bags = ['rosbags>=0.11', 'rosbags-image>=0.10']
 cli = ['typer>=0.12', 'rich>=13']
 report = ['matplotlib>=3.5']
-test = ['pytest>=7', 'scipy', 'evo>=1.28', 'gtsam>=4.3.0; python_version >= "3.11"']
+test = ['pytest>=7', 'scipy', 'evo>=1.28', 'pot>=0.9', 'gtsam>=4.3.0; python_version >= "3.11"']
 
 setup(
     name=package_name,
@@ -51,6 +51,7 @@ setup(
         'pydantic>=2',
         'pyyaml',
         'opencv-python-headless>=4.5',
+        'safetensors>=0.4',
     ],
     extras_require={
         'cli': cli,

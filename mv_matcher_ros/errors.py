@@ -26,6 +26,10 @@ class GeometryError(MvMatcherError):
     """A geometric function was called with shapes or values it is not defined for."""
 
 
+class ModelError(MvMatcherError):
+    """A network's weights or its input do not fit the network."""
+
+
 class EvaluationError(MvMatcherError):
     """Two trajectories cannot be compared (no common time, too few poses, …)."""
 

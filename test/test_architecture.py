@@ -51,13 +51,23 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(ROS, ('ros/',)),
     'rosbags': ('files/bag',),
     'gtsam': ('mapping/pose_graph.py', 'cli/ba_bench.py'),  # the benchmark compares with it
+    'safetensors': ('models/weights.py',),
     'typer': ('cli/',),
     'rich': ('cli/',),
     'matplotlib': ('evaluation/', 'cli/'),
 }
 # rosbags is a namespace with the image converter beside it; the node may use that one.
 ONLY_IN_DOTTED: dict[str, tuple[str, ...]] = {'rosbags.image': ('files/bag', 'ros/')}
-ALWAYS_THERE = {'numpy', 'torch', 'cv2', 'pydantic', 'yaml', 'typing_extensions', NAME}
+ALWAYS_THERE = {
+    'numpy',
+    'torch',
+    'cv2',
+    'pydantic',
+    'yaml',
+    'safetensors',
+    'typing_extensions',
+    NAME,
+}
 # May be imported when the module is loaded, besides what is always there. Loading cli/ or ros/ is
 # itself the point of use of typer or rclpy.
 TOP_LEVEL_OK: dict[str, set[str]] = {'cli': {'typer', 'rich'}, 'ros': ROS}

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The multi-view matcher: SuperGlue's graph network over V views, with a confidence per match.
+
+Keypoints of all views are the nodes of one graph. Self layers attend to the own view, cross layers
+to the keypoints of all other views together. For two views it is SuperGlue. There is no loop over
+views or pairs: views are a dimension.
+
+Sources: Sarlin et al., SuperGlue, CVPR 2020; Roessle and Niessner, End2End Multi-View Feature
+Matching with Differentiable Pose Optimization, ICCV 2023 (the cross layers, the confidences).
+Own: the confidence does not depend on the order of a pair, layer norm in place of batch norm,
+known poses as a term of attention and scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mv_matcher_ros.datatypes import Matches
+from mv_matcher_ros.errors import ModelError
+from mv_matcher_ros.models.known_poses import KnownPoses
+from mv_matcher_ros.models.profiles import MatcherProfile
+from mv_matcher_ros.models.sinkhorn import log_optimal_transport, mutual_matches
+from mv_matcher_ros.models.view_batch import ViewBatch
+
+# Share of the image's longer side that is one unit of the keypoint encoder (SuperGlue).
+ENCODER_SCALE = 0.7
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the matcher says of P pairs of views.
+
+    Attributes:
+        pairs: (P, 2) int64, views a < b.
+        log_probability: (B, P, N + 1, N + 1) logarithm of the assignment with dustbins.
+        partner: (B, P, N) int64 keypoint of b for each of a, −1 for none.
+        log_score: (B, P, N) logarithm of the match's probability, −inf for none.
+        confidence: (B, P, N) in [0, 1], 0 for none.
+    """
+
+    pairs: Tensor
+    log_probability: Tensor
+    partner: Tensor
+    log_score: Tensor
+    confidence: Tensor
+
+    def matches(self, tuple_index: int = 0) -> Matches:
+        """The matches of one tuple of the batch, in order of pairs and keypoints."""
+        pair, keypoint = (self.partner[tuple_index] >= 0).nonzero(as_tuple=True)
+        partner = self.partner[tuple_index, pair, keypoint]
+        return Matches(
+            self.pairs[pair],
+            torch.stack([keypoint, partner], dim=1),
+            self.confidence[tuple_index, pair, keypoint],
+        )
+
+
+class MultiViewMatcher(nn.Module):
+    """The network. `profile` says how it looks; weights come from `models.weights`."""
+
+    def __init__(self, profile: MatcherProfile) -> None:
+        super().__init__()
+        self.profile = profile
+        width = profile.width
+        inputs = 3 if profile.uses_scores else 2
+        self.encoder = perceptron((inputs, *profile.encoder, width), profile.normalised)
+        self.descriptor: nn.Module = nn.Identity()
+        if profile.descriptor_size != width:
+            self.descriptor = nn.Linear(profile.descriptor_size, width)
+        self.layers = nn.ModuleList(GraphLayer(profile) for _ in profile.layers)
+        self.final = nn.Linear(width, width)
+        self.dustbin = nn.Parameter(torch.tensor(1.0))
+        self.confidence = ConfidenceHead(profile) if profile.confidence_size else None
+        # Weight of the epipolar term in each layer and, last, in the scores (softplus of it).
+        self.geometry = (
+            nn.Parameter(torch.zeros(len(profile.layers) + 1)) if profile.geometry else None
+        )
+
+    def forward(
+        self,
+        batch: ViewBatch,
+        sees: Tensor | None = None,
+        known: KnownPoses | None = None,
+        pairs: Sequence[tuple[int, int]] | None = None,
+    ) -> Assignment:
+        """Match all views of each tuple jointly.
+
+        Args:
+            batch: the views.
+            sees: (B, V, V) bool, cross layers of view [:, v] attend to view [:, :, w]; None: every
+                view to all others. Views in order of time that see only earlier ones are what the
+                streaming matcher computes.
+            known: relative poses, where known.
+            pairs: views a < b to be matched; None: all pairs.
+
+        Raises:
+            ModelError: descriptors of another width than the network's.
+        """
+        chosen = list(combinations(range(batch.views), 2)) if pairs is None else list(pairs)
+        index = torch.tensor(chosen, dtype=torch.int64, device=batch.valid.device).reshape(-1, 2)
+        distance = None
+        if known is not None and self.geometry is not None:
+            distance = known.squared_distance()
+        final = self.describe(batch, sees, distance)
+        penalty = None if distance is None else self.penalty(distance, index)
+        return self.assign(final, batch.valid, index, penalty)
+
+    def describe(
+        self, batch: ViewBatch, sees: Tensor | None = None, distance: Tensor | None = None
+    ) -> Tensor:
+        """(B, V, N, width) matching descriptors: the keypoint encoder and all graph layers."""
+        x = self.encode(batch).flatten(0, 1)
+        graph = Neighbourhood.of(batch, sees, distance)
+        weights = None if self.geometry is None else functional.softplus(self.geometry)
+        for number, (kind, layer) in enumerate(zip(self.profile.layers, self.layers, strict=True)):
+            assert isinstance(layer, GraphLayer)
+            if kind == 'self':
+                x = layer.within(x, graph.own)
+            elif batch.views > 1:
+                weight = None if weights is None else weights[number]
+                x = layer.across(x, graph, weight)
+            else:
+                x = layer.alone(x)
+        return self.final(x).unflatten(0, batch.valid.shape[:2])
+
+    def encode(self, batch: ViewBatch) -> Tensor:
+        """(B, V, N, width) keypoints as nodes: descriptor plus encoded position."""
+        given = batch.descriptors.shape[-1]
+        if given != self.profile.descriptor_size:
+            raise ModelError(
+                f'the matcher takes descriptors of width {self.profile.descriptor_size}, '
+                f'these have {given}: its weights belong to another detector'
+            )
+        size = batch.image_size[:, :, None]
+        longer = size.amax(dim=-1, keepdim=True)
+        place = (batch.keypoints_xy - 0.5 * size) / (ENCODER_SCALE * longer)
+        place = place.to(self.final.weight.dtype)
+        if self.profile.uses_scores:
+            place = torch.cat([place, batch.scores.to(place.dtype)[..., None]], dim=-1)
+        descriptors = self.descriptor(batch.descriptors.to(place.dtype))
+        return descriptors + self.encoder(place)
+
+    def penalty(self, distance: Tensor, pairs: Tensor) -> Tensor:
+        """(B, P, N, N) what the scores of pairs lose by (B, V, V, N, N) epipolar distances."""
+        assert self.geometry is not None
+        a, b = pairs.T
+        both = distance[:, a, b] + distance[:, b, a].mT
+        return 0.5 * functional.softplus(self.geometry[-1]).to(both.dtype) * both
+
+    def assign(
+        self, final: Tensor, valid: Tensor, pairs: Tensor, penalty: Tensor | None = None
+    ) -> Assignment:
+        """Optimal transport, mutual matches and confidences of pairs, in float32.
+
+        Args:
+            final: (B, V, N, width) matching descriptors; valid: (B, V, N) bool.
+            pairs: (P, 2) int64 views.
+            penalty: (B, P, N, N) subtracted from the scores.
+        """
+        with torch.autocast(final.device.type, enabled=False):
+            if final.dtype != torch.float64:
+                final = final.float()
+            a, b = pairs.T
+            scores = final[:, a] @ final[:, b].mT * self.profile.width**-0.5
+            if penalty is not None:
+                scores = scores - penalty
+            log_probability = log_optimal_transport(
+                scores,
+                self.dustbin,
+                valid[:, a],
+                valid[:, b],
+                self.profile.iterations,
+                self.profile.sinkhorn,
+            )
+            partner, log_score = mutual_matches(log_probability, self.profile.threshold)
+            if self.confidence is None:
+                confidence = log_score.exp()
+            else:
+                confidence = self.confidence(final, pairs, partner, log_score)
+            return Assignment(pairs, log_probability, partner, log_score, confidence)
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Who may attend to whom.
+
+    Attributes:
+        others: (V, V − 1) int64, the other views of each view.
+        own: (B·V, 1, 1, N) bool keys of the own view; None: all.
+        across: (B·V, 1, 1, (V − 1)·N) bool keys of the other views; None: all.
+        distance: (B·V, 1, N, (V − 1)·N) squared epipolar distance; None: unknown.
+    """
+
+    others: Tensor
+    own: Tensor | None
+    across: Tensor | None
+    distance: Tensor | None
+
+    @classmethod
+    def of(cls, batch: ViewBatch, sees: Tensor | None, distance: Tensor | None) -> Neighbourhood:
+        """The graph of a batch; see `MultiViewMatcher.forward`."""
+        count, views, capacity = batch.valid.shape
+        device = batch.valid.device
+        everyone = torch.arange(views, device=device)
+        others = everyone.expand(views, views)[~torch.eye(views, dtype=torch.bool, device=device)]
+        others = others.reshape(views, max(views - 1, 0))
+        own = None if batch.full else batch.valid.reshape(-1, 1, 1, capacity)
+        across = None
+        if sees is not None or not batch.full:
+            keys = batch.valid[:, others]
+            if sees is not None:
+                seen = sees.gather(2, others.expand(count, *others.shape))
+                keys = keys & seen[..., None]
+            across = keys.reshape(count * views, 1, 1, -1)
+        if distance is not None:
+            rows = everyone[:, None]
+            distance = distance[:, rows, others].transpose(2, 3)  # (B, V, N, V − 1, N)
+            distance = distance.reshape(count * views, 1, capacity, -1)
+        return cls(others, own, across, distance)
+
+    def of_others(self, part: Tensor) -> Tensor:
+        """(B·V, heads, N, C) of each view → (B·V, heads, (V − 1)·N, C) of all others."""
+        views = self.others.shape[0]
+        gathered = part.unflatten(0, (-1, views))[:, self.others]  # (B, V, V − 1, heads, N, C)
+        return gathered.transpose(2, 3).flatten(3, 4).flatten(0, 1)
+
+
+class GraphLayer(nn.Module):
+    """Attention, then x + MLP([x ‖ message]) (SuperGlue, equations 3 to 6)."""
+
+    def __init__(self, profile: MatcherProfile) -> None:
+        super().__init__()
+        width, size = profile.width, profile.attention_size
+        if size % profile.heads:
+            raise ModelError(f'{profile.heads} heads do not divide the attention size {size}')
+        self.heads = profile.heads
+        self.query = nn.Linear(width, size)
+        self.source = nn.Linear(width, 2 * size)  # keys and values
+        self.merge = nn.Linear(size, width)
+        self.update = perceptron((2 * width, 2 * width, width), profile.normalised)
+
+    def within(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Each view attends to itself. x: (B·V, N, width)."""
+        return self.updated(x, *self.keys_and_values(x), mask)
+
+    def across(self, x: Tensor, graph: Neighbourhood, weight: Tensor | None) -> Tensor:
+        """Each view attends to the keypoints of all others together. x: (B·V, N, width)."""
+        keys, values = (graph.of_others(part) for part in self.keys_and_values(x))
+        mask = graph.across
+        if graph.distance is not None and weight is not None:
+            term = (-weight * graph.distance).to(x.dtype)
+            mask = term if mask is None else term.masked_fill(~mask, -torch.inf)
+        return self.updated(x, keys, values, mask)
+
+    def alone(self, x: Tensor) -> Tensor:
+        """There is nobody to attend to: the message is nothing."""
+        return x + self.update(torch.cat([x, torch.zeros_like(x)], dim=-1))
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(K, heads, N, size) of nodes x (K, N, width)."""
+        keys, values = self.source(x).chunk(2, dim=-1)
+        return self._by_head(keys), self._by_head(values)
+
+    def updated(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Nodes x (K, N, width) after a message from keys and values (K, heads, M, size).
+
+        mask: (K, 1, 1 or N, M), bool or additive. A view without any allowed key gets no message.
+        """
+        heard = None
+        if mask is not None:
+            allowed = mask if mask.dtype == torch.bool else mask > -torch.inf
+            heard = allowed.any(dim=-1, keepdim=True)
+            mask = mask | ~heard if mask.dtype == torch.bool else mask.where(heard, 0.0)
+        query = self._by_head(self.query(x))
+        message = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        message = self.merge(message.transpose(1, 2).flatten(2))
+        if heard is not None:
+            message = torch.where(heard[:, 0], message, 0.0)
+        return x + self.update(torch.cat([x, message], dim=-1))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class ConfidenceHead(nn.Module):
+    """Confidence of a match: sigmoid(F1(F2(log score) + F3(f_i, f_j))) (End2End, section 3.3).
+
+    The paper concatenates f_i and f_j, which gives a pair a direction. Sum and absolute difference
+    hold the same, without order: a match has one confidence, whichever view is named first.
+    """
+
+    def __init__(self, profile: MatcherProfile) -> None:
+        super().__init__()
+        size, width = profile.confidence_size, profile.width
+        self.of_score = perceptron((1, size, size), normalised=True, ends_active=True)
+        self.of_nodes = perceptron((2 * width, 2 * size, size), normalised=True, ends_active=True)
+        self.together = nn.Linear(size, 1)
+
+    def forward(self, final: Tensor, pairs: Tensor, partner: Tensor, log_score: Tensor) -> Tensor:
+        """(B, P, N) confidences, 0 for keypoints without partner."""
+        matched = partner >= 0
+        index = partner.clamp_min(0)[..., None].expand(*partner.shape, final.shape[-1])
+        here, there = final[:, pairs[:, 0]], final[:, pairs[:, 1]].gather(2, index)
+        nodes = torch.cat([here + there, (here - there).abs()], dim=-1)
+        score = torch.where(matched, log_score, 0.0)[..., None]
+        hidden = self.of_score(score) + self.of_nodes(nodes)
+        logit = self.together(hidden)[..., 0]
+        return torch.where(matched, logit.sigmoid(), 0.0)
+
+
+def perceptron(sizes: Sequence[int], normalised: bool, ends_active: bool = False) -> nn.Sequential:
+    """Linear layers with (layer norm and) ReLU between them, and after the last if asked."""
+    parts: list[nn.Module] = []
+    for number, (before, after) in enumerate(pairwise(sizes), start=1):
+        parts.append(nn.Linear(before, after))
+        if number < len(sizes) - 1 or ends_active:
+            if normalised:
+                parts.append(nn.LayerNorm(after))
+            parts.append(nn.ReLU())
+    return nn.Sequential(*parts)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network looks like: stored with its weights, and enough to build it again.
+
+Settings of the user stand in `config.py`; a profile belongs to a file of weights.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mv_matcher_ros.config import Section
+
+
+class MatcherProfile(Section):
+    """A multi-view graph matcher."""
+
+    descriptor_size: int = Field(128, ge=1, description='Width of the descriptors it takes.')
+    width: int = Field(128, ge=8, description='Width of a keypoint in the graph.')
+    attention_size: int = Field(128, ge=8, description='Width of queries, keys and values.')
+    heads: int = Field(4, ge=1, description='Attention heads; they share the attention size.')
+    block: tuple[Literal['self', 'cross'], ...] = Field(
+        ('self', 'cross'), description='Layers that are repeated.'
+    )
+    blocks: int = Field(5, ge=1, description='How often the layers of a block are repeated.')
+    encoder: tuple[int, ...] = Field(
+        (32, 64, 128), description='Hidden widths of the keypoint encoder.'
+    )
+    uses_scores: bool = Field(True, description='The keypoint encoder sees detection scores.')
+    normalised: bool = Field(
+        True, description='Layer norm in the perceptrons; without it for public checkpoints.'
+    )
+    sinkhorn: Literal['log', 'kernel'] = Field('kernel', description='Form of the iterations.')
+    iterations: int = Field(10, ge=1, description='Sinkhorn iterations, in training and at run.')
+    threshold: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description='Smallest probability of a match; 0 takes all mutual ones.',
+    )
+    confidence_size: int = Field(
+        64, ge=0, description='Width of the confidence head; 0: the probability is the confidence.'
+    )
+    geometry: bool = Field(True, description='Known relative poses enter attention and scores.')
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All layers in order."""
+        return self.block * self.blocks
+
+
+MATCHERS: dict[str, MatcherProfile] = {
+    'light': MatcherProfile(),
+    'full': MatcherProfile(
+        descriptor_size=256,
+        width=256,
+        attention_size=256,
+        block=('self', 'cross', 'cross', 'cross'),
+        blocks=7,
+        encoder=(32, 64, 128, 256),
+        confidence_size=256,
+        iterations=20,
+    ),
+    # The released SuperGlue, its batch norms folded into the layers before them.
+    'superglue': MatcherProfile(
+        descriptor_size=256,
+        width=256,
+        attention_size=256,
+        blocks=9,
+        encoder=(32, 64, 128, 256),
+        normalised=False,
+        sinkhorn='log',
+        iterations=100,
+        threshold=0.2,
+        confidence_size=0,
+        geometry=False,
+    ),
+}

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimal transport between the keypoints of two views, with a dustbin for what has no partner.
+
+Source: Sarlin et al., SuperGlue, CVPR 2020, section 3.2; Cuturi, Sinkhorn distances, 2013. The
+result is scaled so that a keypoint has mass one (the paper's marginals sum to M + N): thresholds
+and likelihoods are those of probabilities.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+# Logarithm of "nothing" that arithmetic survives, gradients included.
+LOG_NOTHING = -1e9
+SinkhornForm = Literal['log', 'kernel']
+
+
+def log_optimal_transport(
+    scores: Tensor,
+    dustbin: Tensor,
+    valid_a: Tensor,
+    valid_b: Tensor,
+    iterations: int,
+    form: SinkhornForm = 'log',
+) -> Tensor:
+    """Logarithm of the assignment after a fixed number of Sinkhorn iterations.
+
+    Each valid keypoint has mass one, the dustbin of a side what the other side has altogether.
+    Half-precision input is computed in float32, whatever autocast says.
+
+    Args:
+        scores: (..., M, N) similarity of each keypoint of a with each of b.
+        dustbin: () score of leaving a keypoint unmatched.
+        valid_a: (..., M) bool; valid_b: (..., N) bool: the others are padding, on which nothing
+            depends.
+        iterations: row and column normalisations; part of the model: train with the count that
+            runs.
+        form: 'log' normalises logarithms from zero potentials (the released SuperGlue, 100
+            iterations). 'kernel' normalises exp(scores) after subtracting the maxima of rows and
+            columns, which is what it starts from: matrix-vector products instead of logarithms of
+            sums, the same limit.
+
+    Returns:
+        (..., M + 1, N + 1) float32 (float64 for float64), the last row and column being the
+        dustbins; −inf where a keypoint is padding.
+    """
+    with torch.autocast(scores.device.type, enabled=False):
+        if scores.dtype != torch.float64:
+            scores = scores.float()
+        rows, columns = (
+            torch.cat([v, v.new_ones(*v.shape[:-1], 1)], dim=-1) for v in (valid_a, valid_b)
+        )
+        valid = rows[..., :, None] & columns[..., None, :]
+        padded = _with_dustbins(scores, dustbin.to(scores.dtype))
+        padded = torch.where(valid, padded, LOG_NOTHING)
+        count_a, count_b = (v.sum(-1, keepdim=True).to(scores.dtype) for v in (valid_a, valid_b))
+        mass_a = torch.cat([valid_a.to(scores.dtype), count_b], dim=-1)
+        mass_b = torch.cat([valid_b.to(scores.dtype), count_a], dim=-1)
+        if form == 'log':
+            log_assignment = _normalise_logarithms(padded, mass_a, mass_b, iterations)
+        else:
+            log_assignment = _normalise_kernel(padded, valid, mass_a, mass_b, iterations)
+        return log_assignment.masked_fill(~valid, -torch.inf)
+
+
+def _with_dustbins(scores: Tensor, dustbin: Tensor) -> Tensor:
+    row = dustbin.expand(*scores.shape[:-2], 1, scores.shape[-1])
+    column = dustbin.expand(*scores.shape[:-2], scores.shape[-2] + 1, 1)
+    return torch.cat([torch.cat([scores, row], dim=-2), column], dim=-1)
+
+
+def _logarithm(mass: Tensor) -> Tensor:
+    return torch.where(mass > 0, mass.clamp_min(1e-30).log(), LOG_NOTHING)
+
+
+def _normalise_logarithms(
+    scores: Tensor, mass_a: Tensor, mass_b: Tensor, iterations: int
+) -> Tensor:
+    log_a, log_b = _logarithm(mass_a), _logarithm(mass_b)
+    u, v = torch.zeros_like(log_a), torch.zeros_like(log_b)
+    for _ in range(iterations):
+        u = log_a - torch.logsumexp(scores + v[..., None, :], dim=-1)
+        u = torch.where(mass_a > 0, u, LOG_NOTHING)
+        v = log_b - torch.logsumexp(scores + u[..., :, None], dim=-2)
+        v = torch.where(mass_b > 0, v, LOG_NOTHING)
+    return scores + u[..., :, None] + v[..., None, :]
+
+
+def _normalise_kernel(
+    scores: Tensor, valid: Tensor, mass_a: Tensor, mass_b: Tensor, iterations: int
+) -> Tensor:
+    """Every row and column of the kernel has an entry of exactly one: no sum can vanish."""
+    scaled = scores - scores.amax(dim=-1, keepdim=True)
+    scaled = torch.where(valid, scaled, LOG_NOTHING)
+    scaled = scaled - scaled.amax(dim=-2, keepdim=True)
+    kernel = scaled.exp()
+    tiny = torch.finfo(scores.dtype).tiny
+    u, v = mass_a, (mass_b > 0).to(scores.dtype)
+    for _ in range(iterations):
+        u = mass_a / (kernel @ v[..., None])[..., 0].clamp_min(tiny)
+        v = mass_b / (u[..., None, :] @ kernel)[..., 0, :].clamp_min(tiny)
+    return scaled + _logarithm(u)[..., :, None] + _logarithm(v)[..., None, :]
+
+
+def mutual_matches(log_assignment: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Keypoints that are each other's most probable partner.
+
+    Args:
+        log_assignment: (..., M + 1, N + 1) as `log_optimal_transport` returns it.
+        threshold: smallest probability of a match; 0 takes every mutual one.
+
+    Returns:
+        (..., M) int64 partner of each keypoint of a, −1 for none, and (..., M) logarithm of its
+        probability, −inf for none.
+    """
+    inner = log_assignment[..., :-1, :-1]
+    if 0 in inner.shape[-2:]:
+        none = torch.full(inner.shape[:-1], -1, dtype=torch.int64, device=inner.device)
+        return none, inner.new_full(inner.shape[:-1], -torch.inf)
+    best, partner = inner.max(dim=-1)
+    back = inner.argmax(dim=-2).gather(-1, partner)
+    here = torch.arange(inner.shape[-2], device=inner.device)
+    limit = float(torch.tensor(threshold).log()) if threshold > 0 else -torch.inf
+    good = (back == here) & (best > limit)
+    return torch.where(good, partner, -1), torch.where(good, best, -torch.inf)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks on disk: safetensors with profile and hash inside. Nothing else here touches the disk.
+
+A file says what it is (kind, profile), so that loading needs no settings, and carries the hash of
+its tensors, so that a damaged or edited file is refused instead of run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from mv_matcher_ros.config import Section
+from mv_matcher_ros.errors import ModelError
+from mv_matcher_ros.models.matcher import MultiViewMatcher
+from mv_matcher_ros.models.profiles import MATCHERS, MatcherProfile
+from mv_matcher_ros.models.public_weights import first, superglue_weights
+
+FORMAT = '1'
+PUBLIC_SUFFIXES = ('.pth', '.pt')
+ProfileType = TypeVar('ProfileType', bound=Section)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The content of a file of weights.
+
+    Attributes:
+        kind: which network: 'matcher', 'detector'.
+        profile: JSON of its profile.
+        tensors: by name.
+        notes: free text about origin and training, by name.
+        sha256: of the tensors.
+    """
+
+    kind: str
+    profile: str
+    tensors: Mapping[str, Tensor]
+    notes: Mapping[str, str]
+    sha256: str
+
+
+def save_matcher(
+    path: Path | str, matcher: MultiViewMatcher, notes: Mapping[str, str] | None = None
+) -> str:
+    """Write a matcher; returns the hash of its tensors."""
+    return save_weights(path, 'matcher', matcher.profile, matcher.state_dict(), notes or {})
+
+
+def load_matcher(path: Path | str) -> MultiViewMatcher:
+    """A matcher in evaluation mode, from our own file or a public SuperGlue checkpoint (.pth).
+
+    Raises:
+        ModelError: no such file, not a file of weights, damaged, of another kind or shape.
+    """
+    path = Path(path)
+    if path.suffix in PUBLIC_SUFFIXES:
+        try:
+            state = superglue_weights(read_public(path))
+        except ModelError as error:
+            raise ModelError(f'{path}: {error}') from None
+        return filled(MultiViewMatcher(MATCHERS['superglue']), state, path)
+    weights = read_weights(path, 'matcher')
+    profile = read_profile(MatcherProfile, weights, path)
+    return filled(MultiViewMatcher(profile), weights.tensors, path)
+
+
+Network = TypeVar('Network', bound=nn.Module)
+
+
+def filled(network: Network, tensors: Mapping[str, Tensor], path: Path) -> Network:
+    """The network with these weights, in evaluation mode.
+
+    Raises:
+        ModelError: a tensor is missing, left over or of another shape; names the first few.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    faults = []
+    if missing := wanted.keys() - given.keys():
+        faults.append(f'missing: {first(missing)}')
+    if unknown := given.keys() - wanted.keys():
+        faults.append(f'unknown: {first(unknown)}')
+    if other := [n for n in wanted.keys() & given.keys() if wanted[n] != given[n]]:
+        shapes = (f'{n} is {given[n]} instead of {wanted[n]}' for n in sorted(other)[:5])
+        faults.append('of another shape: ' + ', '.join(shapes))
+    if faults:
+        raise ModelError(f'{path}: does not fit the network it names: ' + '; '.join(faults))
+    network.load_state_dict(dict(tensors), strict=True)
+    return network.eval()
+
+
+def read_profile(profile: type[ProfileType], weights: Weights, path: Path) -> ProfileType:
+    """The profile that a file holds.
+
+    Raises:
+        ModelError: it has settings this version does not know.
+    """
+    try:
+        return profile.model_validate_json(weights.profile)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = '.'.join(str(part) for part in fault['loc'])
+        raise ModelError(
+            f'{path}: its profile is of another version: {name}: {fault["msg"]}'
+        ) from None
+
+
+def save_weights(
+    path: Path | str,
+    kind: str,
+    profile: Section,
+    tensors: Mapping[str, Tensor],
+    notes: Mapping[str, str],
+) -> str:
+    """Write tensors with what they are; beside the place first, so that no half file is left."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    digest = tensors_hash(kept)
+    metadata = {
+        'format': FORMAT,
+        'kind': kind,
+        'profile': profile.model_dump_json(),
+        'sha256': digest,
+        'notes': json.dumps(dict(notes), sort_keys=True),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f'.{path.name}.part')
+    save_file(kept, aside, metadata)
+    aside.replace(path)
+    return digest
+
+
+def read_weights(path: Path | str, kind: str) -> Weights:
+    """Read and check a file of weights.
+
+    Raises:
+        ModelError: says what is wrong with the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    try:
+        with safe_open(path, framework='pt') as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ModelError(f'{path}: no such file of weights') from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f'{path}: not a readable file of weights: {error}') from None
+    if metadata.get('format') != FORMAT:
+        raise ModelError(
+            f'{path}: not written by mv_matcher_ros, or by another version '
+            f'(format {metadata.get("format", "not given")}, this reads {FORMAT})'
+        )
+    if metadata['kind'] != kind:
+        raise ModelError(f'{path}: holds a {metadata["kind"]}, a {kind} is needed')
+    digest = tensors_hash(tensors)
+    if digest != metadata['sha256']:
+        raise ModelError(f'{path}: damaged: its tensors do not have the hash the file names')
+    notes: dict[str, str] = json.loads(metadata['notes'])
+    return Weights(kind, metadata['profile'], tensors, notes, digest)
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors in order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_public(path: Path) -> dict[str, Tensor]:
+    """The tensors of somebody else's checkpoint; executes nothing of it.
+
+    Raises:
+        ModelError: not a checkpoint of plain tensors.
+    """
+    try:
+        content: Any = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise ModelError('no such checkpoint') from None
+    except Exception as error:  # torch.load raises whatever pickle and zip raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f'not a readable checkpoint: {reason}') from None
+    if isinstance(content, dict) and isinstance(content.get('state_dict'), dict):
+        content = content['state_dict']
+    if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
+        raise ModelError('not a checkpoint of plain tensors')
+    return content
