@@ -21,6 +21,7 @@ ros_wheels = [
 bags = ['rosbags>=0.11', 'rosbags-image>=0.10']
 cli = ['typer>=0.12', 'rich>=13']
 report = ['matplotlib>=3.5']
+robust = ['poselib>=2.0.5']
 test = ['pytest>=7', 'scipy', 'evo>=1.28', 'pot>=0.9', 'gtsam>=4.3.0; python_version >= "3.11"']
 
 setup(
@@ -57,9 +58,10 @@ setup(
         'cli': cli,
         'bags': bags,
         'report': report,
+        'robust': robust,
         'mapping': ['gtsam>=4.3.0; python_version >= "3.11"'],
         'ros': ros_wheels,
-        'all': cli + bags + report,
+        'all': cli + bags + report + robust,
         'test': test,
         'lint': ['ruff', 'mypy', 'types-PyYAML'],
     },

@@ -65,6 +65,38 @@ class MatchingSettings(Section):
     )
 
 
+class PoseEstimatorSettings(Section):
+    """Poses of several views from the matches between them alone."""
+
+    inlier: float = Field(
+        3.0, gt=0.0, description='Largest epipolar or reprojection error of an inlier, in sigma.'
+    )
+    min_mass: float = Field(
+        10.0,
+        ge=0.0,
+        description='Least sum of confidences of agreeing matches for the weighted eight-point.',
+    )
+    min_inlier_share: float = Field(
+        0.6,
+        ge=0.0,
+        le=1.0,
+        description='Least share of the confidence that agrees; below it a robust solver runs.',
+    )
+    min_robust_share: float = Field(
+        0.25, ge=0.0, le=1.0, description='Least share of matches that the robust pose explains.'
+    )
+    rotation_share: float = Field(
+        0.9,
+        gt=0.0,
+        le=1.0,
+        description='Two views whose matches a turn explains to this share have no baseline.',
+    )
+    reweightings: int = Field(
+        2, ge=0, le=10, description='Rounds of the eight-point with outliers counting less.'
+    )
+    iterations: int = Field(10, ge=0, le=100, description='Bundle adjustment over all views.')
+
+
 class TrackingSettings(Section):
     """Pose of a new frame against the landmarks of the window."""
 
@@ -265,6 +297,7 @@ class Settings(Section):
     )
     detector: DetectorSettings = DetectorSettings()
     matching: MatchingSettings = MatchingSettings()
+    pose_estimator: PoseEstimatorSettings = PoseEstimatorSettings()
     tracking: TrackingSettings = TrackingSettings()
     keyframes: KeyframeSettings = KeyframeSettings()
     initialisation: InitialisationSettings = InitialisationSettings()

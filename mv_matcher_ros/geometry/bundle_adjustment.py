@@ -156,7 +156,7 @@ def attach_gradient(problem: Problem, solution: Solution) -> tuple[Tensor, Tenso
         point_point=hessian.point_point,
         pose_point=hessian.pose_point,
     )
-    steps = solve_reduced(at_optimum, eliminate_points(at_optimum, system))
+    steps = solve_reduced(at_optimum, eliminate_points(at_optimum, system), gauge_free=True)
     return retract(at_optimum.world_from_body, at_optimum.points, *steps)
 
 

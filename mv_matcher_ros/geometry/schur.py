@@ -74,11 +74,19 @@ def eliminate_points(
     return ReducedSystem(reduced, gradient, half_inverse, eliminated, point_gradient)
 
 
-def solve_reduced(problem: Problem, reduced: ReducedSystem) -> tuple[Tensor, Tensor]:
-    """Steps of the poses (B, V, 6) and points (B, P, 3); unconstrained directions do not move."""
+def solve_reduced(
+    problem: Problem, reduced: ReducedSystem, gauge_free: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Steps of the poses (B, V, 6) and points (B, P, 3); unconstrained directions do not move.
+
+    Args:
+        gauge_free: look for unconstrained directions even where a Cholesky factor exists. Rounding
+            can lift their eigenvalue just above zero, and the step along them is then arbitrary:
+            damping forgives that, an exact step does not.
+    """
     batch, poses = problem.world_from_body.shape[:2]
     factor, failed = torch.linalg.cholesky_ex(reduced.pose_pose)
-    if bool(failed.any()):
+    if gauge_free or bool(failed.any()):
         pose_step = -_least_norm(reduced.pose_pose, reduced.pose_gradient)
     else:
         pose_step = -torch.cholesky_solve(reduced.pose_gradient[:, :, None], factor)[:, :, 0]

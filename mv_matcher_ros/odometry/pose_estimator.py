@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Poses of several views from the matches between them: the block shared with training.
+
+Matches and confidences of all pairs → weighted eight-point of each pair → relative scales → poses
+over the best spanning tree → bundle adjustment over all views, weighted by confidence. Everything
+is differentiable by confidences and coordinates, but for pairs that needed a robust solver.
+Source: Roessle and Niessner, End2End Multi-View Feature Matching with Differentiable Pose
+Optimization, ICCV 2023, section 3.4; the scales and the tree are our own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mv_matcher_ros.config import PoseEstimatorSettings
+from mv_matcher_ros.datatypes import Matches
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.geometry.bundle_adjustment import attach_gradient, solve
+from mv_matcher_ros.geometry.epipolar import essential_from_pose, sampson_error
+from mv_matcher_ros.geometry.reprojection import Problem
+from mv_matcher_ros.geometry.triangulation import triangulate
+from mv_matcher_ros.odometry.pair_poses import PairMatches, PairMethod, PairPoses, pair_poses
+from mv_matcher_ros.odometry.pair_scales import PairScales, pair_scales
+from mv_matcher_ros.odometry.tracks import Tracks, build_tracks
+
+Gradient = Literal['none', 'unrolled', 'implicit']
+# Points with less parallax start too far off to help the poses.
+MIN_PARALLAX_RAD = 0.005
+# Kernel of the adjustment, in sigma.
+KERNEL_WIDTH = 2.0
+POINT_STEPS = 1
+# Share of the cost that the last step may still save. Gradients hold at the optimum only.
+CONVERGED = {'none': 1e-4, 'unrolled': 1e-9, 'implicit': 1e-12}
+
+
+@dataclass(frozen=True)
+class ViewSetup:
+    """How V views hang together, and what is known of their poses.
+
+    Attributes:
+        body: (V,) int64 body (a keyframe, a time) that each view belongs to, 0 to B − 1.
+        camera: (V,) int64 camera of the rig that took it, 0 to C − 1.
+        camera_from_body: (C, 4, 4) of the rig.
+        world_from_body: (B, 4, 4) where solved; any value elsewhere.
+        solved: (B,) bool, bodies whose pose is known and stays.
+    """
+
+    body: Tensor
+    camera: Tensor
+    camera_from_body: Tensor
+    world_from_body: Tensor
+    solved: Tensor
+
+    @classmethod
+    def separate(cls, views: int) -> ViewSetup:
+        """Views of one camera at different times, nothing known."""
+        eye = torch.eye(4, dtype=torch.float64)
+        return cls(
+            torch.arange(views),
+            torch.zeros(views, dtype=torch.int64),
+            eye[None],
+            eye.repeat(views, 1, 1),
+            torch.zeros(views, dtype=torch.bool),
+        )
+
+    def known_pairs(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """(P,) bool, relative pose known, and (P, 4, 4) that pose b from a (any where not)."""
+        a, b = pairs.T
+        same = self.body[a] == self.body[b]
+        solved = self.solved[self.body[a]] & self.solved[self.body[b]]
+        from_body = self.camera_from_body[self.camera]
+        world = self.world_from_body[self.body] @ se3.inverse(from_body)
+        relative = se3.inverse(world[b]) @ world[a]
+        rig = from_body[b] @ se3.inverse(from_body[a])
+        return same | solved, torch.where(same[:, None, None], rig, relative)
+
+
+@dataclass(frozen=True)
+class WindowPoses:
+    """What the estimator found.
+
+    Attributes:
+        world_from_body: (B, 4, 4); the world is that of the solved bodies, or the first body.
+        found: (B,) bool, the others have no meaning.
+        metric: lengths are those of the known baselines; otherwise arbitrary.
+        tracks: all tracks; points: (T, 3) in the world; valid: (T,) bool, triangulated.
+        inlier: (T, V) bool, observations that agree with the poses.
+        pairs: (P, 2) int64; pair_method: (P,) int64 `PairMethod`; pair_share: (P,) share of the
+            confidence that agreed.
+        adjusted: bundle adjustment ran; False: the poses are those of the tree.
+    """
+
+    world_from_body: Tensor
+    found: Tensor
+    metric: bool
+    tracks: Tracks
+    points: Tensor
+    valid: Tensor
+    inlier: Tensor
+    pairs: Tensor
+    pair_method: Tensor
+    pair_share: Tensor
+    adjusted: bool
+
+    @property
+    def methods(self) -> dict[str, int]:
+        """How many pairs used which method."""
+        return {
+            method.name.lower(): int((self.pair_method == method).sum())
+            for method in PairMethod
+            if bool((self.pair_method == method).any())
+        }
+
+
+class PoseEstimator:
+    """Poses of V views from their matches; keeps no state."""
+
+    def __init__(self, settings: PoseEstimatorSettings) -> None:
+        self._settings = settings
+
+    def estimate(
+        self,
+        plane_xy: Tensor,
+        sigma: Tensor,
+        matches: Matches,
+        setup: ViewSetup | None = None,
+        gradient: Gradient = 'none',
+    ) -> WindowPoses:
+        """Poses of all views that the matches tie together.
+
+        Args:
+            plane_xy: (V, N, 2) float64 keypoints on the normalised planes; sigma: (V, N).
+            matches: between the views, with confidences.
+            setup: how the views hang together; None: one camera, nothing known.
+            gradient: how the adjusted poses depend on confidences and coordinates: not at all,
+                through its iterations, or by the implicit function theorem at the optimum.
+        """
+        views, capacity = plane_xy.shape[:2]
+        setup = ViewSetup.separate(views) if setup is None else setup
+        pairs = PairMatches.of(matches, list(combinations(range(views), 2)), plane_xy, sigma)
+        poses = self.relative_poses(pairs, setup)
+        scales = pair_scales(pairs, poses, views, capacity)
+        world_from_body, found = spanning_tree(pairs.pairs, poses, scales, setup)
+        tracks = build_tracks(matches, views, capacity)
+        start = self._problem(plane_xy, sigma, tracks, world_from_body, found, setup)
+        adjusted = self._adjusted(start, gradient)
+        return self._result(adjusted, start, tracks, found, scales, pairs, poses)
+
+    def relative_poses(self, pairs: PairMatches, setup: ViewSetup) -> PairPoses:
+        """Of each pair: what is known, else from its matches."""
+        known, relative = setup.known_pairs(pairs.pairs)
+        return with_known(
+            pair_poses(pairs, self._settings), pairs, known, relative, self._settings
+        )
+
+    def _problem(
+        self,
+        plane_xy: Tensor,
+        sigma: Tensor,
+        tracks: Tracks,
+        world_from_body: Tensor,
+        found: Tensor,
+        setup: ViewSetup,
+    ) -> _Start:
+        view_found = found[setup.body]
+        camera_from_world = setup.camera_from_body[setup.camera] @ se3.inverse(
+            world_from_body[setup.body]
+        )
+        seen = (tracks.keypoint >= 0) & view_found
+        column = torch.arange(len(setup.body))
+        index = tracks.keypoint.clamp_min(0)
+        measured = plane_xy[column, index]  # (T, V, 2)
+        noise = sigma[column, index]
+        weight = torch.where(seen, tracks.confidence.to(plane_xy.dtype) / noise, 0.0)
+        with torch.no_grad():
+            guess = triangulate(
+                measured.detach(),
+                camera_from_world.detach(),
+                weight.detach().square(),
+                min_parallax_rad=MIN_PARALLAX_RAD,
+            )
+        error = guess.residuals.norm(dim=-1) / noise
+        close = (error < 4.0 * self._settings.inlier) | ~seen
+        valid = guess.valid & (seen & close).sum(1).ge(2)
+        used = (seen & close)[valid]
+        point, view = used.nonzero(as_tuple=True)
+        fixed = setup.solved | ~found
+        if not bool(setup.solved.any()):
+            fixed = fixed.clone()
+            fixed[setup.body[0]] = True
+        problem = Problem(
+            world_from_body[None],
+            guess.points[valid][None],
+            setup.body[view][None],
+            point[None],
+            measured[valid][point, view][None],
+            weight[valid][point, view][None, :, None].expand(1, -1, 2),
+            fixed[None],
+            setup.camera_from_body[None],
+            setup.camera[view][None],
+            kernel='cauchy',
+            kernel_width=KERNEL_WIDTH,
+        )
+        return _Start(problem, valid, seen, measured, noise, setup)
+
+    def _adjusted(self, start: _Start, gradient: Gradient) -> Problem | None:
+        """The problem at its optimum; None if there is nothing to adjust."""
+        problem = start.problem
+        free = bool((~problem.fixed).any())
+        if not free or problem.points.shape[1] == 0 or self._settings.iterations == 0:
+            return None
+        solution = solve(
+            problem,
+            self._settings.iterations,
+            CONVERGED[gradient],
+            unroll=gradient == 'unrolled',
+            point_steps=POINT_STEPS,
+        )
+        if gradient == 'implicit':
+            return problem.moved(*attach_gradient(problem, solution))
+        return problem.moved(solution.world_from_body, solution.points)
+
+    def _result(
+        self,
+        adjusted: Problem | None,
+        start: _Start,
+        tracks: Tracks,
+        found: Tensor,
+        scales: PairScales,
+        pairs: PairMatches,
+        poses: PairPoses,
+    ) -> WindowPoses:
+        at = start.problem if adjusted is None else adjusted
+        points = at.points.new_zeros(len(tracks), 3)
+        points[start.valid] = at.points[0]
+        setup = start.setup
+        with torch.no_grad():
+            camera_from_world = setup.camera_from_body[setup.camera] @ se3.inverse(
+                at.world_from_body[0][setup.body]
+            )
+            there = (camera_from_world[:, :3, :3] @ points[:, None, :, None])[..., 0]
+            there = there + camera_from_world[:, :3, 3]
+            ahead = there[..., 2] > 1e-9
+            seen_at = there[..., :2] / torch.where(ahead, there[..., 2], 1.0)[..., None]
+            error = (seen_at - start.measured).norm(dim=-1) / start.noise
+            inlier = start.seen & ahead & (error < self._settings.inlier) & start.valid[:, None]
+        return WindowPoses(
+            at.world_from_body[0],
+            found,
+            scales.metric or bool(setup.solved.sum() > 1),
+            tracks,
+            points,
+            start.valid,
+            inlier,
+            pairs.pairs,
+            poses.method,
+            poses.share,
+            adjusted is not None,
+        )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A bundle adjustment and where its parts come from."""
+
+    problem: Problem
+    valid: Tensor  # (T,) tracks that are points of the problem
+    seen: Tensor  # (T, V)
+    measured: Tensor  # (T, V, 2)
+    noise: Tensor  # (T, V)
+    setup: ViewSetup
+
+
+def with_known(
+    found: PairPoses,
+    matches: PairMatches,
+    known: Tensor,
+    b_from_a: Tensor,
+    settings: PoseEstimatorSettings,
+) -> PairPoses:
+    """The pairs' poses, those that are known in place of what was found."""
+    if not bool(known.any()):
+        return found
+    error = sampson_error(
+        essential_from_pose(b_from_a), matches.plane_xy[:, 0], matches.plane_xy[:, 1]
+    )
+    inlier = matches.used & ((error.abs() / matches.sigma) < settings.inlier)
+    mass = (matches.weight * inlier).sum(1).detach()
+    share = mass / matches.weight.detach().sum(1).clamp_min(1e-12)
+    return replace(
+        found,
+        b_from_a=torch.where(known[:, None, None], b_from_a, found.b_from_a),
+        method=torch.where(known, int(PairMethod.KNOWN), found.method),
+        inlier=torch.where(known[:, None], inlier, found.inlier),
+        mass=torch.where(known, mass, found.mass),
+        share=torch.where(known, share, found.share),
+    )
+
+
+def spanning_tree(
+    pairs: Tensor, poses: PairPoses, scales: PairScales, setup: ViewSetup
+) -> tuple[Tensor, Tensor]:
+    """Poses over the tree of pairs with the most confidence.
+
+    Views are few: this is Prim's algorithm one view at a time.
+
+    Returns:
+        (B, 4, 4) world_from_body and (B,) bool, reached.
+    """
+    usable = (poses.method == PairMethod.KNOWN) | (poses.method == PairMethod.ROTATION)
+    usable = usable | (scales.known & (poses.method != PairMethod.NONE))
+    strength = torch.where(poses.method == PairMethod.KNOWN, torch.inf, poses.mass * poses.share)
+    factor = torch.where(poses.method == PairMethod.KNOWN, 1.0, scales.length)
+    rotation, translation = poses.b_from_a[:, :3, :3], poses.b_from_a[:, :3, 3]
+    edge = se3.compose_matrix(rotation, translation * factor[:, None])
+    from_body = setup.camera_from_body[setup.camera]
+    bodies = len(setup.solved)
+    found: list[Tensor | None] = [None] * bodies
+    for body in range(bodies):
+        if bool(setup.solved[body]):
+            found[body] = setup.world_from_body[body]
+    if not bool(setup.solved.any()):
+        found[int(setup.body[0])] = setup.world_from_body[setup.body[0]]
+    body_of = setup.body.tolist()
+    order = strength.argsort(descending=True, stable=True).tolist()
+    order = [pair for pair in order if bool(usable[pair])]
+    ends = pairs.tolist()
+    while True:
+        step = next(
+            (
+                (pair, a, b)
+                for pair in order
+                for a, b in (ends[pair], ends[pair][::-1])
+                if found[body_of[a]] is not None and found[body_of[b]] is None
+            ),
+            None,
+        )
+        if step is None:
+            break
+        pair, a, b = step
+        b_from_a = edge[pair] if ends[pair] == [a, b] else se3.inverse(edge[pair])
+        world_from_a = found[body_of[a]] @ se3.inverse(from_body[a])
+        found[body_of[b]] = world_from_a @ se3.inverse(b_from_a) @ from_body[b]
+    reached = torch.tensor([pose is not None for pose in found])
+    eye = torch.eye(4, dtype=edge.dtype)
+    return torch.stack([eye if pose is None else pose for pose in found]), reached
