@@ -51,11 +51,27 @@ class KnownPoses:
         rotation, which has no epipolar lines.
         """
         pose = self.target_from_source.transpose(1, 2)
-        essential = hat(pose[..., :3, 3]) @ pose[..., :3, :3]
-        rays = homogeneous(self.plane_xy)
-        lines = torch.einsum('bstij,bsnj->bstni', essential, rays)
-        length = lines[..., :2].norm(dim=-1, keepdim=True)
-        lines = lines / torch.where(length > 1e-9, length, torch.inf)
-        sigma = self.sigma.transpose(1, 2)[..., None, None]
-        distance = torch.einsum('bstni,btmi->bstnm', lines, rays) / sigma
-        return distance.square().clamp_max(FARTHEST)
+        rays = self.plane_xy
+        sigma = self.sigma.transpose(1, 2)
+        return squared_epipolar_distance(rays[:, :, None], rays[:, None], pose, sigma)
+
+
+def squared_epipolar_distance(
+    source_xy: Tensor, target_xy: Tensor, target_from_source: Tensor, sigma: Tensor
+) -> Tensor:
+    """Squared distance of each target keypoint from the epipolar line of each source keypoint.
+
+    Args:
+        source_xy: (..., N, 2) and target_xy: (..., M, 2) on the normalised planes.
+        target_from_source: (..., 4, 4).
+        sigma: (...) standard deviation of the distance; inf where the pose is not known.
+
+    Returns:
+        (..., N, M) in units of sigma squared, at most `FARTHEST`; 0 without a pose or baseline.
+    """
+    essential = hat(target_from_source[..., :3, 3]) @ target_from_source[..., :3, :3]
+    lines = homogeneous(source_xy) @ essential.mT
+    length = lines[..., :2].norm(dim=-1, keepdim=True)
+    lines = lines / torch.where(length > 1e-9, length, torch.inf)
+    distance = lines @ homogeneous(target_xy).mT / sigma[..., None, None]
+    return distance.square().clamp_max(FARTHEST)

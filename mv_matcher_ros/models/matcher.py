@@ -117,14 +117,15 @@ class MultiViewMatcher(nn.Module):
         """(B, V, N, width) matching descriptors: the keypoint encoder and all graph layers."""
         x = self.encode(batch).flatten(0, 1)
         graph = Neighbourhood.of(batch, sees, distance)
-        weights = None if self.geometry is None else functional.softplus(self.geometry)
         for number, (kind, layer) in enumerate(zip(self.profile.layers, self.layers, strict=True)):
             assert isinstance(layer, GraphLayer)
             if kind == 'self':
                 x = layer.within(x, graph.own)
             elif batch.views > 1:
-                weight = None if weights is None else weights[number]
-                x = layer.across(x, graph, weight)
+                term = None
+                if graph.distance is not None:
+                    term = self.attention_term(graph.distance, number)
+                x = layer.across(x, graph, term)
             else:
                 x = layer.alone(x)
         return self.final(x).unflatten(0, batch.valid.shape[:2])
@@ -148,10 +149,18 @@ class MultiViewMatcher(nn.Module):
 
     def penalty(self, distance: Tensor, pairs: Tensor) -> Tensor:
         """(B, P, N, N) what the scores of pairs lose by (B, V, V, N, N) epipolar distances."""
-        assert self.geometry is not None
         a, b = pairs.T
-        both = distance[:, a, b] + distance[:, b, a].mT
-        return 0.5 * functional.softplus(self.geometry[-1]).to(both.dtype) * both
+        return self.penalty_of(distance[:, a, b] + distance[:, b, a].mT)
+
+    def penalty_of(self, both_ways: Tensor) -> Tensor:
+        """What scores lose by the sum of the squared distances both ways, of any shape."""
+        assert self.geometry is not None
+        return 0.5 * functional.softplus(self.geometry[-1]).to(both_ways.dtype) * both_ways
+
+    def attention_term(self, distance: Tensor, layer: int) -> Tensor:
+        """What attention of a layer gets added for squared epipolar distances of any shape."""
+        assert self.geometry is not None
+        return -functional.softplus(self.geometry[layer]).to(distance.dtype) * distance
 
     def assign(
         self, final: Tensor, valid: Tensor, pairs: Tensor, penalty: Tensor | None = None
@@ -249,12 +258,17 @@ class GraphLayer(nn.Module):
         """Each view attends to itself. x: (B·V, N, width)."""
         return self.updated(x, *self.keys_and_values(x), mask)
 
-    def across(self, x: Tensor, graph: Neighbourhood, weight: Tensor | None) -> Tensor:
-        """Each view attends to the keypoints of all others together. x: (B·V, N, width)."""
+    def across(self, x: Tensor, graph: Neighbourhood, term: Tensor | None) -> Tensor:
+        """Each view attends to the keypoints of all others together.
+
+        Args:
+            x: (B·V, N, width).
+            term: (B·V, 1, N, (V − 1)·N) added to the attention's logits, or None.
+        """
         keys, values = (graph.of_others(part) for part in self.keys_and_values(x))
         mask = graph.across
-        if graph.distance is not None and weight is not None:
-            term = (-weight * graph.distance).to(x.dtype)
+        if term is not None:
+            term = term.to(x.dtype)
             mask = term if mask is None else term.masked_fill(~mask, -torch.inf)
         return self.updated(x, keys, values, mask)
 

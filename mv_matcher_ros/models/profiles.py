@@ -77,3 +77,43 @@ MATCHERS: dict[str, MatcherProfile] = {
         geometry=False,
     ),
 }
+
+
+class DetectorProfile(Section):
+    """A network that finds and describes keypoints."""
+
+    widths: tuple[int, int, int, int] = Field(
+        (16, 24, 48, 64), description='Channels at full, half, quarter and eighth resolution.'
+    )
+    head_width: int = Field(128, ge=8, description='Hidden channels of the heads.')
+    descriptor_size: int = Field(128, ge=8, description='Width of the descriptors.')
+    nms_radius: int = Field(4, ge=0, le=64, description='Keypoints keep this distance, pixels.')
+    nms_rounds: int = Field(
+        1, ge=0, le=5, description='Rounds that bring back maxima whose suppressor was suppressed.'
+    )
+    threshold: float = Field(0.005, ge=0.0, le=1.0, description='Smallest score of a keypoint.')
+    subpixel: Literal['none', 'quadratic', 'learned'] = Field(
+        'learned',
+        description='Keypoints between pixels: not, by the shape of the score, or by a head.',
+    )
+    sampling: Literal['exact', 'released'] = Field(
+        'exact',
+        description='Descriptors where keypoints are, or as the released SuperPoint reads them.',
+    )
+    sigma_px: float = Field(
+        0.7, gt=0.0, description='Localisation error of a keypoint where no head says it.'
+    )
+
+
+DETECTORS: dict[str, DetectorProfile] = {
+    'light': DetectorProfile(),
+    'full': DetectorProfile(widths=(64, 64, 128, 128), head_width=256, descriptor_size=256),
+    'superpoint': DetectorProfile(
+        widths=(64, 64, 128, 128),
+        head_width=256,
+        descriptor_size=256,
+        nms_rounds=2,
+        subpixel='none',
+        sampling='released',
+    ),
+}

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The learned detector: SuperPoint's architecture in any width, with keypoints between pixels.
+
+A shared encoder to an eighth of the resolution, a head with 8 x 8 + 1 scores a cell, a head with
+descriptors. Own: a third head reads, at the keypoints only, where in and around its pixel the
+keypoint lies, and how sure that is.
+
+Source: DeTone et al., SuperPoint, CVPR workshops 2018.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mv_matcher_ros.models.profiles import DetectorProfile
+
+CELL = 8
+# Farthest the learned head moves a keypoint from its pixel.
+FARTHEST_PX = 1.0
+# Standard deviations the learned head can say, in pixels.
+SIGMA_RANGE_PX = (0.05, 5.0)
+
+
+@dataclass(frozen=True)
+class DenseFeatures:
+    """What the network says of B images of H × W, before keypoints are chosen.
+
+    Attributes:
+        scores: (B, H, W) float32 probability of a keypoint, without suppression.
+        log_probability: (B, 65, h, w) float32 of each pixel of a cell, and of none.
+        descriptors: (B, D, h, w) float32 unit length, h = ⌈H/8⌉.
+        hidden: (B, C, h, w) what the sub-pixel head reads.
+    """
+
+    scores: Tensor
+    log_probability: Tensor
+    descriptors: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
+class Keypoints:
+    """Keypoints of B images with room for K each, the strongest first.
+
+    Attributes:
+        xy: (B, K, 2) float32 pixels, centres at integers.
+        scores: (B, K) float32.
+        descriptors: (B, K, D) float32 unit length.
+        sigma_px: (B, K) float32 localisation error.
+        valid: (B, K) bool, the others are room not used.
+    """
+
+    xy: Tensor
+    scores: Tensor
+    descriptors: Tensor
+    sigma_px: Tensor
+    valid: Tensor
+
+
+class LearnedDetector(nn.Module):
+    """The network. `profile` says how it looks; weights come from `models.weights`."""
+
+    def __init__(self, profile: DetectorProfile) -> None:
+        super().__init__()
+        self.profile = profile
+        steps: list[nn.Module] = []
+        before = 1
+        for level, width in enumerate(profile.widths):
+            if level:
+                steps.append(nn.MaxPool2d(2))
+            steps += [*convolution(before, width), *convolution(width, width)]
+            before = width
+        self.encoder = nn.Sequential(*steps)
+        hidden = profile.head_width
+        self.score_hidden = nn.Sequential(*convolution(before, hidden))
+        self.score = nn.Conv2d(hidden, CELL * CELL + 1, 1)
+        self.descriptor = nn.Sequential(
+            *convolution(before, hidden), nn.Conv2d(hidden, profile.descriptor_size, 1)
+        )
+        # Of each pixel of a cell: shift in x and y, and logarithm of its error.
+        self.subpixel = (
+            nn.Linear(hidden, 3 * CELL * CELL) if profile.subpixel == 'learned' else None
+        )
+
+    def forward(
+        self, images: Tensor, max_keypoints: int, border_px: int = 4, allowed: Tensor | None = None
+    ) -> Keypoints:
+        """Keypoints of a batch of images.
+
+        Args:
+            images: (B, 1, H, W) grey values in [0, 1], any size; where they are not finite nothing
+                is found.
+            max_keypoints: K, the strongest ones are kept.
+            border_px: none nearer to the border.
+            allowed: (B, H, W) bool, where keypoints may lie; None: everywhere.
+        """
+        return self.select(self.dense(images), max_keypoints, border_px, allowed)
+
+    def dense(self, images: Tensor) -> DenseFeatures:
+        """Scores and descriptors everywhere; see `forward`."""
+        height, width = images.shape[-2:]
+        # Whole cells only: the image continues beyond its edge, and what is found there is cut.
+        right, below = (-width) % CELL, (-height) % CELL
+        padded = functional.pad(images, (0, right, 0, below), mode='replicate')
+        seen = self.encoder(padded.to(self.score.weight.dtype))
+        hidden = self.score_hidden(seen)
+        logits, descriptors = self.score(hidden).float(), self.descriptor(seen).float()
+        log_probability = logits.log_softmax(dim=1)
+        scores = functional.pixel_shuffle(log_probability[:, :-1].exp(), CELL)[:, 0]
+        scores = torch.nan_to_num(scores[:, :height, :width])
+        descriptors = functional.normalize(descriptors, dim=1)
+        return DenseFeatures(scores, log_probability, descriptors, hidden)
+
+    def select(
+        self,
+        dense: DenseFeatures,
+        max_keypoints: int,
+        border_px: int = 4,
+        allowed: Tensor | None = None,
+    ) -> Keypoints:
+        """The strongest local maxima of the score; see `forward`."""
+        profile = self.profile
+        height, width = dense.scores.shape[-2:]
+        scores = suppressed(dense.scores, profile.nms_radius, profile.nms_rounds)
+        if allowed is not None:
+            scores = torch.where(allowed, scores, 0.0)
+        inner = torch.zeros_like(scores)
+        rows, columns = (slice(border_px, max(n - border_px, 0)) for n in (height, width))
+        inner[:, rows, columns] = scores[:, rows, columns]
+        room = min(max_keypoints, height * width)
+        best, place = inner.flatten(1).topk(room, dim=1)
+        valid = best > profile.threshold
+        x, y = place % width, torch.div(place, width, rounding_mode='floor')
+        xy = torch.stack([x, y], dim=-1).float()
+        sigma_px = torch.full_like(best, profile.sigma_px)
+        if self.subpixel is not None:
+            shift, sigma_px = self.refined(dense.hidden, x, y)
+            xy = xy + shift
+        elif profile.subpixel == 'quadratic':
+            xy = xy + quadratic_shift(dense.scores, x, y)
+        released = profile.sampling == 'released'
+        at = torch.stack([x, y], dim=-1).float() if released else xy
+        descriptors = sampled(dense.descriptors, at, released)
+        return Keypoints(xy, best, descriptors, sigma_px, valid)
+
+    def refined(self, hidden: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, 2) shift and (B, K) standard deviation, pixels, of keypoints at pixels x, y."""
+        assert self.subpixel is not None
+        cell_x, cell_y = (torch.div(v, CELL, rounding_mode='floor') for v in (x, y))
+        cell = (cell_y * hidden.shape[-1] + cell_x)[:, None].expand(-1, hidden.shape[1], -1)
+        features = hidden.flatten(2).gather(2, cell).transpose(1, 2)
+        said = self.subpixel(features).float().unflatten(-1, (CELL * CELL, 3))
+        inside = (y % CELL) * CELL + x % CELL
+        said = said.gather(2, inside[..., None, None].expand(*inside.shape, 1, 3))[:, :, 0]
+        low, high = (torch.tensor(limit).log() for limit in SIGMA_RANGE_PX)
+        middle, half = 0.5 * (low + high), 0.5 * (high - low)
+        sigma_px = (middle + half * said[..., 2].tanh()).exp()
+        return FARTHEST_PX * said[..., :2].tanh(), sigma_px
+
+
+def convolution(before: int, after: int) -> tuple[nn.Conv2d, nn.ReLU]:
+    """A 3 × 3 convolution that keeps the size, and ReLU."""
+    return nn.Conv2d(before, after, 3, padding=1), nn.ReLU()
+
+
+def suppressed(scores: Tensor, radius: int, rounds: int) -> Tensor:
+    """Scores (B, H, W) of local maxima within ±radius pixels, 0 elsewhere.
+
+    Each round looks again where no maximum suppresses any more.
+    """
+    peak = scores == box_maximum(scores, radius)
+    for _ in range(rounds):
+        near = box_maximum(peak.to(scores.dtype), radius) > 0
+        rest = torch.where(near, 0.0, scores)
+        peak = peak | ((rest == box_maximum(rest, radius)) & ~near)
+    return torch.where(peak, scores, 0.0)
+
+
+def box_maximum(values: Tensor, radius: int) -> Tensor:
+    """Largest value (B, H, W) within ±radius pixels in each direction.
+
+    By doubling: the maximum over 2n neighbours is that of two maxima over n. A dozen passes over
+    the memory in place of (2 radius + 1)² comparisons a pixel.
+    """
+    return _line_maximum(_line_maximum(values, radius).mT, radius).mT
+
+
+def _line_maximum(values: Tensor, radius: int) -> Tensor:
+    length, size = 2 * radius + 1, values.shape[-1]
+    covered = functional.pad(values, (radius, radius), value=-torch.inf)
+    reach = 1
+    while reach < length:
+        step = min(reach, length - reach)
+        covered = torch.maximum(covered[..., :-step], covered[..., step:])
+        reach += step
+    return covered[..., :size]
+
+
+def quadratic_shift(scores: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """(B, K, 2) of the vertices of parabolas through the logarithms of the scores, ±½ px."""
+    height, width = scores.shape[-2:]
+    logarithm = scores.clamp_min(1e-12).log().flatten(1)
+
+    def at(dx: int, dy: int) -> Tensor:
+        column, row = (x + dx).clamp(0, width - 1), (y + dy).clamp(0, height - 1)
+        return logarithm.gather(1, row * width + column)
+
+    here = at(0, 0)
+    shifts = []
+    for dx, dy in ((1, 0), (0, 1)):
+        before, after = at(-dx, -dy), at(dx, dy)
+        curvature = (2.0 * here - before - after).clamp_min(1e-6)
+        shifts.append((0.5 * (after - before) / curvature).clamp(-0.5, 0.5))
+    return torch.stack(shifts, dim=-1)
+
+
+def sampled(descriptors: Tensor, xy: Tensor, released: bool) -> Tensor:
+    """(B, K, D) unit descriptors at pixels xy (B, K, 2), bilinear in the map (B, D, h, w).
+
+    The centre of a cell is at (8 i + 3.5). The released SuperPoint lets the centres of the first
+    and last cell fall on the first and, half a pixel short, last pixel instead.
+    """
+    size = torch.tensor(descriptors.shape[:-3:-1], dtype=xy.dtype, device=xy.device)
+    from_centre = xy - (0.5 * CELL - 0.5)
+    if released:
+        grid = 2.0 * from_centre / (CELL * size - 0.5 * CELL - 0.5) - 1.0
+    else:
+        grid = 2.0 * from_centre / (CELL * (size - 1.0).clamp_min(1.0)) - 1.0
+    found = functional.grid_sample(
+        descriptors, grid[:, None], mode='bilinear', padding_mode='border', align_corners=True
+    )
+    return functional.normalize(found[:, :, 0].transpose(1, 2), dim=-1)
