@@ -61,7 +61,7 @@ class Keypoints:
     valid: Tensor
 
 
-class LearnedDetector(nn.Module):
+class DetectorNetwork(nn.Module):
     """The network. `profile` says how it looks; weights come from `models.weights`."""
 
     def __init__(self, profile: DetectorProfile) -> None:
@@ -112,7 +112,7 @@ class LearnedDetector(nn.Module):
         log_probability = logits.log_softmax(dim=1)
         scores = functional.pixel_shuffle(log_probability[:, :-1].exp(), CELL)[:, 0]
         scores = torch.nan_to_num(scores[:, :height, :width])
-        descriptors = functional.normalize(descriptors, dim=1)
+        descriptors = torch.nan_to_num(functional.normalize(descriptors, dim=1))
         return DenseFeatures(scores, log_probability, descriptors, hidden)
 
     def select(

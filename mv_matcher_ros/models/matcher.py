@@ -61,7 +61,7 @@ class Assignment:
         )
 
 
-class MultiViewMatcher(nn.Module):
+class MatcherNetwork(nn.Module):
     """The network. `profile` says how it looks; weights come from `models.weights`."""
 
     def __init__(self, profile: MatcherProfile) -> None:
@@ -213,7 +213,7 @@ class Neighbourhood:
 
     @classmethod
     def of(cls, batch: ViewBatch, sees: Tensor | None, distance: Tensor | None) -> Neighbourhood:
-        """The graph of a batch; see `MultiViewMatcher.forward`."""
+        """The graph of a batch; see `MatcherNetwork.forward`."""
         count, views, capacity = batch.valid.shape
         device = batch.valid.device
         everyone = torch.arange(views, device=device)

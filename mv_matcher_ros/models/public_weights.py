@@ -7,6 +7,7 @@ norms are folded into the linear layers before them, which is exact and keeps th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -20,7 +21,7 @@ HEADS = 4  # of the released SuperGlue
 
 
 def superglue_weights(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a `MultiViewMatcher` with the profile 'superglue'.
+    """Weights of a `MatcherNetwork` with the profile 'superglue'.
 
     Raises:
         ModelError: a name is missing or left over.
@@ -50,6 +51,32 @@ def superglue_weights(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
+def superpoint_weights(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a `DetectorNetwork` with the profile 'superpoint'.
+
+    Raises:
+        ModelError: a name is missing or left over.
+    """
+    taken = _Taken(public)
+    weights: dict[str, Tensor] = {}
+    steps = itertools.count(0)
+    for level in (1, 2, 3, 4):
+        if level > 1:
+            next(steps)  # pooling
+        for part in 'ab':
+            _put(weights, f'encoder.{next(steps)}', taken.convolution(f'conv{level}{part}'))
+            next(steps)  # ReLU
+    for here, there in (
+        ('score_hidden.0', 'convPa'),
+        ('score', 'convPb'),
+        ('descriptor.0', 'convDa'),
+        ('descriptor.2', 'convDb'),
+    ):
+        _put(weights, here, taken.convolution(there))
+    taken.expect_nothing_left()
+    return weights
+
+
 class _Taken:
     """A checkpoint that notices what was used of it."""
 
@@ -73,6 +100,10 @@ class _Taken:
         )
         factor = gain / (variance + BATCH_NORM_EPSILON).sqrt()
         return weight * factor[:, None], (bias - mean) * factor + shift
+
+    def convolution(self, name: str) -> tuple[Tensor, Tensor]:
+        """Weight (out, in, k, k) and bias."""
+        return self.tensor(f'{name}.weight'), self.tensor(f'{name}.bias')
 
     def expect_nothing_left(self) -> None:
         if self._left:

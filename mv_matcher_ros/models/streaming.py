@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.models.known_poses import squared_epipolar_distance
-from mv_matcher_ros.models.matcher import Assignment, GraphLayer, MultiViewMatcher
+from mv_matcher_ros.models.matcher import Assignment, GraphLayer, MatcherNetwork
 from mv_matcher_ros.models.view_batch import ViewBatch
 
 
@@ -59,7 +59,7 @@ class PastPoses:
 class StreamingMatcher:
     """Matches a new view with earlier ones. Keeps no state: the caller keeps the `ViewState`s."""
 
-    def __init__(self, matcher: MultiViewMatcher) -> None:
+    def __init__(self, matcher: MatcherNetwork) -> None:
         self._matcher = matcher
 
     def match(

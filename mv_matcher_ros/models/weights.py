@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,9 +20,15 @@ from torch import Tensor, nn
 
 from mv_matcher_ros.config import Section
 from mv_matcher_ros.errors import ModelError
-from mv_matcher_ros.models.matcher import MultiViewMatcher
-from mv_matcher_ros.models.profiles import MATCHERS, MatcherProfile
-from mv_matcher_ros.models.public_weights import first, superglue_weights
+from mv_matcher_ros.models.detector import DetectorNetwork
+from mv_matcher_ros.models.matcher import MatcherNetwork
+from mv_matcher_ros.models.profiles import (
+    DETECTORS,
+    MATCHERS,
+    DetectorProfile,
+    MatcherProfile,
+)
+from mv_matcher_ros.models.public_weights import first, superglue_weights, superpoint_weights
 
 FORMAT = '1'
 PUBLIC_SUFFIXES = ('.pth', '.pt')
@@ -49,13 +55,13 @@ class Weights:
 
 
 def save_matcher(
-    path: Path | str, matcher: MultiViewMatcher, notes: Mapping[str, str] | None = None
+    path: Path | str, matcher: MatcherNetwork, notes: Mapping[str, str] | None = None
 ) -> str:
     """Write a matcher; returns the hash of its tensors."""
     return save_weights(path, 'matcher', matcher.profile, matcher.state_dict(), notes or {})
 
 
-def load_matcher(path: Path | str) -> MultiViewMatcher:
+def load_matcher(path: Path | str) -> MatcherNetwork:
     """A matcher in evaluation mode, from our own file or a public SuperGlue checkpoint (.pth).
 
     Raises:
@@ -63,14 +69,43 @@ def load_matcher(path: Path | str) -> MultiViewMatcher:
     """
     path = Path(path)
     if path.suffix in PUBLIC_SUFFIXES:
-        try:
-            state = superglue_weights(read_public(path))
-        except ModelError as error:
-            raise ModelError(f'{path}: {error}') from None
-        return filled(MultiViewMatcher(MATCHERS['superglue']), state, path)
+        state = _converted(path, superglue_weights)
+        return filled(MatcherNetwork(MATCHERS['superglue']), state, path)
     weights = read_weights(path, 'matcher')
     profile = read_profile(MatcherProfile, weights, path)
-    return filled(MultiViewMatcher(profile), weights.tensors, path)
+    return filled(MatcherNetwork(profile), weights.tensors, path)
+
+
+def save_detector(
+    path: Path | str, detector: DetectorNetwork, notes: Mapping[str, str] | None = None
+) -> str:
+    """Write a detector; returns the hash of its tensors."""
+    return save_weights(path, 'detector', detector.profile, detector.state_dict(), notes or {})
+
+
+def load_detector(path: Path | str) -> DetectorNetwork:
+    """A detector in evaluation mode, from our own file or a public SuperPoint checkpoint (.pth).
+
+    Raises:
+        ModelError: as `load_matcher`.
+    """
+    path = Path(path)
+    if path.suffix in PUBLIC_SUFFIXES:
+        state = _converted(path, superpoint_weights)
+        return filled(DetectorNetwork(DETECTORS['superpoint']), state, path)
+    weights = read_weights(path, 'detector')
+    profile = read_profile(DetectorProfile, weights, path)
+    return filled(DetectorNetwork(profile), weights.tensors, path)
+
+
+def _converted(
+    path: Path, convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """A public checkpoint as weights of ours; errors name the file."""
+    try:
+        return convert(read_public(path))
+    except ModelError as error:
+        raise ModelError(f'{path}: {error}') from None
 
 
 Network = TypeVar('Network', bound=nn.Module)

@@ -16,7 +16,7 @@ from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.known_poses import FARTHEST, KnownPoses
-from mv_matcher_ros.models.matcher import Assignment, MultiViewMatcher
+from mv_matcher_ros.models.matcher import Assignment, MatcherNetwork
 from mv_matcher_ros.models.profiles import MATCHERS, MatcherProfile
 from mv_matcher_ros.models.public_weights import superglue_weights
 from mv_matcher_ros.models.view_batch import ViewBatch
@@ -56,10 +56,10 @@ def views(counts: tuple[int, ...], width: int, seed: int = 0) -> list[Features]:
     return found
 
 
-def network(profile: MatcherProfile = TINY, seed: int = 0) -> MultiViewMatcher:
+def network(profile: MatcherProfile = TINY, seed: int = 0) -> MatcherNetwork:
     """With random weights, all of them away from zero."""
     torch.manual_seed(seed)
-    matcher = MultiViewMatcher(profile).double().eval()
+    matcher = MatcherNetwork(profile).double().eval()
     with torch.no_grad():
         for parameter in matcher.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -112,7 +112,7 @@ def test_a_superglue_checkpoint_gives_the_scores_of_the_published_equations(
     public: reference.State,
 ) -> None:
     features = views((33, 41), 256)
-    matcher = MultiViewMatcher(MATCHERS['superglue']).eval()
+    matcher = MatcherNetwork(MATCHERS['superglue']).eval()
     matcher.load_state_dict(superglue_weights(public), strict=True)
     with torch.inference_mode():
         got = matcher(ViewBatch.of(features))
@@ -132,7 +132,7 @@ def test_five_views_with_confidences_follow_the_published_equations(
         update={'threshold': 0.0, 'confidence_size': 32, 'iterations': 100}
     )
     features = views((14, 9, 20, 1, 17), 256)
-    matcher = MultiViewMatcher(profile).eval()
+    matcher = MatcherNetwork(profile).eval()
     missing, unexpected = matcher.load_state_dict(superglue_weights(public), strict=False)
     assert not unexpected
     assert all(name.startswith('confidence.') for name in missing)
@@ -364,5 +364,5 @@ def test_gradients_reach_every_parameter_and_are_finite_with_empty_views() -> No
 def test_profiles_build(name: str) -> None:
     profile = MATCHERS[name]
     assert MatcherProfile.model_validate_json(profile.model_dump_json()) == profile
-    parameters = sum(p.numel() for p in MultiViewMatcher(profile).parameters())
+    parameters = sum(p.numel() for p in MatcherNetwork(profile).parameters())
     assert {'light': 1e6, 'full': 1.5e7, 'superglue': 1.1e7}[name] < parameters < 3e7

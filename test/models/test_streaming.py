@@ -12,7 +12,7 @@ from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.known_poses import KnownPoses
-from mv_matcher_ros.models.matcher import MultiViewMatcher
+from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.profiles import MatcherProfile
 from mv_matcher_ros.models.streaming import PastPoses, StreamingMatcher, ViewState
 from mv_matcher_ros.models.view_batch import ViewBatch
@@ -48,9 +48,9 @@ def views(counts: tuple[int, ...], seed: int = 0) -> list[Features]:
     ]
 
 
-def network() -> MultiViewMatcher:
+def network() -> MatcherNetwork:
     torch.manual_seed(0)
-    matcher = MultiViewMatcher(TINY).double().eval()
+    matcher = MatcherNetwork(TINY).double().eval()
     with torch.no_grad():
         for parameter in matcher.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mv_matcher_ros.errors import ModelError
-from mv_matcher_ros.models.matcher import MultiViewMatcher
+from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.profiles import MatcherProfile
 from mv_matcher_ros.models.weights import load_matcher, read_weights, save_matcher
 
@@ -27,7 +27,7 @@ SMALL = MatcherProfile(
 def file(tmp_path: Path) -> Path:
     path = tmp_path / 'deep' / 'small.safetensors'
     torch.manual_seed(0)
-    save_matcher(path, MultiViewMatcher(SMALL), {'trained': 'not at all'})
+    save_matcher(path, MatcherNetwork(SMALL), {'trained': 'not at all'})
     return path
 
 
@@ -41,7 +41,7 @@ def with_metadata(path: Path, **changes: str) -> None:
 
 def test_a_saved_matcher_comes_back_with_its_profile(file: Path) -> None:
     torch.manual_seed(0)
-    expected = MultiViewMatcher(SMALL)
+    expected = MatcherNetwork(SMALL)
     loaded = load_matcher(file)
     assert loaded.profile == SMALL
     assert not loaded.training
