@@ -27,7 +27,10 @@ class Section(BaseModel):
 class DetectorSettings(Section):
     """Keypoints and descriptors of one image."""
 
-    name: Literal['sift', 'orb'] = Field('sift', description='Detector and descriptor.')
+    name: Literal['sift', 'orb', 'learned'] = Field(
+        'sift', description='Detector and descriptor; `learned` needs `weights`.'
+    )
+    weights: str = Field('', description='File of weights of the learned detector.')
     max_keypoints: int = Field(
         1200, ge=50, le=8000, description='Strongest keypoints kept per image.'
     )
@@ -48,6 +51,24 @@ class DetectorSettings(Section):
 class MatchingSettings(Section):
     """Descriptor matching."""
 
+    matcher: Literal['nearest', 'multiview', 'streaming'] = Field(
+        'nearest',
+        description='Nearest neighbours, the graph network over several keyframes, or the same '
+        'with what earlier keyframes gave kept instead of computed anew.',
+    )
+    weights: str = Field('', description='File of weights of the graph network.')
+    views: int = Field(
+        5, ge=2, le=10, description='Views in one graph: the new one, keyframes, other cameras.'
+    )
+    max_keypoints: int = Field(
+        512, ge=16, le=4096, description='Strongest keypoints of a view that enter the graph.'
+    )
+    min_confidence: float = Field(
+        0.3, ge=0.0, le=1.0, description='Least confidence of a match of the graph network.'
+    )
+    known_poses: bool = Field(
+        True, description='Tell the graph network the relative poses that are known.'
+    )
     ratio: float = Field(
         0.8,
         gt=0.0,
@@ -254,6 +275,13 @@ class RuntimeSettings(Section):
     )
     opencv_threads: int = Field(
         0, ge=0, le=256, description='Threads of OpenCV (feature detection); 0 leaves it alone.'
+    )
+    device: Literal['auto', 'cpu', 'cuda'] = Field(
+        'auto', description='Where networks run; auto takes a CUDA GPU if there is one.'
+    )
+    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = Field(
+        'auto',
+        description='Of networks; auto: fp16 on CUDA, on a CPU what is faster at start-up.',
     )
 
 

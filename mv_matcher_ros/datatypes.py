@@ -10,7 +10,7 @@ dimension, never a suffix.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Literal
 
@@ -205,6 +205,16 @@ class Features:
 
     def __len__(self) -> int:
         return int(self.keypoints_xy.shape[0])
+
+    def chosen(self, chosen: torch.Tensor) -> Features:
+        """The features that a (N,) mask or (K,) index chooses."""
+        return replace(
+            self,
+            keypoints_xy=self.keypoints_xy[chosen],
+            descriptors=self.descriptors[chosen],
+            scores=self.scores[chosen],
+            sigma_px=self.sigma_px[chosen],
+        )
 
 
 @dataclass(frozen=True)

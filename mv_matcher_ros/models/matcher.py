@@ -30,6 +30,9 @@ from mv_matcher_ros.models.view_batch import ViewBatch
 
 # Share of the image's longer side that is one unit of the keypoint encoder (SuperGlue).
 ENCODER_SCALE = 0.7
+# Untrained: score of two equal descriptors, and the similarity below which none is a partner.
+STARTING_SHARPNESS = 20.0
+STARTING_DUSTBIN = 0.8
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,27 @@ class MatcherNetwork(nn.Module):
         self.geometry = (
             nn.Parameter(torch.zeros(len(profile.layers) + 1)) if profile.geometry else None
         )
+        if profile.normalised:
+            self._start_as_nearest_neighbours()
+
+    def _start_as_nearest_neighbours(self) -> None:
+        """Untrained, layers change nothing and scores are similarities of the descriptors.
+
+        Training starts from a matcher that works instead of from noise.
+        """
+        updates = [layer.update for layer in self.layers if isinstance(layer, GraphLayer)]
+        for part in (self.encoder, *updates):
+            for parameter in part[-1].parameters():
+                nn.init.zeros_(parameter)
+        width = self.profile.width
+        gain = (STARTING_SHARPNESS * width**0.5) ** 0.5
+        if isinstance(self.descriptor, nn.Linear):
+            nn.init.orthogonal_(self.descriptor.weight)
+            nn.init.zeros_(self.descriptor.bias)
+        with torch.no_grad():
+            self.final.weight.copy_(gain * torch.eye(width))
+            self.final.bias.zero_()
+            self.dustbin.fill_(STARTING_SHARPNESS * STARTING_DUSTBIN)
 
     def forward(
         self,

@@ -18,8 +18,8 @@ class MatcherProfile(Section):
 
     descriptor_size: int = Field(128, ge=1, description='Width of the descriptors it takes.')
     width: int = Field(128, ge=8, description='Width of a keypoint in the graph.')
-    attention_size: int = Field(128, ge=8, description='Width of queries, keys and values.')
-    heads: int = Field(4, ge=1, description='Attention heads; they share the attention size.')
+    attention_size: int = Field(64, ge=8, description='Width of queries, keys and values.')
+    heads: int = Field(2, ge=1, description='Attention heads; they share the attention size.')
     block: tuple[Literal['self', 'cross'], ...] = Field(
         ('self', 'cross'), description='Layers that are repeated.'
     )
@@ -56,6 +56,7 @@ MATCHERS: dict[str, MatcherProfile] = {
         descriptor_size=256,
         width=256,
         attention_size=256,
+        heads=4,
         block=('self', 'cross', 'cross', 'cross'),
         blocks=7,
         encoder=(32, 64, 128, 256),
@@ -67,6 +68,7 @@ MATCHERS: dict[str, MatcherProfile] = {
         descriptor_size=256,
         width=256,
         attention_size=256,
+        heads=4,
         blocks=9,
         encoder=(32, 64, 128, 256),
         normalised=False,

@@ -128,7 +128,7 @@ class Observer:
     ) -> tuple[Features, Tensor, Tensor, Tensor]:
         plane, valid = camera_normalise(camera, features.keypoints_xy.to(torch.float64))
         if not bool(valid.all()):  # beyond the fold-over of the distortion model
-            features, plane = select_features(features, valid), plane[valid]
+            features, plane = features.chosen(valid), plane[valid]
         return features, plane, features.sigma_px.to(torch.float64) / camera.focal_px, valid
 
     def _depth(self, view: View, features: Features) -> tuple[Tensor, Tensor]:
@@ -141,17 +141,6 @@ class Observer:
         inverse = torch.from_numpy(np.where(known, 1.0 / np.where(known, depth, 1.0), np.nan))
         # σ_z = k·z² makes the standard deviation of 1/z the constant k.
         return inverse, torch.full_like(inverse, limits.sigma_at_1m_m)
-
-
-def select_features(features: Features, chosen: Tensor) -> Features:
-    """The features that a (N,) mask or (K,) index chooses."""
-    return replace(
-        features,
-        keypoints_xy=features.keypoints_xy[chosen],
-        descriptors=features.descriptors[chosen],
-        scores=features.scores[chosen],
-        sigma_px=features.sigma_px[chosen],
-    )
 
 
 # Depth is taken only where the surface is smooth: neighbours within this share of the depth.

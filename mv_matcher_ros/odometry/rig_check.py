@@ -24,7 +24,7 @@ from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.camera import camera_normalise
 from mv_matcher_ros.geometry.so3 import rotation_angle
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
-from mv_matcher_ros.odometry.observation import Observation, select_features
+from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.rig_fit import (
     EXPLAINED_SHARE,
     Agreement,
@@ -134,7 +134,7 @@ class RigCheck:
         if min(len(first), len(features)) < MIN_MATCHES:
             return None
         some = torch.linspace(0, len(first) - 1, min(MAX_FEATURES, len(first))).round().long()
-        pairs = self._matcher.match([select_features(first.features, some), features]).keypoints
+        pairs = self._matcher.match([first.features.chosen(some), features]).keypoints
         if len(pairs) < MIN_MATCHES:
             return None
         left, right = some[pairs[:, 0]], pairs[:, 1]

@@ -57,12 +57,16 @@ def views(counts: tuple[int, ...], width: int, seed: int = 0) -> list[Features]:
 
 
 def network(profile: MatcherProfile = TINY, seed: int = 0) -> MatcherNetwork:
-    """With random weights, all of them away from zero."""
+    """With random weights in every place: the untrained network is a nearest-neighbour matcher."""
     torch.manual_seed(seed)
     matcher = MatcherNetwork(profile).double().eval()
     with torch.no_grad():
         for parameter in matcher.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            noise = torch.randn_like(parameter)
+            if parameter.ndim == 2:
+                parameter.copy_(noise * parameter.shape[1] ** -0.5)
+            else:
+                parameter.add_(0.1 * noise)
     return matcher
 
 
@@ -164,7 +168,7 @@ def test_five_views_with_confidences_follow_the_published_equations(
 
 @pytest.mark.parametrize('informed', [False, True])
 def test_permuting_the_views_permutes_the_result(informed: bool) -> None:
-    features = views((16, 19, 0, 17), 12)
+    features = views((40, 45, 0, 42), 12)
     matcher = network()
     order = [2, 0, 3, 1]
     batch = doubled(ViewBatch.of(features))
@@ -358,6 +362,27 @@ def test_gradients_reach_every_parameter_and_are_finite_with_empty_views() -> No
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
         assert float(parameter.grad.abs().max()) > 0, name
+
+
+def test_the_untrained_network_matches_nearest_neighbours() -> None:
+    features = views((40, 40), 12)
+    noise = 0.05 * torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    near = torch.nn.functional.normalize(features[0].descriptors + noise, dim=-1)
+    features[1] = replace(features[1], descriptors=near[order])
+    for width in (12, 16):
+        profile = TINY.model_copy(update={'width': width})
+        result = MatcherNetwork(profile).eval()(ViewBatch.of(features))
+        assert result.partner[0, 0].tolist() == order.argsort().tolist()
+        nobody = replace(features[1], descriptors=-features[0].descriptors)
+        assert bool(
+            (
+                MatcherNetwork(profile)(ViewBatch.of([features[0], nobody]))
+                .log_probability[0, 0, :-1, -1]
+                .exp()
+                > 0.5
+            ).all()
+        )
 
 
 @pytest.mark.parametrize('name', ['light', 'full', 'superglue'])

@@ -53,7 +53,11 @@ def network() -> MatcherNetwork:
     matcher = MatcherNetwork(TINY).double().eval()
     with torch.no_grad():
         for parameter in matcher.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            noise = torch.randn_like(parameter)
+            if parameter.ndim == 2:
+                parameter.copy_(noise * parameter.shape[1] ** -0.5)
+            else:
+                parameter.add_(0.1 * noise)
     return matcher
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mv_matcher_ros.config import read_settings
 from mv_matcher_ros.datatypes import Camera, Features, Frame, Rig, View
 from mv_matcher_ros.errors import SourceError
-from mv_matcher_ros.odometry.observation import Observer, depth_at, select_features
+from mv_matcher_ros.odometry.observation import Observer, depth_at
 
 WIDTH, HEIGHT = 64, 48
 CAMERA = Camera(WIDTH, HEIGHT, (50.0, 50.0, 31.5, 23.5), name='left')
@@ -112,12 +112,12 @@ def test_a_missing_second_image_is_refused() -> None:
 
 def test_selected_features_are_those_by_mask_and_by_index() -> None:
     features = GivenFeatures().detect(noise_image(1.0))
-    some = select_features(features, torch.tensor([4, 1]))
+    some = features.chosen(torch.tensor([4, 1]))
     assert torch.equal(some.keypoints_xy, features.keypoints_xy[[4, 1]])
     assert torch.equal(some.sigma_px, features.sigma_px[[4, 1]])
     mask = torch.zeros(len(XY), dtype=torch.bool)
     mask[2] = True
-    assert torch.equal(select_features(features, mask).descriptors, features.descriptors[2:3])
+    assert torch.equal(features.chosen(mask).descriptors, features.descriptors[2:3])
 
 
 def test_blur_lowers_the_sharpness_of_an_image() -> None:
