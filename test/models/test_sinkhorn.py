@@ -52,21 +52,30 @@ def test_limit_is_that_of_python_optimal_transport(form: SinkhornForm) -> None:
     torch.testing.assert_close(mass, expected * 16, rtol=1e-8, atol=1e-10)
 
 
-def test_kernel_form_is_the_logarithmic_one_on_scaled_scores_at_any_count() -> None:
+@pytest.mark.parametrize('iterations', [1, 3, 20])
+def test_kernel_form_has_no_direction_and_no_entry_above_one(iterations: int) -> None:
+    scores, dustbin, valid_a, valid_b = problem()
+    forth = log_optimal_transport(scores, dustbin, valid_a, valid_b, iterations, 'kernel')
+    back = log_optimal_transport(scores.mT, dustbin, valid_b, valid_a, iterations, 'kernel')
+    torch.testing.assert_close(back.mT, forth)
+    assert float(forth[:, :-1].max()) <= 1e-12
+    assert float(forth[:, :, :-1].max()) <= 1e-12
+
+
+def test_kernel_form_goes_half_the_way_each_time() -> None:
+    """Written out in logarithms."""
     scores, dustbin, valid_a, valid_b = problem(batch=())
     full = torch.full((8, 10), 0.7, dtype=torch.float64)
     full[:7, :9] = scores
-    scaled = full - full.amax(-1, keepdim=True)
-    scaled = scaled - scaled.amax(-2, keepdim=True)
-    u = torch.zeros(8, dtype=torch.float64)
-    v = torch.zeros(10, dtype=torch.float64)
-    rows, columns = torch.ones_like(u), torch.ones_like(v)
+    rows, columns = torch.ones(8, dtype=torch.float64), torch.ones(10, dtype=torch.float64)
     rows[-1], columns[-1] = 9, 7
+    u, v = -0.5 * full.amax(1), -0.5 * full.amax(0)
     for count in range(1, 5):
-        u = rows.log() - torch.logsumexp(scaled + v, dim=1)
-        v = columns.log() - torch.logsumexp(scaled + u[:, None], dim=0)
+        row_sum = torch.logsumexp(full + v, dim=1)
+        column_sum = torch.logsumexp(full + u[:, None], dim=0)
+        u, v = 0.5 * (u + rows.log() - row_sum), 0.5 * (v + columns.log() - column_sum)
         got = log_optimal_transport(scores, dustbin, valid_a, valid_b, count, 'kernel')
-        torch.testing.assert_close(got, scaled + u[:, None] + v)
+        torch.testing.assert_close(got, full + u[:, None] + v)
 
 
 @forms
@@ -120,14 +129,24 @@ def test_a_view_without_keypoints_matches_nothing_and_has_gradients(
     assert bool(scores.grad.isfinite().all())
 
 
-@forms
-def test_extreme_scores_stay_finite_in_single_precision(form: SinkhornForm) -> None:
-    scores, dustbin, valid_a, valid_b = problem(spread=200.0)
+@pytest.mark.parametrize(('form', 'spread'), [('log', 200.0), ('kernel', 20.0)])
+def test_large_scores_are_exact_in_single_precision(form: SinkhornForm, spread: float) -> None:
+    scores, dustbin, valid_a, valid_b = problem(spread=spread)
     log_mass = log_optimal_transport(scores.float(), dustbin, valid_a, valid_b, 20, form)
     exact = log_optimal_transport(scores, dustbin, valid_a, valid_b, 20, form)
     assert bool(log_mass.isfinite().all())
     likely = exact > -20
     torch.testing.assert_close(log_mass[likely].double(), exact[likely], rtol=1e-4, atol=1e-3)
+
+
+def test_scores_beyond_the_range_of_the_kernel_stay_finite() -> None:
+    scores, dustbin, valid_a, valid_b = problem(spread=500.0)
+    scores = scores.float().requires_grad_()
+    log_mass = log_optimal_transport(scores, dustbin, valid_a, valid_b, 20, 'kernel')
+    log_mass.clamp_min(-20.0).sum().backward()
+    assert bool(log_mass.isfinite().all())
+    assert scores.grad is not None
+    assert bool(scores.grad.isfinite().all())
 
 
 @forms
