@@ -15,6 +15,8 @@ from torch import Tensor
 
 # Logarithm of "nothing" that arithmetic survives, gradients included.
 LOG_NOTHING = -1e9
+# Largest exponent of a scaling: single precision ends at 88.
+LARGEST = 80.0
 SinkhornForm = Literal['log', 'kernel']
 
 
@@ -90,8 +92,8 @@ def _normalise_kernel(scores: Tensor, mass_a: Tensor, mass_b: Tensor, iterations
     """Rows and columns at once, each going half the way (in logarithms).
 
     Nothing depends on which view is called a, at any count, and no entry exceeds one: the result
-    is the geometric mean of one with exact rows and one with exact columns. Scores of a row that lie
-    170 below those of its columns are lost in single precision.
+    is the geometric mean of one with exact rows and one with exact columns. Scores of a row that
+    lie 170 below those of its columns are lost in single precision.
     """
     valid = (mass_a > 0)[..., :, None] & (mass_b > 0)[..., None, :]
     scores = torch.where(valid, scores, LOG_NOTHING)
@@ -104,8 +106,12 @@ def _normalise_kernel(scores: Tensor, mass_a: Tensor, mass_b: Tensor, iterations
     log_a, log_b = _logarithm(mass_a), _logarithm(mass_b)
     log_u, log_v = log_a.clamp_max(0.0), log_b.clamp_max(0.0)
     for _ in range(iterations):
-        of_row = (kernel @ log_v.exp()[..., None])[..., 0].clamp_min(tiny).log()
-        of_column = (log_u.exp()[..., None, :] @ kernel)[..., 0, :].clamp_min(tiny).log()
+        of_row = (kernel @ log_v.clamp_max(LARGEST).exp()[..., None])[..., 0].clamp_min(tiny).log()
+        of_column = (
+            (log_u.clamp_max(LARGEST).exp()[..., None, :] @ kernel)[..., 0, :]
+            .clamp_min(tiny)
+            .log()
+        )
         log_u, log_v = 0.5 * (log_u + log_a - of_row), 0.5 * (log_v + log_b - of_column)
     return scaled + log_u[..., :, None] + log_v[..., None, :]
 
