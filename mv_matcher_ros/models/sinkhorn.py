@@ -8,6 +8,7 @@ and likelihoods are those of probabilities.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 
 # Logarithm of "nothing" that arithmetic survives, gradients included.
 LOG_NOTHING = -1e9
-# Largest exponent of a scaling: single precision ends at 88.
-LARGEST = 80.0
+# Largest logarithm of a scaling: products and quotients of two stay in single precision.
+LARGEST = 40.0
 SinkhornForm = Literal['log', 'kernel']
 
 
@@ -93,7 +94,7 @@ def _normalise_kernel(scores: Tensor, mass_a: Tensor, mass_b: Tensor, iterations
 
     Nothing depends on which view is called a, at any count, and no entry exceeds one: the result
     is the geometric mean of one with exact rows and one with exact columns. Scores of a row that
-    lie 170 below those of its columns are lost in single precision.
+    lie 80 below those of its columns are lost.
     """
     valid = (mass_a > 0)[..., :, None] & (mass_b > 0)[..., None, :]
     scores = torch.where(valid, scores, LOG_NOTHING)
@@ -102,11 +103,13 @@ def _normalise_kernel(scores: Tensor, mass_a: Tensor, mass_b: Tensor, iterations
     scaled = scores - 0.5 * torch.where(largest[0] > LOG_NOTHING, largest[0], 0.0)
     scaled = scaled - 0.5 * torch.where(largest[1] > LOG_NOTHING, largest[1], 0.0)
     kernel = scaled.exp()
-    tiny = torch.finfo(scores.dtype).tiny
+    least = math.exp(-LARGEST)
     log_a, log_b = _logarithm(mass_a), _logarithm(mass_b)
     log_u, log_v = log_a.clamp_max(0.0), log_b.clamp_max(0.0)
     for _ in range(iterations):
-        of_row = (kernel @ log_v.clamp_max(LARGEST).exp()[..., None])[..., 0].clamp_min(tiny).log()
+        of_row = (
+            (kernel @ log_v.clamp_max(LARGEST).exp()[..., None])[..., 0].clamp_min(least).log()
+        )
         of_column = (
             (log_u.clamp_max(LARGEST).exp()[..., None, :] @ kernel)[..., 0, :]
             .clamp_min(tiny)
