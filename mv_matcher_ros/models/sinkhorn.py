@@ -107,14 +107,9 @@ def _normalise_kernel(scores: Tensor, mass_a: Tensor, mass_b: Tensor, iterations
     log_a, log_b = _logarithm(mass_a), _logarithm(mass_b)
     log_u, log_v = log_a.clamp_max(0.0), log_b.clamp_max(0.0)
     for _ in range(iterations):
-        of_row = (
-            (kernel @ log_v.clamp_max(LARGEST).exp()[..., None])[..., 0].clamp_min(least).log()
-        )
-        of_column = (
-            (log_u.clamp_max(LARGEST).exp()[..., None, :] @ kernel)[..., 0, :]
-            .clamp_min(tiny)
-            .log()
-        )
+        u, v = log_u.clamp_max(LARGEST).exp(), log_v.clamp_max(LARGEST).exp()
+        of_row = (kernel @ v[..., None])[..., 0].clamp_min(least).log()
+        of_column = (u[..., None, :] @ kernel)[..., 0, :].clamp_min(least).log()
         log_u, log_v = 0.5 * (log_u + log_a - of_row), 0.5 * (log_v + log_b - of_column)
     return scaled + log_u[..., :, None] + log_v[..., None, :]
 
