@@ -195,9 +195,12 @@ class NearestNeighbourMatcher:
     Confidence is 1 − ratio², 0 where there is no evidence.
     """
 
-    def __init__(self, settings: MatchingSettings, descriptor: str) -> None:
+    def __init__(self, settings: MatchingSettings, descriptor: str | float) -> None:
+        """`descriptor` is the detector's name, or the similarity of its unrelated descriptors."""
         self._settings = settings
-        self._floor = UNRELATED_SIMILARITY[descriptor]
+        self._floor = (
+            UNRELATED_SIMILARITY[descriptor] if isinstance(descriptor, str) else descriptor
+        )
 
     def match(
         self, features: Sequence[Features], pairs: Sequence[tuple[int, int]] | None = None

@@ -73,6 +73,8 @@ class MatcherNetwork(nn.Module):
         width = profile.width
         inputs = 3 if profile.uses_scores else 2
         self.encoder = perceptron((inputs, *profile.encoder, width), profile.normalised)
+        # Unit descriptors as nodes with entries of about one, which the layers are made for.
+        self.gain = width**0.5 if profile.normalised else 1.0
         self.descriptor: nn.Module = nn.Identity()
         if profile.descriptor_size != width:
             self.descriptor = nn.Linear(profile.descriptor_size, width)
@@ -97,7 +99,7 @@ class MatcherNetwork(nn.Module):
             for parameter in part[-1].parameters():
                 nn.init.zeros_(parameter)
         width = self.profile.width
-        gain = (STARTING_SHARPNESS * width**0.5) ** 0.5
+        gain = (STARTING_SHARPNESS * width**-0.5) ** 0.5
         if isinstance(self.descriptor, nn.Linear):
             nn.init.orthogonal_(self.descriptor.weight)
             nn.init.zeros_(self.descriptor.bias)
@@ -168,7 +170,7 @@ class MatcherNetwork(nn.Module):
         place = place.to(self.final.weight.dtype)
         if self.profile.uses_scores:
             place = torch.cat([place, batch.scores.to(place.dtype)[..., None]], dim=-1)
-        descriptors = self.descriptor(batch.descriptors.to(place.dtype))
+        descriptors = self.descriptor(self.gain * batch.descriptors.to(place.dtype))
         return descriptors + self.encoder(place)
 
     def penalty(self, distance: Tensor, pairs: Tensor) -> Tensor:

@@ -102,6 +102,12 @@ class DetectorProfile(Section):
         'exact',
         description='Descriptors where keypoints are, or as the released SuperPoint reads them.',
     )
+    unrelated_similarity: float = Field(
+        0.5,
+        ge=-1.0,
+        le=1.0,
+        description='Similarity of the best of many unrelated descriptors; measured in training.',
+    )
     sigma_px: float = Field(
         0.7, gt=0.0, description='Localisation error of a keypoint where no head says it.'
     )

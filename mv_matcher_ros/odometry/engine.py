@@ -19,11 +19,12 @@ from mv_matcher_ros.datatypes import Estimate, Frame, Rig, Status
 from mv_matcher_ros.errors import SettingsError, SourceError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import to_fixed_axes
-from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
+from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.odometry.background import Background, Work, limit_threads
 from mv_matcher_ros.odometry.flow import FlowTracker, Followed, Target
 from mv_matcher_ros.odometry.hypotheses import Hypotheses
 from mv_matcher_ros.odometry.initialisation import TwoViewInitialiser, TwoViewStart
+from mv_matcher_ros.odometry.joint_matching import JointMatcher
 from mv_matcher_ros.odometry.keyframes import KeyframePolicy
 from mv_matcher_ros.odometry.local_mapping import LocalMapper
 from mv_matcher_ros.odometry.motion import (
@@ -55,25 +56,31 @@ class OdometryEngine:
         rig: calibrated cameras, two for stereo.
         live: use a keyframe as soon as it has been worked on instead. No frame waits for it that
             can be followed without it, and the poses depend a little on the speed of the machine.
+        models: detector and matchers; None: those that the settings name, from their files.
 
     Raises:
         SettingsError: the sensor does not fit the rig.
+        ModelError: a file of weights is missing or does not fit.
     """
 
-    def __init__(self, settings: Settings, rig: Rig, live: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, rig: Rig, live: bool = False, models: Models | None = None
+    ) -> None:
         if settings.sensor == 'stereo' and len(rig.cameras) < 2:
             raise SettingsError('sensor is stereo, but the rig has only one camera')
         limit_threads(settings)
         self.settings = settings
         self.rig = rig
         camera = rig.cameras[0]
-        matcher = NearestNeighbourMatcher(settings.matching, settings.detector.name)
-        self._observer = Observer(settings, rig, ClassicalDetector(settings.detector))
-        self._tracker = Tracker(settings, camera, matcher)
+        models = Models.of(settings) if models is None else models
+        nearest, graph = models.nearest, models.graph
+        self._observer = Observer(settings, rig, models.detector)
+        self._tracker = Tracker(settings, camera, nearest, graph)
         self._hypotheses = Hypotheses(settings, self._tracker)
         self._flow = FlowTracker(camera, self._observer, self._tracker)
-        self._initialiser = TwoViewInitialiser(settings, camera, matcher)
-        self._mapper = LocalMapper(settings, rig, self._observer, self._tracker, matcher)
+        self._initialiser = TwoViewInitialiser(settings, camera, graph or nearest)
+        joint = None if graph is None else JointMatcher(settings, rig, graph)
+        self._mapper = LocalMapper(settings, rig, self._observer, self._tracker, nearest, joint)
         self._policy = KeyframePolicy(settings, camera)
         self._metric = settings.sensor != 'mono'
         self._beside = Background(settings, live)

@@ -56,7 +56,10 @@ class Hypotheses:
             if tracked is not None and (best is None or tracked.inliers > best.inliers):
                 best = tracked
             if best is not None and self.enough(best, before):
-                break
+                return best
+        tracked = self._tracker.relocalise_jointly(window, observation)
+        if tracked is not None and (best is None or tracked.inliers > best.inliers):
+            best = tracked
         return best
 
     def enough(self, tracked: Tracked, before: int) -> bool:
@@ -80,3 +83,4 @@ class Hypotheses:
         yield self._tracker.track(window, observation, motion.world_from_body)
         # A short gap is not worth a search through the whole window.
         yield self._tracker.relocalise(window, observation, window.keyframes[-1])
+        yield self._tracker.relocalise_jointly(window, observation)

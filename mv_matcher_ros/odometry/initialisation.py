@@ -15,7 +15,7 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry.epipolar import homogeneous, pose_from_essential
 from mv_matcher_ros.geometry.two_view_model import TwoViewKind, select_two_view_model
-from mv_matcher_ros.models.classical import NearestNeighbourMatcher
+from mv_matcher_ros.models.classical import Matcher
 from mv_matcher_ros.odometry.landmarks import inverse_depth_from_pair
 from mv_matcher_ros.odometry.observation import Observation
 
@@ -56,9 +56,7 @@ class TwoViewStart:
 class TwoViewInitialiser:
     """Waits for a second view with enough parallax to the first."""
 
-    def __init__(
-        self, settings: Settings, camera: Camera, matcher: NearestNeighbourMatcher
-    ) -> None:
+    def __init__(self, settings: Settings, camera: Camera, matcher: Matcher) -> None:
         self._settings = settings
         self._matcher = matcher
         self._focal = camera.focal_px

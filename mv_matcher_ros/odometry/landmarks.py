@@ -16,6 +16,7 @@ from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.epipolar import homogeneous
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
+from mv_matcher_ros.odometry.joint_matching import JointMatches
 from mv_matcher_ros.odometry.projection import project
 from mv_matcher_ros.odometry.tracking import REFERENCE_WIDTH
 from mv_matcher_ros.odometry.window import Keyframe, Window
@@ -74,6 +75,20 @@ class LandmarkMaker:
         free = (keyframe.landmark[links[:, 1]] < 0) & (other.landmark[links[:, 0]] < 0)
         return self._triangulate(window, keyframe, other, links[free].flip(1))
 
+    def from_joint_matches(self, window: Window, keyframe: Keyframe, joint: JointMatches) -> int:
+        """Landmarks from matches of the graph network; returns how many are new.
+
+        What contradicts the poses by more than bundle adjustment can mend is left out.
+        """
+        made = 0
+        for other in reversed(window.keyframes):
+            if other.observation.index not in joint.of_keyframe or other is keyframe:
+                continue
+            pairs, _ = joint.of_keyframe[other.observation.index]
+            pairs = pairs[keyframe.landmark[pairs[:, 0]] < 0]
+            made += self._use(window, keyframe, other, self._near_lines(keyframe, other, pairs))
+        return made
+
     def from_parallax(self, window: Window, keyframe: Keyframe) -> int:
         """Landmarks triangulated with older keyframes; returns how many.
 
@@ -85,11 +100,26 @@ class LandmarkMaker:
             free = (keyframe.landmark < 0).nonzero()[:, 0]
             if len(free) == 0:
                 break
-            pairs = self._epipolar_matches(keyframe, other, free)
-            known = other.landmark[pairs[:, 1]] >= 0
-            self._rejoin(window, keyframe, pairs[known], other)
-            made += self._triangulate(window, keyframe, other, pairs[~known])
+            made += self._use(
+                window, keyframe, other, self._epipolar_matches(keyframe, other, free)
+            )
         return made
+
+    def _use(self, window: Window, keyframe: Keyframe, other: Keyframe, pairs: Tensor) -> int:
+        """Landmarks seen again, and new ones, from (K, 2) matches; returns how many are new."""
+        known = other.landmark[pairs[:, 1]] >= 0
+        self._rejoin(window, keyframe, pairs[known], other)
+        return self._triangulate(window, keyframe, other, pairs[~known])
+
+    def _near_lines(self, keyframe: Keyframe, other: Keyframe, pairs: Tensor) -> Tensor:
+        """Those of (K, 2) matches that lie near each other's epipolar lines."""
+        relative = self.relative(other, keyframe)
+        essential = se3.hat(relative[:3, 3]) @ relative[:3, :3]
+        ours = homogeneous(keyframe.observation.plane_xy[pairs[:, 0]])
+        lines = homogeneous(other.observation.plane_xy[pairs[:, 1]]) @ essential.T
+        length = lines[:, :2].norm(dim=1).clamp_min(1e-12)
+        distance = (ours * lines).sum(1).abs() / length
+        return pairs[distance < self._provisional(keyframe, pairs[:, 0])]
 
     def complete_tracks(self, window: Window) -> None:
         """Look for the landmarks in the keyframes that do not see them yet.

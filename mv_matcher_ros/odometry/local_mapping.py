@@ -18,6 +18,7 @@ from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.disparity_offset import DisparityOffset
 from mv_matcher_ros.odometry.flow import Followed, Target
 from mv_matcher_ros.odometry.initialisation import TwoViewStart
+from mv_matcher_ros.odometry.joint_matching import JointMatcher, JointMatches, SecondView
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker
 from mv_matcher_ros.odometry.local_adjustment import LocalAdjustment
 from mv_matcher_ros.odometry.observation import Observation, Observer
@@ -60,8 +61,10 @@ class LocalMapper:
         observer: Observer,
         tracker: Tracker,
         matcher: NearestNeighbourMatcher,
+        joint: JointMatcher | None = None,
     ) -> None:
         camera = rig.cameras[0]
+        self._joint = joint
         self._settings = settings
         self._observer = observer
         self._tracker = tracker
@@ -102,7 +105,7 @@ class LocalMapper:
 
     def begin_with_depth(self, frame: Frame, observation: Observation, pose: Tensor) -> int:
         """A window of one keyframe at `pose`, if enough features have depth; returns how many."""
-        observation = self._with_depth(frame, observation)
+        observation = self._with_depth(observation, self._second_view(frame))
         window, keyframe = Window(), Keyframe.of(observation, pose)
         made = self._maker.from_depth(window, keyframe)
         if made >= self._settings.initialisation.min_landmarks:
@@ -167,8 +170,15 @@ class LocalMapper:
             links: (K, 2) features of the newest keyframe and of this frame known to be the same.
         """
         window = self.window
-        observation = self._with_depth(frame, observation)
+        second = self._second_view(frame)
+        matches = state = None
+        if self._joint is not None:
+            matches, state = self._joint.match(
+                window.keyframes, observation, tracked.world_from_body, second
+            )
+        observation = self._with_depth(observation, second, matches)
         keyframe = Keyframe.of(observation, tracked.world_from_body)
+        keyframe.state = state
         feature, landmark = tracked.feature[tracked.inlier], tracked.landmark[tracked.inlier]
         keyframe.landmark[feature] = landmark
         window.landmarks.descriptor[landmark] = observation.features.descriptors[feature]
@@ -179,6 +189,8 @@ class LocalMapper:
             self._maker.from_depth(window, keyframe)
         if links is not None:
             self._maker.from_links(window, keyframe, links)
+        if matches is not None:
+            self._maker.from_joint_matches(window, keyframe, matches)
         self._maker.from_parallax(window, keyframe)
         window.count_seen()
         self._adjustment.refine(window)
@@ -208,11 +220,21 @@ class LocalMapper:
         )
         return torch.stack([followed.origin[kept][pairs[:, 0]], pairs[:, 1]], dim=1)
 
-    def _with_depth(self, frame: Frame, observation: Observation) -> Observation:
-        if self._stereo is None:
+    def _second_view(self, frame: Frame) -> SecondView | None:
+        return None if self._stereo is None else SecondView(*self._observer.second_view(frame))
+
+    def _with_depth(
+        self,
+        observation: Observation,
+        second: SecondView | None,
+        matches: JointMatches | None = None,
+    ) -> Observation:
+        if self._stereo is None or second is None:
             return observation
-        features, plane, sigma = self._observer.second_view(frame)
         if self._rig_check is not None:
-            self._rig_check.offer(observation, features, plane)
+            self._rig_check.offer(observation, second.features, second.plane_xy)
         offset = 0.0 if self._offset is None else self._offset.offset
-        return self._stereo.add_depth(observation, features, plane, sigma, offset)
+        given = None if matches is None or matches.stereo is None else matches.stereo[0]
+        return self._stereo.add_depth(
+            observation, second.features, second.plane_xy, second.sigma, offset, given
+        )

@@ -37,6 +37,7 @@ class StereoMatcher:
         plane_xy: Tensor,
         sigma: Tensor,
         offset: float = 0.0,
+        given: Tensor | None = None,
     ) -> Observation:
         """The observation with inverse depths where the second view agrees.
 
@@ -44,13 +45,20 @@ class StereoMatcher:
             observation: of the first view.
             features, plane_xy, sigma: of the second view.
             offset: constant error of the inverse depths, taken out.
+            given: (K, 2) matches that are known already; those that the rig allows are taken.
         """
         unknown = torch.full((len(observation),), torch.nan, dtype=torch.float64)
         spread = torch.ones_like(unknown)
         if len(observation) and len(features):
             allowed = self._candidates(observation.plane_xy, plane_xy)
             similarity = observation.features.descriptors @ features.descriptors.T
+            if given is not None:
+                given = given[allowed[given[:, 0], given[:, 1]]]
+                allowed[given[:, 0]] = False
+                allowed[:, given[:, 1]] = False
             pairs, _ = self._matcher.match_guided(similarity, allowed)
+            if given is not None:
+                pairs = torch.cat([given, pairs])
             left, right = pairs[:, 0], pairs[:, 1]
             found, _ = inverse_depth_from_pair(
                 observation.plane_xy[left], plane_xy[right], self._second_from_first

@@ -15,6 +15,7 @@ from mv_matcher_ros.geometry.bundle_adjustment import solve
 from mv_matcher_ros.geometry.pose_ransac import estimate_absolute_pose
 from mv_matcher_ros.geometry.reprojection import Problem, linearise, residuals
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
+from mv_matcher_ros.models.runtime import LearnedMatcher
 from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.projection import project
 from mv_matcher_ros.odometry.window import Keyframe, Landmarks, Window, measurements
@@ -56,10 +57,15 @@ class Tracker:
     """Finds the landmarks of a window in a frame and the pose that explains them."""
 
     def __init__(
-        self, settings: Settings, camera: Camera, matcher: NearestNeighbourMatcher
+        self,
+        settings: Settings,
+        camera: Camera,
+        matcher: NearestNeighbourMatcher,
+        graph: LearnedMatcher | None = None,
     ) -> None:
         self._settings = settings
         self._matcher = matcher
+        self._graph = graph
         self._focal = camera.focal_px
         self._pixel_scale = camera.width / REFERENCE_WIDTH
         self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
@@ -116,13 +122,41 @@ class Tracker:
         pairs = matches.keypoints
         landmark = keyframe.landmark[pairs[:, 0]]
         seen = landmark >= 0
-        feature, landmark = pairs[seen, 1], landmark[seen]
+        return self._found_again(window, observation, pairs[seen, 1], landmark[seen], 'keyframe')
+
+    def relocalise_jointly(self, window: Window, observation: Observation) -> Tracked | None:
+        """Pose from the newest keyframes and the frame in one graph; None without a network."""
+        if self._graph is None:
+            return None
+        older = window.keyframes[1 - self._settings.matching.views :]
+        features = [keyframe.observation.features for keyframe in older]
+        new = len(older)
+        matches = self._graph.match(
+            [*features, observation.features], [(number, new) for number in range(new)]
+        )
+        best_last = matches.confidence.argsort(stable=True)
+        landmark_of = torch.full((len(observation),), -1, dtype=torch.int64)
+        for number, keyframe in enumerate(older):
+            chosen = best_last[matches.views[best_last, 0] == number]
+            there, here = matches.keypoints[chosen].T
+            seen = keyframe.landmark[there] >= 0
+            landmark_of[here[seen]] = keyframe.landmark[there[seen]]
+        feature = (landmark_of >= 0).nonzero()[:, 0]
+        return self._found_again(window, observation, feature, landmark_of[feature], 'graph')
+
+    def _found_again(
+        self,
+        window: Window,
+        observation: Observation,
+        feature: Tensor,
+        landmark: Tensor,
+        method: str,
+    ) -> Tracked | None:
+        """Pose from (K,) matches with landmarks, some of them wrong, and without a guess."""
         start = self._robust_start(window, observation, feature, landmark)
         if start is None:
             return None
-        tracked = self.solve_pose(
-            window.landmarks, observation, feature, landmark, start, 'keyframe'
-        )
+        tracked = self.solve_pose(window.landmarks, observation, feature, landmark, start, method)
         if tracked is None or not self.believable(tracked):
             return None
         return self.track(window, observation, tracked.world_from_body) or tracked

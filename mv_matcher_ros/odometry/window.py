@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mv_matcher_ros.geometry.reprojection import PosePrior, Problem
+from mv_matcher_ros.models.streaming import ViewState
 from mv_matcher_ros.odometry.observation import Observation
 
 
@@ -20,11 +21,13 @@ class Keyframe:
         observation: its features, with depth.
         world_from_body: (4, 4) float64 pose, refined as long as it is in the window.
         landmark: (N,) int64, row of the landmark each feature sees, −1 for none.
+        state: what the streaming matcher keeps of it.
     """
 
     observation: Observation
     world_from_body: Tensor
     landmark: Tensor
+    state: ViewState | None = None
 
     @classmethod
     def of(cls, observation: Observation, world_from_body: Tensor) -> Keyframe:
