@@ -59,6 +59,7 @@ setup(
         'bags': bags,
         'report': report,
         'robust': robust,
+        'bench': ['kornia>=0.8'],
         'mapping': ['gtsam>=4.3.0; python_version >= "3.11"'],
         'ros': ros_wheels,
         'all': cli + bags + report + robust,

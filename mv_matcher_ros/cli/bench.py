@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mv_matcher_ros.cli.bench_creep import creep
+from mv_matcher_ros.cli.bench_matcher import matcher
 from mv_matcher_ros.cli.bench_memory import memory
 from mv_matcher_ros.cli.bench_node import node
 from mv_matcher_ros.cli.bench_recovery import recovery
@@ -66,6 +67,7 @@ def bundle_adjustment(
     report({'bundle_adjustment': rows}, json, lambda: print_bundle_adjustment(rows))
 
 
+bench.command()(matcher)
 bench.command()(node)
 bench.command()(memory)
 bench.command()(creep)

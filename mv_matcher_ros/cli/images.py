@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mv_matcher_ros.cli.console import print_json, print_table, progress, say
+from mv_matcher_ros.cli.console import print_json, print_table, progress, say, warn
 from mv_matcher_ros.cli.options import ConfigOption, JsonOption, SetOption, settings_from
+from mv_matcher_ros.cli.pair_solvers import Solver, relative_pose
 from mv_matcher_ros.errors import SourceError
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 IMAGES_CACHED = 64  # features of images that come in several pairs
 
 
-class Solver(str, Enum):
-    """Robust solver of the relative pose; both are OpenCV's."""
-
-    magsac = 'magsac'
-    ransac = 'ransac'
+# What `matching.matcher` means for still images, in which nothing can be kept.
+MATCHER_NAMES = {
+    'nearest': 'mutual nearest neighbours',
+    'multiview': 'graph network',
+    'streaming': 'graph network',
+}
 
 
 def match(
@@ -44,15 +45,17 @@ def match(
 
     from mv_matcher_ros.cli.match_drawing import draw_row, epipolar_inliers, save_image
     from mv_matcher_ros.files.images import read_image
-    from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
+    from mv_matcher_ros.models.choice import Models
 
     if len(images) < 2:
         raise SourceError(f'match needs at least two images, {len(images)} given')
     settings = settings_from(config, assignments)
     pictures = [read_image(path) for path in images]
-    detector = ClassicalDetector(settings.detector)
-    features = [detector.detect(picture) for picture in pictures]
-    matches = NearestNeighbourMatcher(settings.matching, settings.detector.name).match(features)
+    models = Models.of(settings)
+    features = [models.detector.detect(picture) for picture in pictures]
+    matches = models.matcher.match(features)
+    if models.graph is not None and models.graph.cut:
+        warn(f'{models.graph.cut} of the weakest keypoints left out (matching.max_keypoints)')
     rows: list[dict[str, Any]] = []
     drawn = []
     for a, b in combinations(range(len(images)), 2):
@@ -76,7 +79,8 @@ def match(
         print_json({'pairs': rows, 'drawing': str(out)})
         return
     print_table(
-        f'Matches of {len(images)} images ({settings.detector.name}, mutual nearest neighbours)',
+        f'Matches of {len(images)} images '
+        f'({settings.detector.name}, {MATCHER_NAMES[settings.matching.matcher]})',
         ('first', 'second', 'keypoints', 'matches', 'agree on one geometry'),
         [
             (Path(r['images'][0]).name, Path(r['images'][1]).name,
@@ -93,7 +97,7 @@ def pairs(
     images: Annotated[
         Path | None, typer.Option(help="Folder of the images; default: the file's.")
     ] = None,
-    solver: Annotated[Solver, typer.Option(help='Robust pose solver (OpenCV).')] = Solver.magsac,
+    solver: Annotated[Solver, typer.Option(help='Solver of the relative pose.')] = Solver.magsac,
     threshold_px: Annotated[
         float, typer.Option(min=0.01, help='Inlier threshold of the solver.')
     ] = 1.0,
@@ -117,8 +121,7 @@ def pairs(
         for pair in listed:
             results.append(measure(pair))
             advance(f'{results[-1].matches} matches')
-    name = f'opencv-usac-{solver.value}' if solver is Solver.magsac else 'opencv-ransac'
-    summary = summarise_pairs(results, f'{name}-{threshold_px:g}px')
+    summary = summarise_pairs(results, f'{solver.full_name}-{threshold_px:g}px')
     content = {**summary.to_json(), 'detector': settings.detector.model_dump(),
                'matching': settings.matching.model_dump()}  # fmt: skip
     if per_pair:
@@ -150,28 +153,29 @@ def pair_measurer(
 
     from mv_matcher_ros.evaluation.matching_error import PairResult, epipolar_correct, pose_error
     from mv_matcher_ros.files.images import read_image
-    from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
+    from mv_matcher_ros.models.choice import Models
 
-    detector = ClassicalDetector(settings.detector)
-    matcher = NearestNeighbourMatcher(settings.matching, settings.detector.name)
+    models = Models.of(settings)
 
     @lru_cache(IMAGES_CACHED)
     def look_at(path: Path, quarter_turns: int) -> tuple[tuple[int, int], Features]:
         image = read_image(path)
         height, width = image.shape[:2]
         upright = np.ascontiguousarray(np.rot90(image, quarter_turns))
-        return (width, height), detector.detect(upright)
+        return (width, height), models.detector.detect(upright)
 
     def measure(pair: ImagePair) -> PairResult:
         seen = [look_at(p, q) for p, q in zip(pair.paths, pair.quarter_turns, strict=True)]
         upright = pair.upright((seen[0][0], seen[1][0]))
-        keypoints, _ = matcher.match([seen[0][1], seen[1][1]]).pair(0, 1)
+        keypoints, confidence = models.matcher.match([seen[0][1], seen[1][1]]).pair(0, 1)
         points = [
             normalised(seen[i][1].keypoints_xy[keypoints[:, i]].numpy(), upright.matrices[i])
             for i in (0, 1)
         ]
         focal_px = float(np.mean([matrix[[0, 1], [0, 1]] for matrix in upright.matrices]))
-        estimate = relative_pose(points[0], points[1], threshold_px / focal_px, solver)
+        estimate = relative_pose(
+            points[0], points[1], confidence.numpy(), threshold_px / focal_px, solver
+        )
         correct = epipolar_correct(points[0], points[1], upright.b_from_a)
         return PairResult(
             pair.names,
@@ -190,32 +194,3 @@ def normalised(pixels: Any, matrix: Array) -> Array:
 
     homogeneous = np.column_stack([pixels, np.ones(len(pixels))]).astype(np.float64)
     return (homogeneous @ np.linalg.inv(matrix).T)[:, :2]
-
-
-def relative_pose(
-    points_a: Array, points_b: Array, threshold: float, solver: Solver
-) -> Array | None:
-    """(4, 4) b_from_a with unit translation from (N, 2) normalised matches, or None."""
-    import cv2
-    import numpy as np
-
-    if len(points_a) < 5:
-        return None
-    method = cv2.USAC_MAGSAC if solver is Solver.magsac else cv2.RANSAC
-    try:
-        essential, inlier = cv2.findEssentialMat(
-            points_a, points_b, np.eye(3), method=method, prob=0.99999, threshold=threshold
-        )
-    except cv2.error:  # degenerate samples: some versions raise instead of returning nothing
-        return None
-    if essential is None or essential.shape[0] % 3 or essential.shape[1] != 3:
-        return None
-    best, best_count = None, 0
-    for candidate in np.split(essential, essential.shape[0] // 3):
-        count, rotation, translation, _ = cv2.recoverPose(
-            candidate, points_a, points_b, np.eye(3), 1e9, mask=inlier.copy()
-        )[:4]
-        if count > best_count:
-            best_count, best = count, np.eye(4)
-            best[:3, :3], best[:3, 3] = rotation, translation[:, 0]
-    return best

@@ -78,13 +78,18 @@ class DetectorNetwork(nn.Module):
         hidden = profile.head_width
         self.score_hidden = nn.Sequential(*convolution(before, hidden))
         self.score = nn.Conv2d(hidden, CELL * CELL + 1, 1)
-        self.descriptor = nn.Sequential(
-            *convolution(before, hidden), nn.Conv2d(hidden, profile.descriptor_size, 1)
-        )
+        self.descriptor_hidden = nn.Sequential(*convolution(before, hidden))
+        self.descriptor = nn.Conv2d(hidden, profile.descriptor_size, 1)
         # Of each pixel of a cell: shift in x and y, and logarithm of its error.
         self.subpixel = (
             nn.Linear(hidden, 3 * CELL * CELL) if profile.subpixel == 'learned' else None
         )
+
+    def halved(self, dtype: torch.dtype) -> DetectorNetwork:
+        """This network with its backbone in `dtype`; what the heads say stays as it is."""
+        for part in (self.encoder, self.score_hidden, self.descriptor_hidden):
+            part.to(dtype)
+        return self
 
     def forward(
         self, images: Tensor, max_keypoints: int, border_px: int = 4, allowed: Tensor | None = None
@@ -106,9 +111,12 @@ class DetectorNetwork(nn.Module):
         # Whole cells only: the image continues beyond its edge, and what is found there is cut.
         right, below = (-width) % CELL, (-height) % CELL
         padded = functional.pad(images, (0, right, 0, below), mode='replicate')
-        seen = self.encoder(padded.to(self.score.weight.dtype))
-        hidden = self.score_hidden(seen)
-        logits, descriptors = self.score(hidden).float(), self.descriptor(seen).float()
+        with torch.autocast(images.device.type, enabled=False):
+            seen = self.encoder(padded.to(next(self.encoder.parameters()).dtype))
+            kind = self.score.weight.dtype
+            hidden = self.score_hidden(seen).to(kind)
+            logits = self.score(hidden)
+            descriptors = self.descriptor(self.descriptor_hidden(seen).to(kind))
         log_probability = logits.log_softmax(dim=1)
         scores = functional.pixel_shuffle(log_probability[:, :-1].exp(), CELL)[:, 0]
         scores = torch.nan_to_num(scores[:, :height, :width])

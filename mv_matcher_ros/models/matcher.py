@@ -108,6 +108,12 @@ class MatcherNetwork(nn.Module):
             self.final.bias.zero_()
             self.dustbin.fill_(STARTING_SHARPNESS * STARTING_DUSTBIN)
 
+    def halved(self, dtype: torch.dtype) -> MatcherNetwork:
+        """This network with its graph in `dtype`; confidences and transport stay as they are."""
+        for part in (self.encoder, self.descriptor, self.layers, self.final):
+            part.to(dtype)
+        return self
+
     def forward(
         self,
         batch: ViewBatch,

@@ -69,8 +69,8 @@ def superpoint_weights(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for here, there in (
         ('score_hidden.0', 'convPa'),
         ('score', 'convPb'),
-        ('descriptor.0', 'convDa'),
-        ('descriptor.2', 'convDb'),
+        ('descriptor_hidden.0', 'convDa'),
+        ('descriptor', 'convDb'),
     ):
         _put(weights, here, taken.convolution(there))
     taken.expect_nothing_left()

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from mv_matcher_ros.config import DetectorSettings, MatchingSettings, RuntimeSettings
 from mv_matcher_ros.datatypes import Features, Matches
@@ -46,7 +46,7 @@ class Place:
         return f'{self.device.type} {precision}'
 
 
-Network = TypeVar('Network', bound=nn.Module)
+Network = TypeVar('Network', DetectorNetwork, MatcherNetwork)
 
 
 def placed(
@@ -67,11 +67,18 @@ def placed(
         place = Place(device, DTYPES[settings.precision])
         if device.type == 'cpu' and place.dtype == torch.float16:
             raise SettingsError('runtime.precision fp16 is for CUDA; a CPU has fp32 and bf16')
-        return network.to(device, place.dtype), place
+        return _at(network, place), place
     if device.type == 'cuda':
         place = Place(device, torch.float16)
-        return network.to(device, place.dtype), place
+        return _at(network, place), place
     return _faster_on_cpu(network, trial)
+
+
+def _at(network: Network, place: Place) -> Network:
+    """The network on the device, its backbone in the precision."""
+    network.to(place.device)
+    network.halved(place.dtype)
+    return network
 
 
 def _device(name: str) -> torch.device:
@@ -95,11 +102,11 @@ def _faster_on_cpu(
     # Weights are copied before the trial: rounding them to half precision cannot be undone.
     kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     slow = _best_time(lambda: trial(network, single))
-    network.to(half.dtype)
+    network.halved(half.dtype)
     fast = _best_time(lambda: trial(network, half))
     if fast * WORTH < slow:
         return network, half
-    network.to(single.dtype)
+    network.halved(single.dtype)
     network.load_state_dict(kept)
     return network, single
 

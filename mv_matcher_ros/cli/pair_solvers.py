@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How `pairs` gets a relative pose from the matches of two images."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mv_matcher_ros.datatypes import Array
+
+
+class Solver(str, Enum):
+    """Two robust solvers of OpenCV, and the pose estimator of the odometry."""
+
+    magsac = 'magsac'
+    ransac = 'ransac'
+    estimator = 'estimator'
+
+    @property
+    def full_name(self) -> str:
+        """For results."""
+        return {
+            'magsac': 'opencv-usac-magsac',
+            'ransac': 'opencv-ransac',
+            'estimator': 'weighted-eight-point-and-adjustment',
+        }[self.value]
+
+
+def relative_pose(
+    points_a: Array, points_b: Array, confidence: Array, threshold: float, solver: Solver
+) -> Array | None:
+    """(4, 4) b_from_a with unit translation, or None.
+
+    Args:
+        points_a, points_b: (N, 2) matches on the normalised planes; confidence: (N,).
+        threshold: error of an inlier; the pose estimator takes a third of it as sigma.
+    """
+    if solver is Solver.estimator:
+        return _by_estimator(points_a, points_b, confidence, threshold)
+    return _by_opencv(points_a, points_b, threshold, solver)
+
+
+def _by_estimator(
+    points_a: Array, points_b: Array, confidence: Array, threshold: float
+) -> Array | None:
+    import numpy as np
+    import torch
+
+    from mv_matcher_ros.config import PoseEstimatorSettings
+    from mv_matcher_ros.datatypes import Matches
+    from mv_matcher_ros.odometry.pose_estimator import PoseEstimator
+
+    count = len(points_a)
+    plane = torch.from_numpy(np.stack([points_a, points_b]))
+    number = torch.arange(count)
+    matches = Matches(
+        torch.tensor([[0, 1]]).expand(count, 2),
+        torch.stack([number, number], dim=1),
+        torch.from_numpy(confidence),
+    )
+    sigma = torch.full((2, count), threshold / 3.0, dtype=torch.float64)
+    found = PoseEstimator(PoseEstimatorSettings()).estimate(plane, sigma, matches)
+    length = float(found.world_from_body[1, :3, 3].norm())
+    if not bool(found.found[1]):
+        return None
+    b_from_a = np.linalg.inv(found.world_from_body[1].numpy())
+    b_from_a[:3, 3] /= max(length, 1e-12)
+    return np.asarray(b_from_a)
+
+
+def _by_opencv(points_a: Array, points_b: Array, threshold: float, solver: Solver) -> Array | None:
+    import cv2
+    import numpy as np
+
+    if len(points_a) < 5:
+        return None
+    method = cv2.USAC_MAGSAC if solver is Solver.magsac else cv2.RANSAC
+    try:
+        essential, inlier = cv2.findEssentialMat(
+            points_a, points_b, np.eye(3), method=method, prob=0.99999, threshold=threshold
+        )
+    except cv2.error:  # degenerate samples: some versions raise instead of returning nothing
+        return None
+    if essential is None or essential.shape[0] % 3 or essential.shape[1] != 3:
+        return None
+    best, best_count = None, 0
+    for candidate in np.split(essential, essential.shape[0] // 3):
+        count, rotation, translation, _ = cv2.recoverPose(
+            candidate, points_a, points_b, np.eye(3), 1e9, mask=inlier.copy()
+        )[:4]
+        if count > best_count:
+            best_count, best = count, np.eye(4)
+            best[:3, :3], best[:3, 3] = rotation, translation[:, 0]
+    return best
