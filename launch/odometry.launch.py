@@ -30,7 +30,7 @@ ARGUMENTS = (
     ('depth', 'depth', 'RGB-D: depth image topic, registered to the image.'),
     ('image_transport', '', 'raw or compressed.'),
     ('odom_frame', '', 'Frame the poses are in.'),
-    ('body_frame', '', 'Frame whose pose is published.'),
+    ('body_frame', '', 'Frame whose pose is published, with extrinsics_from_tf:=true.'),
     (
         'extrinsics_from_tf',
         '',

@@ -289,7 +289,11 @@ class FrameSettings(Section):
     """Names of coordinate frames (REP-105)."""
 
     odom: str = Field('odom', description='Frame the poses are published in.')
-    body: str = Field('base_link', description='Frame whose pose is published; empty: the camera.')
+    body: str = Field(
+        'base_link',
+        description='Frame whose pose is published, with `ros.extrinsics_from_tf`; '
+        'without that, or empty: the first camera.',
+    )
 
 
 class RosSettings(Section):
@@ -307,7 +311,8 @@ class RosSettings(Section):
     )
     publish_tf: bool = Field(True, description='Publish odom -> body on /tf.')
     extrinsics_from_tf: bool = Field(
-        False, description='Look body <- camera up in TF once; else body is the camera.'
+        False,
+        description='Look body <- camera up in TF once; without it poses are of the first camera.',
     )
     tf_timeout_s: float = Field(5.0, ge=0.0, description='How long to wait for the camera in TF.')
     path_length: int = Field(2000, ge=0, description='Poses kept in the published path.')

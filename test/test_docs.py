@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,43 @@ def test_tests_named_in_conventions_exist() -> None:
 def test_documents_name_no_private_places() -> None:
     for path in [*DOCUMENTS, ROOT / 'Makefile', ROOT / '.ci' / 'run']:
         assert not re.search(r'/(home|root|work|tmp)/\w', path.read_text()), path
+
+
+def commands_in(name: str, command: str) -> list[list[str]]:
+    """Words of every line of a shell block that starts with a command."""
+    blocks = re.findall(r'```bash\n(.*?)```', text_of(name), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [words[1:] for words in found if words and words[0] == command]
+
+
+@pytest.mark.parametrize('command', ['bag_player', 'trajectory_recorder'])
+def test_examples_of_the_ros_tools_have_the_options_they_name(command: str) -> None:
+    pytest.importorskip('rclpy')
+    module = importlib.import_module(f'mv_matcher_ros.ros.{command}')
+    examples = commands_in('docs/ros.md', command)
+    assert examples
+    for words in examples:
+        module._parser().parse_args(words)
+
+
+def test_examples_of_the_node_name_parameters_and_topics_there_are() -> None:
+    """Who remaps one topic of a sensor has to remap all of them."""
+    inputs = pytest.importorskip('mv_matcher_ros.ros.inputs')
+    examples = commands_in('docs/ros.md', 'odometry_node')
+    assert examples
+    known = {name for name, _ in leaves()}
+    for words in examples:
+        pairs = list(pairwise(words))
+        given = dict(value.split(':=') for option, value in pairs if option == '-p')
+        remapped = {value.split(':=')[0] for option, value in pairs if option == '-r'}
+        assert set(given) <= known, words
+        images, infos = inputs.TOPICS[given['sensor']]
+        assert remapped in (set(), {*images, *infos}), words
+
+
+def test_topics_of_the_player_are_listed_by_sensor() -> None:
+    inputs = pytest.importorskip('mv_matcher_ros.ros.inputs')
+    for sensor, (images, infos) in inputs.TOPICS.items():
+        listed = ', '.join(f'`/{topic}`' for topic in (*images, *infos))
+        assert f'| {sensor} | {listed} |' in text_of('docs/ros.md')

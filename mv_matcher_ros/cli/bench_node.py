@@ -147,7 +147,7 @@ def _show(measured: Mapping[str, Any]) -> None:
         ('poses', measured['with_pose']),
         ('processed rate', None if rate is None else f'{rate:.2f} Hz'),
         ('latency p50 / p95, image sent to odometry received', _pair(latency)),
-        ('latency p50 / p95, inside the node', _pair(inside)),
+        ('the same frames, inside the node alone', _pair(inside)),
         (f'ATE after {_fitted(measured)}', _metres(measured['ate_rmse_m'])),
     ]
     offline = measured.get('offline')

@@ -74,10 +74,7 @@ def play_to_node(play: Play, settings: Settings, out: Path) -> dict[str, Any]:
     )
     with _Processes(out) as processes:
         node = processes.start('main', '--ros-args', '--params-file', str(parameters))
-        info = 'left/camera_info' if play.sensor == 'stereo' else 'camera_info'
-        recorder = processes.start(
-            'trajectory_recorder', '--out', str(out), '--camera-info', info, '--idle', '1e9'
-        )
+        recorder = processes.start('trajectory_recorder', '--out', str(out), '--idle', '1e9')
         player = processes.start('bag_player', *_player_words(play))
         processes.wait_for(player)
         # The recorder last: what the node says while it ends is heard too.

@@ -11,11 +11,15 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mv_matcher_ros.errors import MissingDependencyError, MvMatcherError, SourceError
 from mv_matcher_ros.ros.dds_profile import apply_profile
 from mv_matcher_ros.ros.playback import BagPlayer, Playback
 from mv_matcher_ros.ros.stopping import init_without_signals
+
+if TYPE_CHECKING:
+    from mv_matcher_ros.files.recording import Recording
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,7 +32,13 @@ def _parser() -> argparse.ArgumentParser:
     add('--lossless', action='store_true', help='wait for the answer to every frame')
     add('--ahead', type=int, default=default.ahead, help='frames under way (lossless)')
     add('--clock', action='store_true', help='publish /clock')
-    add('--body-frame', default=default.body_frame, help='parent of the cameras on /tf_static')
+    add('--compressed', choices=('jpeg', 'png'), default='', help='play <topic>/compressed')
+    add(
+        '--body-frame',
+        help='parent of the cameras on /tf_static; bags: a frame of their own /tf_static, and '
+        'without it no mounts are played; folders that know their body: its name, default '
+        f'{default.body_frame}',
+    )
     add('--state-topic', default=default.state_topic, help='where the node answers')
     add('--wait-for', action='append', default=[], help='recorder that must be ready (repeatable)')
     add('--timeout', type=float, default=default.timeout_s, help='seconds to wait for the node')
@@ -36,6 +46,27 @@ def _parser() -> argparse.ArgumentParser:
     add('--end', type=int, help='frame to stop before')
     add('--stride', type=int, default=1, help='play every n-th frame')
     return parser
+
+
+def _opened(options: argparse.Namespace) -> Recording:
+    """The recording; a bag's cameras sit where its /tf_static says."""
+    from mv_matcher_ros.files.open import open_source, recognise
+
+    body_frame = options.body_frame if recognise(options.source) == 'bag' else None
+    source = open_source(
+        options.source,
+        options.sensor,
+        options.start,
+        options.end,
+        options.stride,
+        body_frame=body_frame,
+    )
+    if options.body_frame and source.rig.body_axes != 'rep103':
+        raise SourceError(
+            f'{options.source}: nothing there says how the cameras sit on '
+            f'"{options.body_frame}": leave --body-frame out'
+        )
+    return source
 
 
 def _checked(options: argparse.Namespace) -> Playback:
@@ -46,7 +77,8 @@ def _checked(options: argparse.Namespace) -> Playback:
         lossless=options.lossless,
         ahead=options.ahead,
         clock=options.clock,
-        body_frame=options.body_frame,
+        compressed=options.compressed,
+        body_frame=options.body_frame or Playback().body_frame,
         state_topic=options.state_topic,
         wait_for=tuple(options.wait_for),
         timeout_s=options.timeout,
@@ -74,12 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        from mv_matcher_ros.files.open import open_source
-
         playback = _checked(options)
-        source = open_source(
-            options.source, options.sensor, options.start, options.end, options.stride
-        )
+        source = _opened(options)
         player = BagPlayer(rclpy.create_node('bag_player'), source, playback)
         player.play()
     except MvMatcherError as error:

@@ -12,16 +12,18 @@ import array
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from mv_matcher_ros.errors import SourceError
-from mv_matcher_ros.files.image_messages import depth_image, view_image
+from mv_matcher_ros.files.image_messages import depth_image, fields_of_compressed, view_image
 from mv_matcher_ros.files.images import UnreadableImageError
 from mv_matcher_ros.ros.standins import working_module
 
 Image8 = NDArray[np.uint8]
 Depth = NDArray[np.float32]
+_DEPTH_HEADER_BYTES = 12  # of compressedDepth; zeros for 16UC1
 
 
 def _swaps_bytes(module: ModuleType) -> None:
@@ -102,3 +104,34 @@ def message_from_image(image: NDArray[Any], encoding: str, header: Any) -> Any:
     # array.array is taken as it is; an ndarray would be checked value by value, 40 ms a VGA image.
     message.data = array.array('B', image.tobytes())
     return message
+
+
+def compressed_from_image(image: NDArray[np.uint8], form: str, header: Any) -> Any:
+    """sensor_msgs/CompressedImage of an array.
+
+    Args:
+        image: (H, W) grey or (H, W, 3) BGR.
+        form: `jpeg` or `png`.
+        header: std_msgs/Header of the message.
+    """
+    fields = fields_of_compressed(image, form)
+    return _compressed(header, fields['format'], fields['data'].tobytes())
+
+
+def compressed_from_depth(depth: NDArray[np.floating[Any]], header: Any) -> Any:
+    """sensor_msgs/CompressedImage, `compressedDepth` as PNG, of a depth image.
+
+    Args:
+        depth: (H, W) metres; rounded to millimetres, 0 where unknown or beyond 65 m.
+        header: std_msgs/Header of the message.
+    """
+    millimetres = np.rint(np.nan_to_num(depth, posinf=0.0, neginf=0.0) * 1e3)
+    millimetres[(millimetres < 0) | (millimetres > np.iinfo(np.uint16).max)] = 0
+    data = cv2.imencode('.png', millimetres.astype(np.uint16))[1].tobytes()
+    return _compressed(header, '16UC1; compressedDepth png', bytes(_DEPTH_HEADER_BYTES) + data)
+
+
+def _compressed(header: Any, form: str, data: bytes) -> Any:
+    from sensor_msgs.msg import CompressedImage
+
+    return CompressedImage(header=header, format=form, data=array.array('B', data))

@@ -141,7 +141,8 @@ class OdometryNode(Node):
 
     def _report(self) -> None:
         """Once a second: say what is missing (throttled), publish diagnostics."""
-        problem = '; '.join(self._inputs.missing()) or self._health.problem
+        known = [self._health.problem] if self._health.problem else []
+        problem = '; '.join([*known, *self._inputs.missing()])
         self._health.say(problem)
         metric = 'metres' if self._metric() else 'arbitrary: mono poses have no metric scale'
         values: dict[str, object] = {

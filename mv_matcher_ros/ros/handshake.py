@@ -18,17 +18,26 @@ class Handshake:
         node: rclpy node that owns the readers.
         state_topic: of the odometry node, which is found by it.
         reached: called once when it is sure.
+
+    Attributes:
+        is_sure: nothing is missed from now on.
+        said: how the node fares, by its latest diagnostics; empty before the first.
     """
 
     def __init__(self, node: Any, state_topic: str, reached: Callable[[], None]) -> None:
         from diagnostic_msgs.msg import DiagnosticArray
 
         self.is_sure = False
+        self.said = ''
         self._reached = reached
         self._name = f'{node.resolve_topic_name(state_topic).rsplit("/", 1)[0]}: odometry'
         node.create_subscription(DiagnosticArray, '/diagnostics', self._take, 10)
 
     def _take(self, message: Any) -> None:
-        if not self.is_sure and self._name in [status.name for status in message.status]:
+        words = [status.message for status in message.status if status.name == self._name]
+        if not words:
+            return
+        self.said = words[-1]
+        if not self.is_sure:
             self.is_sure = True
             self._reached()

@@ -12,6 +12,7 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Sensor
 from mv_matcher_ros.ros.messages import stamp_ns
 from mv_matcher_ros.ros.standins import real_or_standin
+from mv_matcher_ros.ros.topic_hints import COMPRESSED, RAW, published
 
 # Relative names, to be remapped or put into a namespace: (image topics, camera_info topics) of
 # each sensor.
@@ -52,6 +53,14 @@ class Stream:
     stamp_ns: int | None = None
 
 
+def image_topic(node: Any, name: str, compressed: bool) -> str:
+    """Full topic; transports are appended after remapping, as image_transport does."""
+    topic: str = node.resolve_topic_name(name)
+    if not compressed:
+        return topic
+    return f'{topic}/compressedDepth' if name == 'depth' else f'{topic}/compressed'
+
+
 class Inputs:
     """Subscribes to what the sensor needs.
 
@@ -78,24 +87,17 @@ class Inputs:
         self._received_s = 0.0
         self._changed: set[str] = set()
         images, infos = TOPICS[settings.sensor]
-        self.images = [Stream(self._image_topic(name)) for name in images]
+        self._raw = settings.ros.image_transport == 'raw'
+        self.images = [Stream(image_topic(node, name, not self._raw)) for name in images]
         self.infos = [Stream(node.resolve_topic_name(name)) for name in infos]
         self.camera_infos: list[Any] = [None] * len(infos)
         self._filters = real_or_standin('message_filters')
         self._sync: Any = None
         self._subscribe()
 
-    def _image_topic(self, name: str) -> str:
-        """Full topic; transports are appended after remapping, as image_transport does."""
-        topic: str = self._node.resolve_topic_name(name)
-        if self._settings.ros.image_transport == 'raw':
-            return topic
-        return f'{topic}/compressedDepth' if name == 'depth' else f'{topic}/compressed'
-
     def _subscribe(self) -> None:
         from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-        raw = self._settings.ros.image_transport == 'raw'
         for index, stream in enumerate(self.infos):
             self._node.create_subscription(
                 CameraInfo,
@@ -108,7 +110,7 @@ class Inputs:
         for stream in self.images:
             subscriber = self._filters.Subscriber(
                 self._node,
-                Image if raw else CompressedImage,
+                Image if self._raw else CompressedImage,
                 stream.topic,
                 qos_profile=self._qos(),
                 event_callbacks=self._events(stream.topic),
@@ -204,6 +206,7 @@ class Inputs:
             for stream in streams
             if stream.count == 0
         ]
+        sentences += self._elsewhere()
         silent_s = time.monotonic() - self._received_s
         if not sentences and self.sets and silent_s > _SILENT_S:
             topics = ' and '.join(stream.topic for stream in self.images)
@@ -221,6 +224,21 @@ class Inputs:
             for topic in sorted(self._changed)
         ]
         return sentences
+
+    def _elsewhere(self) -> list[str]:
+        """Where there are images, if nobody publishes some that this node waits for."""
+        mine = [stream.topic for stream in self.images]
+        if all(s.count or self._node.count_publishers(s.topic) for s in self.images):
+            return []
+        there = RAW if self._raw else COMPRESSED
+        others = [topic for topic in published(self._node, there) if topic not in mine]
+        if others:
+            return [f'images that are published: {", ".join(others)}']
+        others = published(self._node, COMPRESSED if self._raw else RAW)
+        if not others:
+            return []
+        transport = 'compressed' if self._raw else 'raw'
+        return [f'published with ros.image_transport {transport}: {", ".join(others)}']
 
     def _why_silent(self, stream: Stream, what: str) -> str:
         publishers = self._node.count_publishers(stream.topic)

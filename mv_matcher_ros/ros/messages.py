@@ -145,7 +145,7 @@ def state_message(
 
     Keys: `stamp_ns` of the frame, `status` (a `Status`, or SKIPPED if the frame never reached the
     engine), `metric` (false: lengths have no unit, as in any mono odometry), `message`,
-    `keyframe`, `latency_ms` from the image's arrival to this message, `stages_ms`, `counts` of the
+    `keyframe`, `latency_ms` from the image's arrival to its odometry, `stages_ms`, `counts` of the
     engine and `counters` of the node.
 
     Args:

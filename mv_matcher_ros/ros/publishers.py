@@ -71,19 +71,22 @@ class Publishers:
     ) -> float:
         """Publish the estimate of one frame, odometry first; returns its latency in ms.
 
-        The latency is that since `received_s`. Without a pose there is no odometry and no TF:
-        nothing stands in for an unknown pose.
+        The latency is that from `received_s` to the odometry, so a subscriber always sees a
+        longer one. Without a pose there is no odometry and no TF: nothing stands in for an
+        unknown pose.
         """
         frames = self.settings.ros.frames
+        latency_ms = (time.monotonic() - received_s) * 1e3
         if estimate.odom_from_body is not None:
-            self._odometry.publish(odometry_message(estimate, frames.odom, self.body))
+            odometry = odometry_message(estimate, frames.odom, self.body)
+            latency_ms = (time.monotonic() - received_s) * 1e3
+            self._odometry.publish(odometry)
             if self._tf is not None and self.settings.ros.publish_tf and self._tf_is_ours():
                 self._tf.sendTransform(
                     transform_message(
                         estimate.stamp_ns, frames.odom, self.body, estimate.odom_from_body
                     )
                 )
-        latency_ms = (time.monotonic() - received_s) * 1e3
         self._state.publish(state_message(estimate, counters, latency_ms))
         if estimate.odom_from_body is not None:
             self._publish_path(estimate)

@@ -21,8 +21,12 @@ import numpy as np
 from mv_matcher_ros.errors import MissingDependencyError
 from mv_matcher_ros.ros.dds_profile import apply_profile
 from mv_matcher_ros.ros.handshake import Handshake
+from mv_matcher_ros.ros.inputs import TOPICS
+from mv_matcher_ros.ros.messages import matrix_from_pose, stamp_ns
 from mv_matcher_ros.ros.stopping import init, spin_until
 
+# Of the first camera of any sensor.
+CAMERA_INFOS = tuple(sorted({infos[0] for _, infos in TOPICS.values()}))
 _DEPTH = 1000
 # Stamps of images that never get an odometry must not pile up.
 _UNMATCHED_KEPT = 2000
@@ -44,12 +48,14 @@ class TrajectoryRecorder:
 
     Latency is the time from the publication of an image to the arrival of its odometry in this
     process. The image's time is that of its camera_info, which drivers publish with it: nothing
-    large has to be received.
+    large has to be received. Both latencies, this one and that inside the node, are of the same
+    frames: those of which camera_info, odometry and state were all received.
 
     Args:
         node: rclpy node.
         out: folder to write into; made if missing.
-        odometry, state, camera_info: topics.
+        odometry, state: topics.
+        camera_info: topics; of several, whichever is published.
     """
 
     def __init__(
@@ -58,7 +64,7 @@ class TrajectoryRecorder:
         out: Path,
         odometry: str = 'odometry',
         state: str = 'odometry/state',
-        camera_info: str = 'camera_info',
+        camera_info: Sequence[str] = CAMERA_INFOS,
     ) -> None:
         from nav_msgs.msg import Odometry
         from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -68,8 +74,10 @@ class TrajectoryRecorder:
         out.mkdir(parents=True, exist_ok=True)
         self._out = out
         self._rows = (out / 'odometry.tum').open('w', encoding='utf-8')
-        self._sent_ns: dict[int, int] = {}
-        self._arrived_ns: dict[int, int] = {}
+        # By stamp: when the image was sent, when its odometry arrived, how long the node took.
+        self._sent_ns: dict[int, float] = {}
+        self._arrived_ns: dict[int, float] = {}
+        self._in_node_ms: dict[int, float] = {}
         self._latencies_ms: list[float] = []
         self._node_latencies_ms: list[float] = []
         self._statuses: Counter[str] = Counter()
@@ -83,44 +91,44 @@ class TrajectoryRecorder:
         node.create_subscription(String, state, on_state, _DEPTH)
         qos = QoSProfile(depth=_DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
         on_info = _with_times(self._on_camera_info)
-        node.create_subscription(CameraInfo, camera_info, on_info, qos)
+        for topic in camera_info:
+            node.create_subscription(CameraInfo, topic, on_info, qos)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         # A player may wait for this, see `Playback.wait_for`.
         ready = node.create_publisher(String, '~/ready', latched)
         self._handshake = Handshake(node, state, lambda: ready.publish(String(data='ready')))
 
     def _on_camera_info(self, message: Any, times: Times) -> None:
-        self._measure(message, self._sent_ns, times.sent_ns)
+        self._measure(stamp_ns(message.header.stamp), self._sent_ns, times.sent_ns)
 
     def _on_odometry(self, message: Any, times: Times) -> None:
         from mv_matcher_ros.files.trajectory import tum_row
-        from mv_matcher_ros.ros.messages import matrix_from_pose, stamp_ns
 
-        self._measure(message, self._arrived_ns, times.arrived_ns)
         stamp = stamp_ns(message.header.stamp)
+        self._measure(stamp, self._arrived_ns, times.arrived_ns)
         self._rows.write(tum_row(stamp, matrix_from_pose(message.pose.pose)))
         self.odometry_messages += 1
         self.last_s = time.monotonic()
 
-    def _measure(self, message: Any, side: dict[int, int], time_ns: int) -> None:
-        """Note one end of a latency; whichever of the two messages is read last completes it."""
-        from mv_matcher_ros.ros.messages import stamp_ns
-
-        self.heard_s = time.monotonic()
-        stamp = stamp_ns(message.header.stamp)
-        side[stamp] = time_ns
-        if stamp in self._sent_ns and stamp in self._arrived_ns:
-            latency_ns = self._arrived_ns.pop(stamp) - self._sent_ns.pop(stamp)
-            self._latencies_ms.append(latency_ns * 1e-6)
-        elif len(side) > _UNMATCHED_KEPT:
-            del side[next(iter(side))]
-
     def _on_state(self, message: Any, times: Times) -> None:
         self._last_state = json.loads(message.data)
         self._statuses[self._last_state['status']] += 1
-        self._node_latencies_ms.append(self._last_state['latency_ms'])
-        self.last_s = self.heard_s = time.monotonic()
+        self._measure(
+            self._last_state['stamp_ns'], self._in_node_ms, self._last_state['latency_ms']
+        )
+        self.last_s = time.monotonic()
         self._answered_ns.append(times.sent_ns)
+
+    def _measure(self, stamp: int, side: dict[int, float], value: float) -> None:
+        """Note one number of a frame; whichever of the three is read last completes it."""
+        self.heard_s = time.monotonic()
+        side[stamp] = value
+        if all(stamp in known for known in (self._sent_ns, self._arrived_ns, self._in_node_ms)):
+            latency_ns = self._arrived_ns.pop(stamp) - self._sent_ns.pop(stamp)
+            self._latencies_ms.append(latency_ns * 1e-6)
+            self._node_latencies_ms.append(self._in_node_ms.pop(stamp))
+        elif len(side) > _UNMATCHED_KEPT:
+            del side[next(iter(side))]
 
     def summary(self) -> dict[str, Any]:
         """What was seen so far: counts, statuses, rate, latencies, the node's own counters."""
@@ -172,7 +180,11 @@ def _parser() -> argparse.ArgumentParser:
     add('--out', type=Path, required=True, help='folder for odometry.tum and live.json')
     add('--odometry', default='odometry', help='topic')
     add('--state', default='odometry/state', help='topic')
-    add('--camera-info', default='camera_info', help='topic published with each image')
+    add(
+        '--camera-info',
+        action='append',
+        help=f'topic published with each image; default: {" and ".join(CAMERA_INFOS)}',
+    )
     add('--idle', type=float, default=5.0, help='end this many seconds after the last message')
     return parser
 
@@ -191,7 +203,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = init(given)
     node = rclpy.create_node('trajectory_recorder')
     recorder = TrajectoryRecorder(
-        node, options.out, options.odometry, options.state, options.camera_info
+        node,
+        options.out,
+        options.odometry,
+        options.state,
+        options.camera_info or CAMERA_INFOS,
     )
 
     def idle() -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,18 @@ pytestmark = pytest.mark.ros
 
 MS = 1_000_000
 LOSSLESS = {'ros.lossless': True}
+
+
+def test_latency_ends_where_the_odometry_goes_out(
+    bench: Any, camcorder: Callable[..., Any]
+) -> None:
+    """What comes after it is not part of it: a subscriber would measure less than the node."""
+    node = bench.start(LOSSLESS)
+    states = bench.states()
+    node._outputs._tf.sendTransform = lambda transform: time.sleep(2.0)
+    camcorder().shoot(1 * MS)
+    bench.wait(lambda: states, 'the answer')
+    assert 0 < states[0]['latency_ms'] < 2000
 
 
 @pytest.mark.parametrize('sensor', ['mono', 'stereo', 'rgbd'])

@@ -51,6 +51,19 @@ def test_missing_topics_are_named_within_two_seconds(bench: Any) -> None:
     assert diagnostics[0].status[0].name == '/robot/odometry: odometry'
 
 
+def test_images_that_are_published_elsewhere_are_named(bench: Any) -> None:
+    """A mono camera before a stereo node; then one that publishes compressed images only."""
+    bench.start({'sensor': 'stereo'})
+    diagnostics = bench.collect(DiagnosticArray, '/diagnostics')
+    bench.tester.create_publisher(CompressedImage, '/cam/image/compressed', 1)
+    said = 'published with ros.image_transport compressed: /cam/image/compressed'
+    bench.wait(lambda: said in problems(diagnostics), said)
+    assert 'images that are published' not in problems(diagnostics)
+    bench.tester.create_publisher(Image, '/image', 1)
+    bench.wait(lambda: 'images that are published: /image' in problems(diagnostics), '/image')
+    assert '/odometry/tracks' not in problems(diagnostics)
+
+
 def test_missing_camera_info_is_said_by_topic(bench: Any, camcorder: Callable[..., Any]) -> None:
     bench.start()
     diagnostics = bench.collect(DiagnosticArray, '/diagnostics')
@@ -179,6 +192,10 @@ def test_mounts_come_from_tf_and_missing_ones_are_named(
     camera.shoot(1 * MS)
     said = 'no transform base_link <- camera in TF'
     bench.wait(lambda: said in problems(diagnostics), said)
+    # Images that stop coming meanwhile do not hide it.
+    silence = 'no new image on /image'
+    bench.wait(lambda: silence in problems(diagnostics[-1:]), silence)
+    assert said in problems(diagnostics[-1:])
     broadcaster = tf2().StaticTransformBroadcaster(bench.tester)
     broadcaster.sendTransform(
         [

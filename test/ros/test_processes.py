@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from nav_msgs.msg import Odometry
 from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import String
 
 from mv_matcher_ros.config import Settings, read_settings
 from mv_matcher_ros.datatypes import Frame, Rig, Sensor
@@ -29,6 +31,7 @@ from mv_matcher_ros.files.trajectory import read_tum
 from mv_matcher_ros.odometry.engine import OdometryEngine
 from mv_matcher_ros.ros.messages import matrix_from_pose, stamp_ns
 from mv_matcher_ros.ros.playback import BagPlayer, Playback
+from mv_matcher_ros.ros.trajectory_recorder import Times, TrajectoryRecorder
 from mv_matcher_ros.worlds.presets import room_loop
 
 pytestmark = pytest.mark.ros
@@ -114,8 +117,7 @@ def test_lossless_over_dds_equals_offline(
 ) -> None:
     """Two processes and DDS between them change no pose; a third one writes it all down."""
     node = start('main', *parameters(sensor))
-    info = 'left/camera_info' if sensor == 'stereo' else 'camera_info'
-    recorder = start('trajectory_recorder', '--out', str(tmp_path), '--camera-info', info)
+    recorder = start('trajectory_recorder', '--out', str(tmp_path))
     source = Recorded(sensor, 8)
     engine = OdometryEngine(read_settings({'sensor': sensor}), source.rig)
     offline = [engine.process(frame) for frame in source]
@@ -140,6 +142,7 @@ def test_lossless_over_dds_equals_offline(
     assert summary['answers'] == len(source)
     assert summary['metric'] is True
     assert summary['latency_ms']['samples'] == len(known)
+    assert summary['latency_in_node_ms']['samples'] == len(known)
     assert 0 < summary['latency_ms']['p50'] <= summary['latency_ms']['p95'] < 30_000
 
 
@@ -195,6 +198,30 @@ def test_recorder_reads_what_was_sent_before_the_signal(
     code, _, error = end(recorder)
     assert code == 0, error
     assert len(read_tum(tmp_path / 'odometry.tum')) == 500
+
+
+def test_both_latencies_are_of_the_same_frames(bench: Any, tmp_path: Path) -> None:
+    """A first frame that took long and got no pose must not make the node slower than the way."""
+    recorder = TrajectoryRecorder(bench.lonely, tmp_path)
+    for index in range(3):
+        stamp, sent_ns = 100 + index, 10**9 * index
+        info, odometry = CameraInfo(), Odometry()
+        info.header.stamp.nanosec = odometry.header.stamp.nanosec = stamp
+        odometry.pose.pose.orientation.w = 1.0
+        recorder._on_camera_info(info, Times(sent_ns, sent_ns))
+        state = {
+            'stamp_ns': stamp,
+            'status': 'TRACKING',
+            'latency_ms': 900.0 if index < 1 else 8.0,
+        }
+        recorder._on_state(String(data=json.dumps(state)), Times(sent_ns, sent_ns))
+        if index > 0:
+            recorder._on_odometry(odometry, Times(sent_ns, sent_ns + 10_000_000))
+    summary = recorder.summary()
+    recorder.close()
+    assert (summary['answers'], summary['odometry_messages']) == (3, 2)
+    assert summary['latency_ms'] == {'p50': 10.0, 'p95': 10.0, 'max': 10.0, 'samples': 2}
+    assert summary['latency_in_node_ms'] == {'p50': 8.0, 'p95': 8.0, 'max': 8.0, 'samples': 2}
 
 
 def write_kitti(source: Recorded, folder: Path) -> None:
