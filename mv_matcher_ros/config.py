@@ -60,7 +60,7 @@ class MatchingSettings(Section):
     views: int = Field(
         5, ge=2, le=10, description='Views in one graph: the new one, keyframes, other cameras.'
     )
-    max_keypoints: int = Field(
+    graph_keypoints: int = Field(
         512, ge=16, le=4096, description='Strongest keypoints of a view that enter the graph.'
     )
     min_confidence: float = Field(

@@ -122,7 +122,7 @@ def matcher_calls(runtime: RuntimeSettings, keypoints: int) -> dict[str, Call]:
     from mv_matcher_ros.models.profiles import MATCHERS
     from mv_matcher_ros.models.runtime import LearnedMatcher
 
-    settings = MatchingSettings(max_keypoints=max(16, keypoints))
+    settings = MatchingSettings(graph_keypoints=max(16, keypoints))
     calls: dict[str, Call] = {}
     for views in (2, 5):
         for name in ('light', 'full', 'superglue'):
@@ -195,7 +195,7 @@ def window_calls(runtime: RuntimeSettings, keypoints: int) -> dict[str, Call]:
     from mv_matcher_ros.models.streaming import StreamingMatcher, ViewState
 
     network = MatcherNetwork(MATCHERS['light']).eval()
-    settings = MatchingSettings(max_keypoints=max(16, keypoints))
+    settings = MatchingSettings(graph_keypoints=max(16, keypoints))
     joint = LearnedMatcher(network, settings, runtime.model_copy(update={'precision': 'fp32'}))
     streaming = StreamingMatcher(network)
     features = random_features(LARGEST_WINDOW, keypoints, network.profile.descriptor_size)

@@ -251,7 +251,7 @@ class LearnedMatcher:
             pairs: views to be matched; all of them see each other either way.
             known: relative poses, where known, of all keypoints (also of those that are cut).
         """
-        kept = [strongest(f, self._settings.max_keypoints) for f in features]
+        kept = [strongest(f, self._settings.graph_keypoints) for f in features]
         self.cut = sum(len(f) - len(k) for f, k in zip(features, kept, strict=True))
         if len(features) < 2:
             return confident(_nothing(), 0.0)

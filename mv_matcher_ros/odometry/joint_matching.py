@@ -142,7 +142,7 @@ class JointMatcher:
                 begun = keyframe.observation
                 seen, _ = self._seen(views, begun.features, begun.plane_xy, pose, SOLVED_PX)
                 keyframe.state = seen.state
-            kept = strongest(keyframe.observation.features, self._settings.max_keypoints)
+            kept = strongest(keyframe.observation.features, self._settings.graph_keypoints)
             plane = keyframe.observation.plane_xy[kept]
             views.append(_Seen(keyframe.state, kept, plane, pose))
         pose = world_from_body @ self._body_from_camera[0]
@@ -169,7 +169,7 @@ class JointMatcher:
     ) -> tuple[_Seen, Matches]:
         """The view's state, and its matches with the past ones (number w with number W)."""
         assert self._streaming is not None
-        kept = strongest(features, self._settings.max_keypoints)
+        kept = strongest(features, self._settings.graph_keypoints)
         plane = plane_xy[kept]
         poses = None
         if self._settings.known_poses and past:
