@@ -22,7 +22,16 @@ bags = ['rosbags>=0.11', 'rosbags-image>=0.10']
 cli = ['typer>=0.12', 'rich>=13']
 report = ['matplotlib>=3.5']
 robust = ['poselib>=2.0.5']
-test = ['pytest>=7', 'scipy', 'evo>=1.28', 'pot>=0.9', 'gtsam>=4.3.0; python_version >= "3.11"']
+export = ['onnx>=1.16', 'onnxscript>=0.3']
+test = [
+    'pytest>=7',
+    'scipy',
+    'evo>=1.28',
+    'pot>=0.9',
+    'onnxruntime>=1.18',
+    *export,
+    'gtsam>=4.3.0; python_version >= "3.11"',
+]
 
 setup(
     name=package_name,
@@ -59,6 +68,7 @@ setup(
         'bags': bags,
         'report': report,
         'robust': robust,
+        'export': export,
         'bench': ['kornia>=0.8'],
         'mapping': ['gtsam>=4.3.0; python_version >= "3.11"'],
         'ros': ros_wheels,

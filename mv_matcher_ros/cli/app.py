@@ -12,6 +12,7 @@ from mv_matcher_ros.cli.dataset import dataset
 from mv_matcher_ros.cli.demo import demo
 from mv_matcher_ros.cli.doctor import doctor
 from mv_matcher_ros.cli.evaluate import evaluate
+from mv_matcher_ros.cli.export import export
 from mv_matcher_ros.cli.images import match, pairs
 from mv_matcher_ros.cli.run import run
 from mv_matcher_ros.cli.settings_list import settings
@@ -58,3 +59,4 @@ app.command()(stress)
 app.command()(settings)
 app.command()(doctor)
 app.add_typer(bench, name='bench')
+app.add_typer(export, name='export')

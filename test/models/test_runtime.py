@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks at run time: the interface of the classical ones, precision, limits, bad input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mv_matcher_ros.config import (
+    DetectorSettings,
+    MatchingSettings,
+    RuntimeSettings,
+    read_settings,
+)
+from mv_matcher_ros.datatypes import Features
+from mv_matcher_ros.errors import ModelError, SettingsError
+from mv_matcher_ros.models.choice import Models
+from mv_matcher_ros.models.classical import ClassicalDetector
+from mv_matcher_ros.models.detector import DetectorNetwork
+from mv_matcher_ros.models.known_poses import KnownPoses
+from mv_matcher_ros.models.matcher import MatcherNetwork
+from mv_matcher_ros.models.profiles import DetectorProfile, MatcherProfile
+from mv_matcher_ros.models.runtime import LearnedDetector, LearnedMatcher
+from mv_matcher_ros.models.weights import save_detector, save_matcher
+
+SINGLE = RuntimeSettings(device='cpu', precision='fp32')
+HALF = RuntimeSettings(device='cpu', precision='bf16')
+MATCHER = MatcherProfile(
+    descriptor_size=128, width=128, attention_size=32, blocks=2, encoder=(8,), uses_scores=False
+)
+DETECTOR = DetectorProfile(
+    widths=(4, 4, 8, 8), head_width=16, descriptor_size=8, threshold=0.0, nms_rounds=1
+)
+
+
+def picture(width: int = 320, height: int = 240, seed: int = 0) -> np.ndarray:
+    import cv2
+
+    rng = np.random.default_rng(seed)
+    image = np.zeros((height, width), np.float32)
+    for cell in (4, 8, 16, 32):
+        coarse = rng.uniform(0, 60, (height // cell + 1, width // cell + 1)).astype(np.float32)
+        image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def shifted_views(count: int = 3) -> list[Features]:
+    """SIFT features of one wide image seen through a window that moves."""
+    wide = picture(420, 240)
+    detector = ClassicalDetector(DetectorSettings(max_keypoints=200))
+    return [
+        detector.detect(np.ascontiguousarray(wide[:, 30 * k : 30 * k + 320])) for k in range(count)
+    ]
+
+
+def matcher(runtime: RuntimeSettings = SINGLE, **settings: float) -> LearnedMatcher:
+    """An untrained network: it matches nearest neighbours."""
+    torch.manual_seed(0)
+    chosen = MatchingSettings(min_confidence=0.0, **settings)  # type: ignore[arg-type]
+    return LearnedMatcher(MatcherNetwork(MATCHER), chosen, runtime)
+
+
+def shift_errors(
+    features: list[Features], a: int, b: int, keypoints: torch.Tensor
+) -> torch.Tensor:
+    moved = features[a].keypoints_xy[keypoints[:, 0]] - features[b].keypoints_xy[keypoints[:, 1]]
+    return (moved - torch.tensor([30.0 * (b - a), 0.0])).norm(dim=1)
+
+
+# -------------------------------------------------------------------- matcher
+
+
+def test_matches_of_real_features() -> None:
+    features = shifted_views()
+    matches = matcher().match(features)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        keypoints, confidence = matches.pair(a, b)
+        assert len(keypoints) > 60
+        assert float((shift_errors(features, a, b, keypoints) < 2.0).float().mean()) > 0.9
+        assert confidence.dtype == torch.float32
+
+
+def test_only_the_strongest_enter_and_keep_their_numbers() -> None:
+    features = shifted_views(2)
+    turned = features[1].chosen(torch.arange(len(features[1])).flip(0))
+    learned = matcher(graph_keypoints=80)
+    matches = learned.match([features[0], turned])
+    assert learned.cut == len(features[0]) + len(features[1]) - 160
+    assert len(matches) > 20
+    ends = [features[0], turned]
+    assert float((shift_errors(ends, 0, 1, matches.keypoints) < 2.0).float().mean()) > 0.9
+
+
+def test_known_poses_are_cut_with_their_keypoints() -> None:
+    features = shifted_views(2)
+    plane = torch.stack([f.keypoints_xy[:200] for f in features])[None] / 300.0
+    poses = torch.eye(4).repeat(1, 2, 1, 1)
+    poses[0, 1, 0, 3] = 0.1
+    known = KnownPoses.of(plane, poses, torch.full((1, 2, 2), 2.0 / 300.0))
+    for settings in ({}, {'graph_keypoints': 80}):
+        matches = matcher(**settings).match(features, known=known)
+        assert float((shift_errors(features, 0, 1, matches.keypoints) < 2.0).float().mean()) > 0.9
+
+
+def test_four_thousand_keypoints_are_cut_and_said() -> None:
+    generator = torch.Generator().manual_seed(0)
+    many = Features(
+        600.0 * torch.rand(4000, 2, generator=generator),
+        torch.nn.functional.normalize(torch.randn(4000, 128, generator=generator), dim=-1),
+        torch.rand(4000, generator=generator),
+        torch.ones(4000),
+        (640, 480),
+    )
+    learned = matcher(graph_keypoints=256)
+    matches = learned.match([many, many])
+    assert learned.cut == 2 * (4000 - 256)
+    assert len(matches) == 256
+
+
+@pytest.mark.parametrize('counts', [(), (5,), (0, 0), (0, 7), (1, 1)])
+def test_few_views_and_few_keypoints(counts: tuple[int, ...]) -> None:
+    features = [shifted_views(1)[0].chosen(torch.arange(count)) for count in counts]
+    matches = matcher().match(features)
+    assert len(matches) == (1 if counts == (1, 1) else 0)
+    assert matches.views.shape[1] == matches.keypoints.shape[1] == 2
+
+
+def test_half_precision_on_a_cpu_finds_the_same_matches() -> None:
+    features = shifted_views(2)
+    sets = []
+    for runtime in (SINGLE, HALF):
+        learned = matcher(runtime)
+        matches = learned.match(features)
+        sets.append({tuple(row) for row in matches.keypoints.tolist()})
+    assert len(sets[0] & sets[1]) / len(sets[0] | sets[1]) > 0.9
+
+
+def test_heads_stay_in_single_precision() -> None:
+    learned = matcher(HALF)
+    kinds = {name: p.dtype for name, p in learned.network.named_parameters()}
+    assert kinds['layers.0.query.weight'] == torch.bfloat16
+    assert kinds['confidence.together.weight'] == torch.float32
+    assert kinds['dustbin'] == torch.float32
+
+
+def test_automatic_precision_is_one_of_the_two_and_exact_if_single() -> None:
+    learned = matcher(RuntimeSettings(device='cpu'))
+    assert learned.place.dtype in (torch.float32, torch.bfloat16)
+    if learned.place.dtype == torch.float32:
+        expected = dict(matcher(SINGLE).network.state_dict())
+        for name, tensor in learned.network.state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
+    with pytest.raises(SettingsError, match='fp16 is for CUDA'):
+        matcher(RuntimeSettings(device='cpu', precision='fp16'))
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match='torch sees no CUDA device'):
+            matcher(RuntimeSettings(device='cuda'))
+
+
+# ------------------------------------------------------------------- detector
+
+
+def detector(settings: DetectorSettings | None = None) -> LearnedDetector:
+    torch.manual_seed(0)
+    chosen = DetectorSettings(max_keypoints=100) if settings is None else settings
+    network = DetectorNetwork(DETECTOR)
+    with torch.no_grad():  # scores that differ by more than rounding
+        network.score.weight.mul_(50.0)
+    return LearnedDetector(network, chosen, SINGLE)
+
+
+def test_images_of_different_sizes_at_once() -> None:
+    pictures = [picture(), picture(200, 100, 1), picture(seed=2)]
+    together = detector().detect_all(pictures)
+    for image, features in zip(pictures, together, strict=True):
+        alone = detector().detect(image)
+        torch.testing.assert_close(features.keypoints_xy, alone.keypoints_xy)
+        assert features.image_size == (image.shape[1], image.shape[0])
+        assert 20 < len(features) <= 100
+
+
+def test_colour_is_taken_as_grey() -> None:
+    grey = picture()
+    colour = np.repeat(grey[..., None], 3, axis=2)
+    assert torch.equal(
+        detector().detect(colour).keypoints_xy, detector().detect(grey).keypoints_xy
+    )
+
+
+def test_keypoints_are_in_pixels_of_the_image_as_given() -> None:
+    """At half the working width, twice the image has its keypoints at twice the place."""
+    import cv2
+
+    small = picture(160, 120)
+    large = cv2.resize(small, (320, 240), interpolation=cv2.INTER_NEAREST)
+    settings = DetectorSettings(max_keypoints=50, working_width=160)
+    one, two = (detector(settings).detect(image) for image in (small, large))
+    assert two.image_size == (320, 240)
+    torch.testing.assert_close(two.keypoints_xy, 2.0 * one.keypoints_xy + 0.5, rtol=0, atol=0.01)
+    torch.testing.assert_close(two.sigma_px, 2.0 * one.sigma_px)
+
+
+def test_a_mask_of_the_image_as_given_holds_at_the_working_width() -> None:
+    mask = np.zeros((240, 320), bool)
+    mask[:, 200:] = True
+    found = detector(DetectorSettings(max_keypoints=50, working_width=160)).detect(picture(), mask)
+    assert len(found) > 5
+    assert float(found.keypoints_xy[:, 0].min()) > 196
+
+
+@pytest.mark.parametrize('value', [0, 128, 255])
+def test_an_image_without_texture(value: int) -> None:
+    found = detector().detect(np.full((240, 320), value, np.uint8))
+    assert bool(found.keypoints_xy.isfinite().all())
+    assert bool(found.descriptors.isfinite().all())
+
+
+# --------------------------------------------------------------------- choice
+
+
+def test_models_are_those_that_the_settings_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_matcher(tmp_path / 'm.safetensors', MatcherNetwork(MATCHER))
+    save_detector(tmp_path / 'd.safetensors', DetectorNetwork(DETECTOR))
+    assert Models.of(read_settings()).graph is None
+    chosen = {'matching.matcher': 'multiview', 'matching.weights': str(tmp_path / 'm.safetensors')}
+    models = Models.of(read_settings({**chosen, 'runtime.precision': 'fp32'}))
+    assert models.graph is models.matcher
+    features = shifted_views(2)
+    assert len(models.matcher.match(features)) > 50
+    learned = {'detector.name': 'learned', 'detector.weights': str(tmp_path / 'd.safetensors')}
+    models = Models.of(read_settings({**chosen, **learned, 'runtime.precision': 'fp32'}))
+    found = models.detector.detect(picture())
+    assert found.descriptors.shape[1] == 8
+    with pytest.raises(ModelError, match='width 128, these have 8'):
+        models.matcher.match([found, found])
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'matching.matcher': 'streaming'}, 'matching.weights is empty: streaming needs'),
+        ({'detector.name': 'learned'}, 'detector.weights is empty: learned needs'),
+    ],
+)
+def test_weights_that_are_not_named(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Models.of(read_settings(settings))
+
+
+def test_features_of_two_detectors_do_not_mix() -> None:
+    features = shifted_views(2)
+    other = replace(features[1], descriptors=torch.zeros(len(features[1]), 256))
+    with pytest.raises(ModelError, match=r'different widths: \[128, 256\]'):
+        matcher().match([features[0], other])
