@@ -28,7 +28,7 @@ from mv_matcher_ros.evaluation.trajectory_error import (
     absolute_error,
     relative_error,
 )
-from mv_matcher_ros.files.trajectory import read_truth
+from mv_matcher_ros.files.truth import read_truth
 
 # A constant attitude difference beyond this, with a scatter far below it, is another body frame
 # and no error.
