@@ -84,9 +84,11 @@ def print_result(name: str, result: EvaluationResult) -> None:
     fitted = 'SE(3)' if result.align == 'se3' else 'Sim(3)'
     share = result.percent_of_path
     of_path = '' if share is None else f'{share:.2f} % of path'
+    turned = result.turned_deg
+    by_positions = '' if turned is None else f'{turned:.1f}° by positions'
     rows = [
         (f'ATE after {fitted}', *_cells(result.ate.translation_m, 'm'), of_path),
-        ('  attitude', *_cells(result.ate.attitude_deg, '°'), 'aligned by itself'),
+        ('  attitude, aligned by itself', *_cells(result.ate.attitude_deg, '°'), by_positions),
     ]  # fmt: skip
     other = result.sim3 if result.align == 'se3' else None
     if other is not None:

@@ -12,6 +12,8 @@ from mv_matcher_ros.evaluation.drift import MIN_PATH_M, Drift
 from mv_matcher_ros.evaluation.trajectory_error import AbsoluteError, RelativeError
 
 FittedAlignment = Literal['se3', 'sim3']
+# Worth a word: rotation errors this much larger than after aligning the attitudes themselves.
+TURN_RATIO, TURN_DEG = 3.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,13 @@ class EvaluationResult:
     def scale(self) -> float | None:
         """Estimate × scale = truth, from the Sim(3) alignment; None without motion."""
         return None if self.sim3 is None else self.sim3.scale
+
+    @property
+    def turned_deg(self) -> float | None:
+        """The rotation error after aligning the positions, where that turn makes up most of it."""
+        rotation_deg = self.ate.rotation_deg.rmse
+        most = rotation_deg > max(TURN_DEG, TURN_RATIO * self.ate.attitude_deg.rmse)
+        return rotation_deg if most else None
 
     @property
     def percent_of_path(self) -> float | None:

@@ -35,8 +35,6 @@ from mv_matcher_ros.files.truth import read_truth
 # A constant attitude difference beyond this, with a scatter far below it, is another body frame
 # and no error; unless the positions fix the turn of the alignment no better.
 OTHER_BODY_DEG = 20.0
-# Worth a word: rotation errors this much larger than after aligning the attitudes themselves.
-TURN_RATIO, TURN_DEG = 3.0, 1.0
 # Positions that err by this share of their spread say nothing on the scale.
 SCALELESS = 0.5
 T = TypeVar('T')
@@ -209,15 +207,10 @@ def _reading_notes(result: EvaluationResult) -> list[str]:
             'different body frames, so attitude errors, relative errors and drift are not those '
             'of the estimate'
         )
-    elif rotation.rmse > max(TURN_DEG, TURN_RATIO * ate.attitude_deg.rmse):
-        why = (
-            f'so short or straight a path fixes that turn only to about {ate.loose_deg:.0f}°'
-            if rotation.mean <= loose_deg
-            else 'truth and estimate may be of different body frames'
-        )
+    elif result.turned_deg is not None and rotation.mean > loose_deg:
         notes.append(
-            f'aligned by the positions, all attitudes are {rotation.mean:.1f}° off: {why}; the '
-            'attitude error in the table is after aligning the attitudes themselves'
+            f'aligned by the positions, all attitudes are {rotation.mean:.1f}° off, more than the '
+            'path leaves open: truth and estimate may be of different body frames'
         )
     if result.align == 'se3' and result.scale is not None and abs(result.scale - 1.0) > 0.2:
         notes.append(

@@ -156,15 +156,26 @@ def test_a_path_too_straight_for_its_turn_is_said(path, se3_exp):
     noisy[:, :3, 3] += np.random.default_rng(6).normal(0.0, 0.03, (60, 3))
     result = evaluate_trajectory(Trajectory(truth.stamps_ns, noisy), truth)
     assert result.to_json()['ate']['se3']['attitude_deg']['rmse'] < 1e-6
-    assert any('so short or straight a path' in note for note in result.notes)
+    assert result.turned_deg is not None
+    assert result.turned_deg == result.ate.rotation_deg.rmse > 1.0
+    assert result.notes == ()
 
 
-def test_another_body_frame_is_noticed(path):
+def test_another_body_frame_is_noticed(path, se3_exp):
     truth = path(80)
     optical = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
     other = Trajectory(truth.stamps_ns, truth.world_from_body @ optical)
     assert any('different body frames' in n for n in evaluate_trajectory(other, truth).notes)
     assert evaluate_trajectory(truth, truth).notes == ()
+    assert evaluate_trajectory(truth, truth).turned_deg is None
+    # Ten degrees of mounting on a robot that turns about that axis only: no other figure has them.
+    turns = se3_exp(np.column_stack([np.zeros((80, 5)), np.linspace(0.0, 2.0, 80)]))
+    turns[:, :2, 3] = 5.0 * turns[:, :2, 1]
+    flat = Trajectory(truth.stamps_ns, turns)
+    mounted = Trajectory(truth.stamps_ns, turns @ se3_exp(np.array([0, 0, 0, 0, 0, 0.17])))
+    result = evaluate_trajectory(mounted, flat)
+    assert result.ate.attitude_deg.max < 1e-6
+    assert any('may be of different body frames' in note for note in result.notes)
 
 
 def test_a_run_without_poses_and_a_folder_that_is_none(path, make_run, tmp_path):
