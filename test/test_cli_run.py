@@ -16,8 +16,9 @@ from mv_matcher_ros.cli import ba_bench, fault_frames, faults
 from mv_matcher_ros.cli import demo as demo_module
 from mv_matcher_ros.cli.fault_files import write_folder
 from mv_matcher_ros.cli.faults import Clip
+from mv_matcher_ros.datatypes import Trajectory
 from mv_matcher_ros.errors import MvMatcherError
-from mv_matcher_ros.files.trajectory import write_tum
+from mv_matcher_ros.files.trajectory import read_tum, write_tum
 
 pytest.importorskip('rosbags')
 FRAMES = 14
@@ -105,6 +106,76 @@ def test_eval_against_a_file_and_against_the_sequence(
     assert (run / 'report.html').is_file()
 
 
+def test_eval_against_the_bag_that_was_run(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / 'run'
+    ran = json.loads(succeeds(['run', str(bag), '--out', str(out), '--json'], capsys))
+    words = ['eval', str(out), '--truth', str(bag), '--json', '--no-report']
+    assert json.loads(succeeds(words, capsys)) == ran['evaluation']
+    based = json.loads(succeeds([*words, '--body-frame', 'base_link'], capsys))
+    assert based != ran['evaluation']
+    assert 'no topic of poses "/gt"' in fails([*words, '--topic', 'truth=/gt'], capsys)
+
+
+def test_notes_are_printed_with_the_table(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = read_tum(folder / 'groundtruth.txt')
+    twice = truth.world_from_body.copy()
+    twice[:, :3, 3] *= 2.0
+    write_tum(folder / 'groundtruth.txt', Trajectory(truth.stamps_ns, twice))
+    out = tmp_path / 'run'
+    text = succeeds(['run', str(folder), '--out', str(out)], capsys)
+    note = 'the scale is off by'
+    assert f'note: {note}' in text
+    assert f'note: {note}' in succeeds(['eval', str(out), '--truth', str(folder)], capsys)
+    table = tmp_path / 'table'
+    text = succeeds(['dataset', str(folder), '--out', str(table)], capsys)
+    assert f'note: recording: {note}' in text
+    assert f'- recording: {note}' in (table / 'table.md').read_text()
+
+
+def test_short_paths_have_no_figures_per_distance(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = succeeds(['run', str(folder), '--out', str(tmp_path / 'run')], capsys)
+    assert 'none: the path is below 2 m' in text
+    for figure in ('% of path', 't_rel', 'r_rel'):
+        assert figure not in text
+
+
+def test_a_run_without_a_pose_says_why(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for image in folder.glob('view*/*.png'):
+        cv2.imwrite(str(image), np.full((240, 320), 90, np.uint8))
+    out = tmp_path / 'run'
+    assert cli.exit_code(['run', str(folder), '--out', str(out)]) == 0
+    printed = capsys.readouterr()
+    said = f'the run has no poses; {FRAMES} of {FRAMES} frames say "'
+    assert f'warning: {said}' in printed.out
+    assert str(out / 'status.csv') in printed.out
+    assert 'odometry.tum' not in printed.err
+    assert cli.exit_code(['run', str(folder), '--out', str(out), '--json']) == 0
+    assert said in capsys.readouterr().err
+    assert said in fails(['eval', str(out), '--truth', str(folder)], capsys)
+
+
+def test_out_needs_a_name_and_may_be_a_run_of_before(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for command in (['run', str(folder)], ['dataset', str(folder)], ['demo']):
+        assert cli.exit_code([*command, '--out', '']) == 2
+        assert 'the name is empty' in capsys.readouterr().err
+    for place in ('new', 'new'):
+        succeeds(['run', str(folder), '--out', place, '--end', '3', '--json'], capsys)
+    for place in ('set', 'set'):
+        succeeds(['dataset', str(folder), '--out', place, '--end', '5', '--json'], capsys)
+
+
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     code = cli.exit_code(arguments)
     printed = capsys.readouterr()
@@ -150,7 +221,10 @@ def test_skipped_images_are_counted_and_said(
         ),
         (['run', 'FOLDER', '--out', 'OUT', '--sensor', 'rgbd'], 'depth'),
         (['run', 'FOLDER', '--out', 'FOLDER/times.txt/x'], 'cannot be written'),
-        (['run', 'FOLDER', '--out', 'OUT', '--start', '99'], 'no frames'),
+        (['run', 'FOLDER', '--out', 'OUT', '--start', '99'], 'no frames from 99 on, there are 14'),
+        (['run', 'FOLDER', '--out', 'FOLDER/view0'], 'view0: holds other files (000000.png'),
+        (['dataset', 'FOLDER', '--out', 'FOLDER/view0'], 'view0: holds other files (000000.png'),
+        (['demo', '--out', 'FOLDER/view0'], 'view0: holds other files (000000.png'),
         (['run', 'FOLDER', '--out', 'OUT', '--topic', 'image'], 'KEY=TOPIC'),
         (['run', 'FOLDER', '--out', 'OUT', '--topic', 'image=/x'], 'for bags'),
         (['eval', 'no/such', '--truth', 'FOLDER'], 'no/such'),
@@ -158,6 +232,7 @@ def test_skipped_images_are_counted_and_said(
         (['dataset', 'no/such'], 'no such folder'),
         (['stress', '--only', 'nothing like it'], 'no fault has that'),
         (['settings', 'nothing'], 'no setting begins with "nothing"'),
+        (['settings', 'keyframe.wnd'], 'did you mean "keyframes.window"?'),
     ],
 )
 def test_faults_of_the_input_are_one_line(

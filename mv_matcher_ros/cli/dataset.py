@@ -18,6 +18,7 @@ from mv_matcher_ros.cli.options import (
     locate,
     settings_from,
 )
+from mv_matcher_ros.cli.out_folder import check_run_folder, check_table_folder, out_option
 from mv_matcher_ros.errors import MvMatcherError
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ def dataset(
     root: Annotated[
         Path, typer.Argument(help='Folder of KITTI, TUM or EuRoC sequences.', metavar='ROOT')
     ],
-    out: Annotated[
-        Path, typer.Option(help='Folder for one run folder a sequence and the table.')
-    ] = Path('out/dataset'),
+    out: Annotated[Path, out_option('Folder for one run folder a sequence and the table.')] = Path(
+        'out/dataset'
+    ),
     sensor: SensorOption = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
@@ -39,8 +40,14 @@ def dataset(
     json: JsonOption = False,
 ) -> None:
     """Run and evaluate every sequence below ROOT; one table over all."""
-    from mv_matcher_ros.evaluation.table import table_cells, table_json, table_markdown
+    from mv_matcher_ros.evaluation.table import (
+        table_cells,
+        table_json,
+        table_markdown,
+        table_notes,
+    )
 
+    check_table_folder(out)
     settings = settings_from(config, assignments, sensor.value if sensor else None)
     folders = _sequences(locate(root))
     rows = []
@@ -54,6 +61,8 @@ def dataset(
         print_json(content)
     else:
         print_table(f'{root}', *table_cells(rows), right=range(2, 10))
+        for note in table_notes(rows):
+            print(f'note: {note}')
         say(f'table: {out / "table.md"}')
     if all(row.error for row in rows):
         raise MvMatcherError(f'{root}: none of {len(rows)} sequences could be evaluated')
@@ -75,6 +84,7 @@ def _row(name: str, folder: Path, settings: Settings, out: Path, end: int | None
     from mv_matcher_ros.evaluation.table import TableRow
 
     try:
+        check_run_folder(out)
         recording = open_recording(folder, settings, end=end)
         run_recording(recording, settings, out)
         if recording.truth is None:

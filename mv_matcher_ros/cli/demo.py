@@ -18,6 +18,7 @@ from mv_matcher_ros.cli.options import (
     SetOption,
     settings_from,
 )
+from mv_matcher_ros.cli.out_folder import check_run_folder, out_option
 from mv_matcher_ros.errors import MvMatcherError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help='Folder for the bag, the run and its report.')] = Path(
+    out: Annotated[Path, out_option('Folder for the bag, the run and its report.')] = Path(
         'out/demo'
     ),
     sensor: Annotated[
@@ -47,6 +48,7 @@ def demo(
     from mv_matcher_ros.evaluation.plots import save_plots
     from mv_matcher_ros.evaluation.run_evaluation import evaluate_run
 
+    check_run_folder(out, also=('flight',))
     settings = settings_from(config, assignments, sensor.value)
     bag = record(flight(settings.sensor, frames), out / 'flight')
     recording = open_recording(bag, settings)

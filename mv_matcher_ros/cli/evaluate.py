@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mv_matcher_ros.cli.console import print_json, print_table, say
-from mv_matcher_ros.cli.options import Alignment, JsonOption, locate
+from mv_matcher_ros.cli.options import (
+    Alignment,
+    BodyOption,
+    CalibrationOption,
+    JsonOption,
+    TopicOption,
+    locate,
+    parse_topics,
+)
 
 if TYPE_CHECKING:
     from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult
@@ -21,7 +29,7 @@ def evaluate(
         Path, typer.Argument(help='Run folder, or a TUM trajectory file.', metavar='RUN')
     ],
     truth: Annotated[
-        Path, typer.Option(help='TUM, KITTI or EuRoC poses, or the sequence folder.')
+        Path, typer.Option(help='TUM, KITTI or EuRoC poses; or the sequence folder or bag.')
     ],
     align: Annotated[
         Alignment | None, typer.Option(help='Default: se3, for mono sim3.', show_default=False)
@@ -32,15 +40,24 @@ def evaluate(
     interpolate: Annotated[
         bool, typer.Option('--interpolate', help='Interpolate the truth at the stamps of the run.')
     ] = False,
+    calibration: CalibrationOption = None,
+    topic: TopicOption = None,
+    body_frame: BodyOption = None,
     report: Annotated[bool, typer.Option(help='Write report.html into the run folder.')] = True,
     json: JsonOption = False,
 ) -> None:
     """Trajectory errors of a run against the truth."""
+    from mv_matcher_ros.evaluation.run_data import load_run
     from mv_matcher_ros.evaluation.run_evaluation import evaluate_run
+    from mv_matcher_ros.files.truth import read_truth
 
-    truth = locate(truth)
+    data = load_run(run)
+    known = read_truth(
+        locate(truth), data.stamps_ns if data.has_frames else None, sensor=data.sensor or None,
+        calibration=calibration or None, topics=parse_topics(topic or ()), body_frame=body_frame,
+    )  # fmt: skip
     result = evaluate_run(
-        run, truth, align.value if align else None,
+        run, known, align.value if align else None,
         max_difference_s=max_difference_s, interpolate=interpolate,
     )  # fmt: skip
     if json:
@@ -48,7 +65,7 @@ def evaluate(
     else:
         print_result(str(run), result)
     if report and run.is_dir():
-        say(f'report: {write_page(run, truth, result)}')
+        say(f'report: {write_page(run, known, result)}')
 
 
 def write_page(run: Path, truth: Any, result: EvaluationResult | None) -> Path:
@@ -65,11 +82,13 @@ def write_page(run: Path, truth: Any, result: EvaluationResult | None) -> Path:
 def print_result(name: str, result: EvaluationResult) -> None:
     """The errors a person looks at first, with what must be known to read them."""
     fitted = 'SE(3)' if result.align == 'se3' else 'Sim(3)'
-    share = 100.0 / result.path_m if result.path_m > 0 else float('nan')
-    of_path = f'{result.ate.translation_m.rmse * share:.2f} % of path'
+    share = result.percent_of_path
+    of_path = '' if share is None else f'{share:.2f} % of path'
+    turned = result.turned_deg
+    by_positions = '' if turned is None else f'{turned:.1f}° by positions'
     rows = [
         (f'ATE after {fitted}', *_cells(result.ate.translation_m, 'm'), of_path),
-        ('  rotation', *_cells(result.ate.rotation_deg, '°'), ''),
+        ('  attitude, aligned by itself', *_cells(result.ate.attitude_deg, '°'), by_positions),
     ]  # fmt: skip
     other = result.sim3 if result.align == 'se3' else None
     if other is not None:
@@ -80,15 +99,15 @@ def print_result(name: str, result: EvaluationResult) -> None:
         rows.append((f'RPE over {unit}', *_cells(error.translation_m, 'm'), ''))
         rows.append(('  rotation', *_cells(error.rotation_deg, '°'), ''))
     print_table(
-        f'{name}: {len(result.pairs)} poses compared over {result.path_m:.1f} m, '
+        f'{name}: {len(result.pairs)} poses compared over {_path(result)}, '
         f'coverage {100 * result.coverage:.1f} %',
         ('error', 'RMSE', 'median', 'p95', 'max', ''),
         rows,
         right=range(1, 6),
     )
     print_table('', ('figure', 'value'), _figures(result), right=(1,))
-    for note in result.notes:
-        say(f'note: {note}')
+    for note in result.notes:  # not on stderr: the table is misread without them
+        print(f'note: {note}')
 
 
 def _cells(statistics: ErrorStatistics, unit: str) -> tuple[str, ...]:
@@ -96,15 +115,24 @@ def _cells(statistics: ErrorStatistics, unit: str) -> tuple[str, ...]:
     return tuple(f'{value:.4f} {unit}' for value in values)
 
 
+def _path(result: EvaluationResult) -> str:
+    return f'{result.path_m:.1f} m' if result.path_m >= 1.0 else f'{result.path_m:.2g} m'
+
+
 def _figures(result: EvaluationResult) -> list[tuple[str, str | None]]:
-    scale = None if result.scale is None else f'{result.scale:.4f}'
-    figures = [('scale factor (estimate × scale = truth)', scale)]
+    from mv_matcher_ros.evaluation.drift import MIN_PATH_M, rotation_drift
+
+    scale = 'none: hardly any motion' if result.scale is None else f'{result.scale:.4f}'
+    figures: list[tuple[str, str | None]] = [('scale factor (estimate × scale = truth)', scale)]
+    if result.path_m < MIN_PATH_M:
+        short = f'none: the path is below {MIN_PATH_M:g} m'
+        figures.append(('error and drift per distance travelled', short))
     drift, label = result.drift, 'over 100 … 800 m'
     if drift.t_rel_percent is None and result.drift_short is not None:
         drift, label = result.drift_short, 'over short segments, not comparable with tables'
-    if drift.t_rel_percent is not None:
+    if drift.t_rel_percent is not None and drift.r_rel_deg_per_100m is not None:
         figures.append((f't_rel {label}', f'{drift.t_rel_percent:.3f} %'))
-        figures.append((f'r_rel {label}', f'{drift.r_rel_deg_per_100m:.3f} °/100 m'))
+        figures.append((f'r_rel {label}', rotation_drift(drift, drift.r_rel_deg_per_100m)))
     if result.nees is not None:
         figures.append(
             (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mv_matcher_ros.errors import SettingsError
+from mv_matcher_ros.errors import SettingsError, SourceError
 
 if TYPE_CHECKING:
     from mv_matcher_ros.config import Settings
@@ -59,6 +59,24 @@ StartOption = Annotated[int, typer.Option(min=0, help='First frame.')]
 EndOption = Annotated[int | None, typer.Option(min=1, help='Frame to stop before.')]
 StrideOption = Annotated[int, typer.Option(min=1, help='Take every n-th frame.')]
 
+CalibrationOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        '--calibration',
+        help='Calibration file to use (docs/calibration.md); one per camera if split.',
+    ),
+]
+TopicOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        '--topic', metavar='KEY=TOPIC', help='Bags: image, right, depth, camera_info, … by name.'
+    ),
+]
+BodyOption = Annotated[
+    str | None,
+    typer.Option(help='Bags: frame in /tf_static whose pose is wanted, e.g. base_link.'),
+]
+
 
 def settings_from(
     config: Path | None, assignments: Sequence[str] | None, sensor: str | None = None
@@ -90,6 +108,17 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise SettingsError(f'--set {assignment}: cannot read the value') from None
     return values
+
+
+def parse_topics(assignments: Sequence[str]) -> dict[str, str] | None:
+    """['image=/cam0/image_raw'] → {'image': '/cam0/image_raw'}; None without any."""
+    topics = {}
+    for assignment in assignments:
+        key, equals, name = assignment.partition('=')
+        if not (equals and key and name):
+            raise SourceError(f'--topic {assignment}: write KEY=TOPIC, e.g. image=/cam0/image_raw')
+        topics[key] = name
+    return topics or None
 
 
 def locate(source: Path) -> Path:

@@ -68,10 +68,10 @@ def _draw_error(axes: Any, result: EvaluationResult) -> None:
     ate = result.ate
     seconds = (ate.stamps_ns - ate.stamps_ns[0]) * 1e-9
     axes.plot(seconds, 100.0 * ate.translation_errors_m, color=ERROR, linewidth=1.4)
-    share = 100.0 * ate.translation_m.rmse / result.path_m if result.path_m else float('nan')
+    share = result.percent_of_path
+    of_path = '' if share is None else f' ({share:.2f} % of path)'
     axes.set_title(
-        f'position error, RMSE {100 * ate.translation_m.rmse:.1f} cm ({share:.2f} % of path)',
-        fontsize=10,
+        f'position error, RMSE {100 * ate.translation_m.rmse:.1f} cm{of_path}', fontsize=10
     )
     axes.set_xlabel('s')
     axes.set_ylabel('cm')

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,8 @@ import typer
 
 from mv_matcher_ros.cli.console import Advance, print_json, print_table, progress, say, warn
 from mv_matcher_ros.cli.options import (
+    BodyOption,
+    CalibrationOption,
     ConfigOption,
     EndOption,
     JsonOption,
@@ -20,10 +22,13 @@ from mv_matcher_ros.cli.options import (
     SourceArgument,
     StartOption,
     StrideOption,
+    TopicOption,
     locate,
+    parse_topics,
     settings_from,
 )
-from mv_matcher_ros.errors import EvaluationError, MvMatcherError, SourceError
+from mv_matcher_ros.cli.out_folder import check_run_folder, out_option
+from mv_matcher_ros.errors import EvaluationError, MvMatcherError
 
 if TYPE_CHECKING:
     from mv_matcher_ros.config import Settings
@@ -32,31 +37,15 @@ if TYPE_CHECKING:
     from mv_matcher_ros.files.recording import Recording
     from mv_matcher_ros.runner import Sink, Source
 
-CalibrationOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        '--calibration', help='Calibration YAML to use instead; one per camera if split.'
-    ),
-]
 MaskOption = Annotated[
     list[Path] | None,
     typer.Option('--mask', help='Image, black where no features may lie; one per camera.'),
-]
-TopicOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        '--topic', metavar='KEY=TOPIC', help='Bags: image, right, depth, camera_info, … by name.'
-    ),
-]
-BodyOption = Annotated[
-    str | None,
-    typer.Option(help='Bags: frame in /tf_static whose pose is wanted, e.g. base_link.'),
 ]
 
 
 def run(
     source: SourceArgument,
-    out: Annotated[Path, typer.Option(help='Run folder to write.')],
+    out: Annotated[Path, out_option('Run folder to write.')],
     sensor: SensorOption = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
@@ -72,21 +61,27 @@ def run(
     """Odometry on a recording: odometry.tum, run.json and report.html in a run folder."""
     from mv_matcher_ros.cli.evaluate import print_result, write_page
 
+    check_run_folder(out)
     settings = settings_from(config, assignments, sensor.value if sensor else None)
     recording = open_recording(
         source, settings, start=start, end=end, stride=stride, calibration=calibration or None,
         masks=mask or None, topics=parse_topics(topic or ()), body_frame=body_frame,
     )  # fmt: skip
     info = run_recording(recording, settings, out)
-    result = evaluated(out, recording.truth)
+    result, warning = evaluated(out, recording.truth)
     page = write_page(out, recording.truth, result)
     if json:
+        if warning:
+            warn(warning)
         print_json({'run': info, 'evaluation': result and result.to_json()})
         return
     print_summary(recording.name, info)
     if result is not None:
         print_result('against the ground truth of the recording', result)
-    say(f'poses:  {out / "odometry.tum"}')
+    if warning:  # with the table: who keeps that must keep this
+        print(f'warning: {warning}')
+    if info['poses']:
+        say(f'poses:  {out / "odometry.tum"}')
     say(f'report: {page}')
 
 
@@ -102,17 +97,6 @@ def open_recording(source: Path, settings: Settings, **options: Any) -> Recordin
 
     asked = settings.sensor if 'sensor' in settings.model_fields_set else None
     return open_source(locate(source), asked, **options)
-
-
-def parse_topics(assignments: Sequence[str]) -> dict[str, str] | None:
-    """['image=/cam0/image_raw'] → {'image': '/cam0/image_raw'}; None without any."""
-    topics = {}
-    for assignment in assignments:
-        key, equals, name = assignment.partition('=')
-        if not (equals and key and name):
-            raise SourceError(f'--topic {assignment}: write KEY=TOPIC, e.g. image=/cam0/image_raw')
-        topics[key] = name
-    return topics or None
 
 
 class ProgressSink:
@@ -167,17 +151,24 @@ def run_recording(recording: Source, settings: Settings, out: Path) -> dict[str,
     return read_run(out).summary
 
 
-def evaluated(out: Path, truth: Trajectory | None) -> EvaluationResult | None:
-    """The run compared with the truth; None, and a line why, where there is nothing to compare."""
-    from mv_matcher_ros.evaluation.run_evaluation import evaluate_run
+def evaluated(out: Path, truth: Trajectory | None) -> tuple[EvaluationResult | None, str]:
+    """The run compared with the truth, and a line on what is wrong with the run or the comparison.
 
+    Returns:
+        No result where there is nothing to compare; the line is empty where nothing is wrong.
+    """
+    from mv_matcher_ros.evaluation.run_data import load_run
+    from mv_matcher_ros.evaluation.run_evaluation import evaluate_loaded_run
+
+    run = load_run(out)
+    if not len(run.trajectory):
+        return None, run.why_no_pose()
     if truth is None:
-        return None
+        return None, ''
     try:
-        return evaluate_run(out, truth)
+        return evaluate_loaded_run(run, truth), ''
     except EvaluationError as error:
-        warn(f'no comparison with the truth: {error}')
-        return None
+        return None, f'no comparison with the truth: {error}'
 
 
 def print_summary(name: str, info: Mapping[str, Any]) -> None:

@@ -25,12 +25,14 @@ def settings(
     form: Annotated[Form, typer.Option(help='How to print.')] = Form.table,
 ) -> None:
     """List every setting: name, default, range, meaning."""
-    from mv_matcher_ros.config import leaves
+    from mv_matcher_ros.config import leaves, nearest_name
     from mv_matcher_ros.errors import SettingsError
 
     chosen = [(name, info) for name, info in leaves() if name.startswith(prefix)]
     if not chosen:
-        raise SettingsError(f'no setting begins with "{prefix}"')
+        nearest = nearest_name(prefix)
+        hint = f'; did you mean "{nearest}"?' if nearest else ''
+        raise SettingsError(f'no setting begins with "{prefix}"{hint}')
     rows = [(name, _text(info.default), allowed(info), info.description) for name, info in chosen]
     columns = ('setting', 'default', 'allowed', 'meaning')
     if form is Form.json:

@@ -18,6 +18,9 @@ from mv_matcher_ros.evaluation.trajectory_error import relative_pose_errors
 
 KITTI_LENGTHS_M = (100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0)
 KITTI_STEP = 10  # the benchmark starts a segment at every tenth frame
+# Errors of a few millimetres and tenths of a degree, which every frame has, become absurd figures
+# per distance on shorter paths.
+MIN_PATH_M = 2.0
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,19 @@ def drift_over_segments(
 
 
 def short_segment_lengths(path_m: float) -> tuple[float, ...]:
-    """Lengths for short paths: 1 to 8 tenths of the largest 1, 2 or 5 × 10^n m below the path."""
-    if not path_m > 0:
+    """Lengths for short paths: 1 to 8 tenths of the largest 1, 2 or 5 × 10^n m below the path.
+
+    None for a path below `MIN_PATH_M`.
+    """
+    if not path_m >= MIN_PATH_M:
         return ()
     power = 10.0 ** np.floor(np.log10(path_m))
     largest = max(factor * power for factor in (1.0, 2.0, 5.0) if factor * power <= path_m)
     return tuple(float(largest * share) for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8))
+
+
+def rotation_drift(drift: Drift, deg_per_100m: float) -> str:
+    """Rotation drift as text: per 100 m as the benchmark, per metre where segments are small."""
+    if drift.segments[-1].length_m >= 10.0:
+        return f'{deg_per_100m:.3g}° per 100 m'
+    return f'{deg_per_100m / 100.0:.3g}° per m'

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from mv_matcher_ros.evaluation.association import PosePairs
 from mv_matcher_ros.evaluation.consistency import Consistency
-from mv_matcher_ros.evaluation.drift import Drift
+from mv_matcher_ros.evaluation.drift import MIN_PATH_M, Drift
 from mv_matcher_ros.evaluation.trajectory_error import AbsoluteError, RelativeError
 
 FittedAlignment = Literal['se3', 'sim3']
+# Worth a word: rotation errors this much larger than after aligning the attitudes themselves.
+TURN_RATIO, TURN_DEG = 3.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,12 @@ class EvaluationResult:
         align: alignment of the headline error; with `sim3` the relative errors and drifts are also
             taken after multiplying the estimate by `scale`.
         pairs: the compared poses.
-        se3, sim3, origin: absolute errors after each alignment; `sim3` is None without motion.
+        se3, sim3, origin: absolute errors after each alignment; `sim3` is None without motion, or
+            (unless it is asked for) with one no larger than the error.
         rpe: relative errors over frames and metres, for the distances that the path has.
         drift: t_rel and r_rel over 100 … 800 m.
         drift_short: the same over segments as short as the path asks for; only where `drift` has
-            no numbers.
+            no numbers and the path is not below `MIN_PATH_M`.
         nees: consistency of the covariance, None without covariances.
         coverage, frames_with_truth: share of the frames with truth that have a pose, and their
             number; without a list of frames, of the truth's poses.
@@ -60,6 +63,20 @@ class EvaluationResult:
     def scale(self) -> float | None:
         """Estimate × scale = truth, from the Sim(3) alignment; None without motion."""
         return None if self.sim3 is None else self.sim3.scale
+
+    @property
+    def turned_deg(self) -> float | None:
+        """The rotation error after aligning the positions, where that turn makes up most of it."""
+        rotation_deg = self.ate.rotation_deg.rmse
+        most = rotation_deg > max(TURN_DEG, TURN_RATIO * self.ate.attitude_deg.rmse)
+        return rotation_deg if most else None
+
+    @property
+    def percent_of_path(self) -> float | None:
+        """The absolute error in percent of the path; None where the path is too short for it."""
+        if self.path_m < MIN_PATH_M:
+            return None
+        return 100.0 * self.ate.translation_m.rmse / self.path_m
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; scripts may rely on the first seven keys. Metres and degrees."""
@@ -109,6 +126,7 @@ def _absolute_json(error: AbsoluteError) -> dict[str, Any]:
     return {
         'translation_m': asdict(error.translation_m),
         'rotation_deg': asdict(error.rotation_deg),
+        'attitude_deg': asdict(error.attitude_deg),
         'scale': error.scale,
         'truth_from_odom': error.truth_from_odom.tolist(),
     }

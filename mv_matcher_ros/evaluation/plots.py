@@ -111,7 +111,7 @@ def _error_figure(result: EvaluationResult) -> Figure:
     position.set_title(
         f'{ALIGNMENT_NAMES[result.align]} alignment: RMSE {ate.translation_m.rmse:.4g} m'
     )
-    _line(rotation, time_s, ate.rotation_errors_deg, 'rotation error [deg]')
+    _line(rotation, time_s, ate.attitude_errors_deg, 'attitude error [deg]')
     rotation.set_xlabel('time [s]')
     return figure
 

@@ -54,6 +54,17 @@ def interpolate_poses(before: Array, after: Array, share: Array) -> Array:
     return se3.interpolate(_tensor(before), _tensor(after), _tensor(share)).numpy()
 
 
+def align_attitudes(source: Array, target: Array) -> Array:
+    """(N, 4, 4) `source` turned by the one rotation that brings its attitudes onto `target`'s.
+
+    It minimises the squared differences of the matrices; Hartley et al., "Rotation Averaging",
+    IJCV 103, 2013. Positions are turned too.
+    """
+    turn = np.eye(4)
+    turn[:3, :3] = (target[:, :3, :3] @ np.swapaxes(source[:, :3, :3], 1, 2)).mean(0)
+    return np.asarray(with_exact_rotations(turn) @ source)
+
+
 def align_positions(source: Array, target: Array, with_scale: bool) -> tuple[float, Array]:
     """Scale and rigid (4, 4) target_from_source that bring (N, 3) `source` onto (N, 3)
     `target`."""

@@ -27,7 +27,7 @@ from mv_matcher_ros.evaluation.report_tiles import lead, tiles
 from mv_matcher_ros.evaluation.run_data import RunData, load_run
 from mv_matcher_ros.evaluation.run_evaluation import evaluate_loaded_run
 from mv_matcher_ros.evaluation.track_sampler import SampledFrame, read_samples
-from mv_matcher_ros.files.trajectory import read_truth
+from mv_matcher_ros.files.truth import read_truth
 
 
 @dataclass(frozen=True)

@@ -130,9 +130,10 @@ def time_section(run: RunData, result: EvaluationResult | None, linked: LinkedFr
 def _error_charts(result: EvaluationResult, linked: LinkedFrames) -> list[str]:
     ate = result.ate
     pieces: list[str] = []
-    charts = [('Position error', ate.translation_errors_m, ' m', figures.SERIES[0], 150.0)]
-    if not ate.on_a_line:
-        charts.append(('Rotation error', ate.rotation_errors_deg, '°', figures.SERIES[3], 90.0))
+    charts = [
+        ('Position error', ate.translation_errors_m, ' m', figures.SERIES[0], 150.0),
+        ('Attitude error', ate.attitude_errors_deg, '°', figures.SERIES[3], 90.0),
+    ]
     for name, errors, unit, colour, height in charts:
         values = linked.spread(ate.stamps_ns, errors)
         title = name if pieces else f'{name} after {ALIGNMENT_NAMES[result.align]} alignment'

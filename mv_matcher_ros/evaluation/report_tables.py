@@ -11,7 +11,7 @@ import numpy as np
 
 from mv_matcher_ros.config import Settings, flatten
 from mv_matcher_ros.datatypes import Array
-from mv_matcher_ros.evaluation.drift import Drift
+from mv_matcher_ros.evaluation.drift import Drift, rotation_drift
 from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult
 from mv_matcher_ros.evaluation.report_tiles import (
     ALIGNMENT_NAMES,
@@ -19,7 +19,6 @@ from mv_matcher_ros.evaluation.report_tiles import (
     metres,
     percent,
     percentile,
-    rotation_drift,
 )
 from mv_matcher_ros.evaluation.run_data import RunData
 
@@ -103,13 +102,12 @@ def _absolute_table(result: EvaluationResult) -> str:
             continue
         name = ALIGNMENT_NAMES[error.alignment]
         position = error.translation_m
-        rotation = '–' if error.on_a_line else f'{error.rotation_deg.rmse:.3g}°'
         cells = (position.rmse, position.median, position.p95, position.max)
-        row = [escape(name), *lengths(cells), rotation]
+        row = [escape(name), *lengths(cells), f'{error.attitude_deg.rmse:.3g}°']
         if error.alignment == result.align:
             row = [f'<b>{cell}</b>' for cell in row]
         rows.append(row)
-    return table(['aligned', 'RMSE', 'median', '95 %', 'largest', 'rotation'], rows)
+    return table(['aligned', 'RMSE', 'median', '95 %', 'largest', 'attitude'], rows)
 
 
 def _drift_tables(result: EvaluationResult) -> str:

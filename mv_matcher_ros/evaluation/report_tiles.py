@@ -11,7 +11,7 @@ import numpy as np
 
 from mv_matcher_ros.datatypes import Array, Status
 from mv_matcher_ros.evaluation.association import path_distances
-from mv_matcher_ros.evaluation.drift import Drift
+from mv_matcher_ros.evaluation.drift import rotation_drift
 from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult
 from mv_matcher_ros.evaluation.run_data import RunData
 
@@ -75,7 +75,8 @@ def tiles(run: RunData, result: EvaluationResult | None) -> str:
 
 def _truth_tiles(result: EvaluationResult) -> list[Tile]:
     error = result.ate.translation_m
-    share = f'{100 * error.rmse / result.path_m:.2f} % of the path' if result.path_m > 0 else ''
+    percent_of_path = result.percent_of_path
+    share = '' if percent_of_path is None else f'{percent_of_path:.2f} % of the path'
     value, unit = split_metres(error.rmse)
     note = f'{share}, largest {metres(error.max)}'.lstrip(', ')
     chosen = [
@@ -207,13 +208,6 @@ def lengths(values: Sequence[float]) -> list[str]:
     if max(abs(value) for value in values) < 0.1:
         return [f'{1000 * value:.1f} mm' for value in values]
     return [f'{value:.3f} m' for value in values]
-
-
-def rotation_drift(drift: Drift, deg_per_100m: float) -> str:
-    """Rotation drift as text: per 100 m as the benchmark, per metre where segments are small."""
-    if drift.segments[-1].length_m >= 10.0:
-        return f'{deg_per_100m:.3g}° per 100 m'
-    return f'{deg_per_100m / 100.0:.3g}° per m'
 
 
 def split_metres(value: float) -> tuple[str, str]:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import csv
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +52,21 @@ class RunData:
     def has_frames(self) -> bool:
         """Whether the list of all processed frames is known."""
         return len(self.stamps_ns) > 0
+
+    def why_no_pose(self) -> str:
+        """What to say of a run without a pose: the commonest message of its frames, and where.
+
+        Messages that differ in their numbers only are one.
+        """
+        kinds = Counter(re.sub(r'\d+', '0', message) for message in self.messages if message)
+        if not kinds:
+            return f'the run has no poses; {STATUS} in it has the frames'
+        kind, count = kinds.most_common(1)[0]
+        last = next(m for m in reversed(self.messages) if re.sub(r'\d+', '0', m) == kind)
+        return (
+            f'the run has no poses; {count} of {len(self.messages)} frames say "{last}" '
+            f'(all of them: {self.folder / STATUS})'
+        )
 
     @property
     def name(self) -> str:

@@ -24,15 +24,19 @@ from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult, Fitted
 from mv_matcher_ros.evaluation.run_data import RunData, load_run
 from mv_matcher_ros.evaluation.table import TableRow
 from mv_matcher_ros.evaluation.trajectory_error import (
+    AbsoluteError,
     RelativeError,
     absolute_error,
     relative_error,
+    spread_m,
 )
-from mv_matcher_ros.files.trajectory import read_truth
+from mv_matcher_ros.files.truth import read_truth
 
 # A constant attitude difference beyond this, with a scatter far below it, is another body frame
-# and no error.
+# and no error; unless the positions fix the turn of the alignment no better.
 OTHER_BODY_DEG = 20.0
+# Positions that err by this share of their spread say nothing on the scale.
+SCALELESS = 0.5
 T = TypeVar('T')
 
 
@@ -75,7 +79,7 @@ def evaluate_loaded_run(
 ) -> EvaluationResult:
     """The same for a run already read; see `evaluate_run`."""
     if len(run.trajectory) == 0:
-        raise EvaluationError(f'{run.folder}: the run has no poses; see its status for the reason')
+        raise EvaluationError(f'{run.folder}: {run.why_no_pose()}')
     return evaluate_trajectory(
         run.trajectory,
         truth,
@@ -111,6 +115,10 @@ def evaluate_trajectory(
     sim3 = _or_note(lambda: absolute_error(pairs, 'sim3'), notes)
     if align == 'sim3' and sim3 is None:
         raise EvaluationError(notes[-1])
+    unscaled = _no_scale(pairs, sim3)
+    if unscaled:
+        notes.append(unscaled)
+        sim3 = sim3 if align == 'sim3' else None
     scaled = pairs.scaled(sim3.scale) if align == 'sim3' and sim3 is not None else pairs
     if frame_stamps_ns is None:
         coverage, with_truth = coverage_of_truth(estimate, truth), len(truth)
@@ -158,6 +166,7 @@ def table_row(
         t_rel_percent=result.drift.t_rel_percent,
         t_rel_note=result.drift.note,
         fps=run.fps if run else None,
+        notes=result.notes,
     )
 
 
@@ -173,20 +182,35 @@ def _relative_errors(pairs: PosePairs) -> tuple[RelativeError, ...]:
     return tuple(errors)
 
 
+def _no_scale(pairs: PosePairs, sim3: AbsoluteError | None) -> str:
+    """Why the scale of the Sim(3) alignment means nothing; empty where it does."""
+    if sim3 is None:
+        return ''
+    error_m = sim3.translation_m.rmse
+    motion_m = float(np.linalg.norm(spread_m(pairs.truth[:, :3, 3])))
+    if error_m <= SCALELESS * motion_m:
+        return ''
+    return (
+        f'no scale: after a Sim(3) alignment the positions err by {error_m:.2g} m and move by '
+        f'{motion_m:.2g} m'
+    )
+
+
 def _reading_notes(result: EvaluationResult) -> list[str]:
     notes = []
     ate = result.ate
     rotation = ate.rotation_deg
-    if ate.on_a_line:
-        notes.append(
-            'the path is a straight line: the rotation about it cannot be aligned, so the '
-            'absolute rotation error means nothing; the relative one does'
-        )
-    elif rotation.mean > OTHER_BODY_DEG and rotation.std < 0.1 * rotation.mean:
+    loose_deg = 2.0 * ate.loose_deg
+    if rotation.mean > max(OTHER_BODY_DEG, loose_deg) and rotation.std < 0.1 * rotation.mean:
         notes.append(
             f'the attitudes differ by a constant {rotation.mean:.0f}°: truth and estimate are of '
-            'different body frames, so rotation errors, relative errors and drift are not those '
+            'different body frames, so attitude errors, relative errors and drift are not those '
             'of the estimate'
+        )
+    elif result.turned_deg is not None and rotation.mean > loose_deg:
+        notes.append(
+            f'aligned by the positions, all attitudes are {rotation.mean:.1f}° off, more than the '
+            'path leaves open: truth and estimate may be of different body frames'
         )
     if result.align == 'se3' and result.scale is not None and abs(result.scale - 1.0) > 0.2:
         notes.append(

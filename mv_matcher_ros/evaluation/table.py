@@ -37,6 +37,7 @@ class TableRow:
         t_rel_percent, t_rel_note: drift over 100 … 800 m, or why there is none.
         fps: frames processed per second.
         error: one line, or empty.
+        notes: what must be known to read the numbers, for the lines below the table.
     """
 
     sequence: str
@@ -51,6 +52,7 @@ class TableRow:
     t_rel_note: str = ''
     fps: float | None = None
     error: str = ''
+    notes: tuple[str, ...] = ()
 
     @property
     def coverage_percent(self) -> float | None:
@@ -77,6 +79,11 @@ def table_cells(rows: Sequence[TableRow]) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
+def table_notes(rows: Sequence[TableRow]) -> list[str]:
+    """The notes of all rows, each with the name of its sequence."""
+    return [f'{row.sequence}: {note}' for row in rows for note in row.notes]
+
+
 def table_json(rows: Sequence[TableRow]) -> list[dict[str, Any]]:
     """One dictionary a row."""
     return [asdict(row) for row in rows]
@@ -101,7 +108,9 @@ def table_markdown(rows: Sequence[TableRow]) -> str:
         '-' * (width + 2) if k in text_columns else '-' * (width + 1) + ':'
         for k, width in enumerate(widths)
     )
-    return '\n'.join([joined(header), f'|{rule}|', *(joined(cells) for cells in body)]) + '\n'
+    table = [joined(header), f'|{rule}|', *(joined(cells) for cells in body)]
+    notes = [f'- {note}' for note in table_notes(rows)]
+    return '\n'.join([*table, '', *notes] if notes else table) + '\n'
 
 
 def _cell(value: Any, form: str) -> str:

@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 from mv_matcher_ros.datatypes import Array
 from mv_matcher_ros.errors import EvaluationError
 from mv_matcher_ros.evaluation.association import PosePairs, path_distances
-from mv_matcher_ros.evaluation.poses import align_positions, invert, rotation_angle_rad
+from mv_matcher_ros.evaluation.poses import (
+    align_attitudes,
+    align_positions,
+    invert,
+    rotation_angle_rad,
+)
 
 Alignment = Literal['se3', 'sim3', 'origin']
 # Standard deviation across the main direction below this share of that along it: the positions lie
@@ -69,10 +74,13 @@ class AbsoluteError:
         scale: factor the estimate's lengths were multiplied by (1 but for sim3).
         truth_from_odom: (4, 4) rigid transform applied after scaling.
         translation_m, rotation_deg: statistics over the poses.
+        attitude_deg: the rotation after the attitudes were aligned by themselves. The positions of
+            a short or straight path fix the turn of the alignment badly, and the error of that is
+            in every `rotation_deg`, but not in this. (`origin`: equal to `rotation_deg`.)
+        loose_deg: how well the positions fix that turn: the position error as an angle seen across
+            the path, 90 where they lie on a line or err as much as they move; 0 for `origin`.
         stamps_ns: (N,) of the compared poses.
-        translation_errors_m, rotation_errors_deg: (N,) error of each pose.
-        on_a_line: the positions lie on a line, so the rotation about it, and with it
-            `rotation_deg`, is arbitrary (not for `origin`).
+        translation_errors_m, attitude_errors_deg: (N,) error of each pose.
     """
 
     alignment: Alignment
@@ -80,10 +88,11 @@ class AbsoluteError:
     truth_from_odom: Array
     translation_m: ErrorStatistics
     rotation_deg: ErrorStatistics
+    attitude_deg: ErrorStatistics
+    loose_deg: float
     stamps_ns: NDArray[np.int64]
     translation_errors_m: Array
-    rotation_errors_deg: Array
-    on_a_line: bool
+    attitude_errors_deg: Array
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ def align(pairs: PosePairs, alignment: Alignment) -> tuple[float, Array]:
     source, target = pairs.estimate[:, :3, 3], pairs.truth[:, :3, 3]
     if alignment == 'sim3':
         for name, points in (('estimate', source), ('truth', target)):
-            if _spread(points)[0] < 1e-9:
+            if spread_m(points)[0] < 1e-9:
                 raise EvaluationError(f'the {name} does not move, so no scale can be aligned')
     return align_positions(source, target, alignment == 'sim3')
 
@@ -132,19 +141,36 @@ def absolute_error(pairs: PosePairs, alignment: Alignment) -> AbsoluteError:
     scale, truth_from_odom = align(pairs, alignment)
     aligned = truth_from_odom @ pairs.scaled(scale).estimate
     translation = np.linalg.norm(aligned[:, :3, 3] - pairs.truth[:, :3, 3], axis=1)
-    rotation = np.rad2deg(rotation_angle_rad(invert(pairs.truth) @ aligned))
-    spread = _spread(pairs.truth[:, :3, 3])
+    rotation = _angles_deg(aligned, pairs.truth)
+    position = ErrorStatistics.of(translation)
+    attitude, loose_deg = rotation, 0.0
+    if alignment != 'origin':
+        attitude = _angles_deg(align_attitudes(pairs.estimate, pairs.truth), pairs.truth)
+        loose_deg = _loose_deg(position.rmse, spread_m(pairs.truth[:, :3, 3]))
     return AbsoluteError(
         alignment=alignment,
         scale=scale,
         truth_from_odom=truth_from_odom,
-        translation_m=ErrorStatistics.of(translation),
+        translation_m=position,
         rotation_deg=ErrorStatistics.of(rotation),
+        attitude_deg=ErrorStatistics.of(attitude),
+        loose_deg=loose_deg,
         stamps_ns=pairs.stamps_ns,
         translation_errors_m=translation,
-        rotation_errors_deg=rotation,
-        on_a_line=alignment != 'origin' and bool(spread[1] <= LINE_RATIO * spread[0]),
+        attitude_errors_deg=attitude,
     )
+
+
+def _angles_deg(estimate: Array, truth: Array) -> Array:
+    """(N,) angle between two attitudes."""
+    return np.rad2deg(rotation_angle_rad(invert(truth) @ estimate))
+
+
+def _loose_deg(error_m: float, spread: Array) -> float:
+    across_m = float(np.hypot(spread[1], spread[2]))
+    if across_m <= max(LINE_RATIO * spread[0], 1e-12):
+        return 90.0
+    return min(90.0, float(np.rad2deg(error_m / across_m)))
 
 
 def relative_error(
@@ -224,7 +250,7 @@ def _pairs_by_path(
     return first[kept], last[kept]
 
 
-def _spread(points: Array) -> Array:
+def spread_m(points: Array) -> Array:
     """(3,) standard deviations along the principal axes, largest first."""
     centred = points - points.mean(axis=0)
     return np.linalg.svd(centred, compute_uv=False) / np.sqrt(len(points))

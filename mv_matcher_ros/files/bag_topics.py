@@ -139,7 +139,11 @@ def choose_topics(
     others = {_camera_of(n) for n in cameras} - {_camera_of(mono)}
     notes: tuple[str, ...] = ()
     if 'image' not in named and others:
-        notes = (f'several cameras in the bag, {mono} taken',)
+        there = ', '.join(sorted(cameras))
+        notes = (
+            f'several cameras in the bag, {mono} taken; '
+            f'another one: --topic image=TOPIC (there: {there})',
+        )
     return Choice('mono', mono, notes=notes)
 
 
@@ -240,7 +244,8 @@ def _camera_of(topic: str) -> str:
 
 
 def _nearest(name: str, among: Collection[str]) -> str:
+    there = f'there: {", ".join(sorted(among)) or "none"}'
     close = difflib.get_close_matches(name, among, n=1, cutoff=0.4)
-    if close:
-        return f'; did you mean "{close[0]}"?'
-    return f'; there: {", ".join(sorted(among)) or "none"}'
+    if close and len(among) > 1:
+        return f'; did you mean "{close[0]}"? {there}'
+    return f'; {there}'

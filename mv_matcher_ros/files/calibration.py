@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibration files: our own YAML, ROS camera_info, EuRoC sensor.yaml and Kalibr camchain.
 
-Our own form describes a whole rig::
+docs/calibration.md has the keys with their meaning. Our own form describes a whole rig::
 
     body_axes: optical          # or rep103, when body_from_camera leads to a body of its own
     rate_hz: 20                 # stamps of image folders that have none
@@ -17,7 +17,8 @@ Our own form describes a whole rig::
         …
         body_from_camera: [16 numbers]     # or baseline_m: 0.12 for a rectified pair
 
-A rig of one camera may give the keys of the camera at the top instead of `cameras`.
+A rig of one camera may give the keys of the camera at the top instead of `cameras`, or be one row
+of numbers (`plain_calibration`).
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ from mv_matcher_ros.files.camera_info import (
     left_from_right,
     numbers,
 )
+from mv_matcher_ros.files.plain_calibration import FORM, is_row, read_row
 from mv_matcher_ros.files.rotations import inverse_transform, rigid_transform
 
+KEYS_ARE_IN = 'keys: docs/calibration.md'
 _RIG_KEYS = {'cameras', 'body_axes', 'rate_hz', 'depth_scale'}
 _CAMERA_KEYS = {
     'width',
@@ -75,11 +78,16 @@ def read_calibration(paths: Path | str | Sequence[Path | str]) -> Calibration:
         CalibrationError: a file or a key in it is missing or wrong; names both.
     """
     if isinstance(paths, str | Path):
-        return _calibration(Path(paths), _read_yaml(Path(paths)))
+        path = Path(paths)
+        text = _read_text(path)
+        if is_row(text):
+            camera, scale = read_row(path)
+            return Calibration(Rig((camera,)), depth_scale=scale)
+        return _calibration(path, _as_yaml(path, text))
     files = [Path(path) for path in paths]
     if len(files) == 1:
         return read_calibration(files[0])
-    contents = [_read_yaml(path) for path in files]
+    contents = [_as_yaml(path, _read_text(path)) for path in files]
     if len(files) == 2 and all('camera_matrix' in content for content in contents):
         left, right = (
             info_from_yaml(content, str(path))
@@ -282,19 +290,26 @@ def _opencv_matrix(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any,
 _Loader.add_constructor('tag:yaml.org,2002:opencv-matrix', _opencv_matrix)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding='utf-8')
-        # OpenCV writes `%YAML:1.0`, which is no YAML directive.
-        text = '\n'.join(line for line in text.splitlines() if not line.startswith('%YAML:'))
-        content = yaml.load(text, _Loader)
+        return path.read_text(encoding='utf-8')
     except FileNotFoundError:
         raise CalibrationError(f'{path}: no such calibration file') from None
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationError(f'{path}: not a readable file ({error})') from None
+
+
+def _as_yaml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        # OpenCV writes `%YAML:1.0`, which is no YAML directive.
+        text = '\n'.join(line for line in text.splitlines() if not line.startswith('%YAML:'))
+        content = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         line = str(error).replace('\n', ' ')
         raise CalibrationError(f'{path}: not YAML: {line}') from None
     if not isinstance(content, dict):
-        raise CalibrationError(f'{path}: a calibration file holds "key: value" lines')
+        raise CalibrationError(
+            f'{path}: a calibration file holds "key: value" lines ({KEYS_ARE_IN}), or one row '
+            f'"{FORM}"'
+        )
     return content

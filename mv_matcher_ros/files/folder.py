@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mv_matcher_ros.datatypes import Rig, Sensor
 from mv_matcher_ros.errors import CalibrationError, SourceError
-from mv_matcher_ros.files.calibration import Calibration, read_calibration
+from mv_matcher_ros.files.calibration import KEYS_ARE_IN, Calibration, read_calibration
 from mv_matcher_ros.files.image_list import ImageList, StampedFiles
 from mv_matcher_ros.files.images import image_files
 from mv_matcher_ros.files.recording import Masks, choose_sensor
@@ -67,7 +67,8 @@ def open_folder(
         path = calibration_beside(folder)
         if path is None:
             raise CalibrationError(
-                f'{name}: no calibration; give one, or put {CALIBRATION_NAMES[0]} beside them'
+                f'{name}: images without a calibration; give --calibration FILE or put '
+                f'{CALIBRATION_NAMES[0]} beside them ({KEYS_ARE_IN})'
             )
         calibration = read_calibration(path)
     lists = [image_files(sub) for sub in _image_folders(folder, calibration.rig)]

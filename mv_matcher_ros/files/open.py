@@ -13,6 +13,7 @@ from mv_matcher_ros.files import euroc, folder, kitti, tartanair, tum, video
 from mv_matcher_ros.files.bag import is_bag
 from mv_matcher_ros.files.bag_source import Bag
 from mv_matcher_ros.files.calibration import Calibration, read_calibration
+from mv_matcher_ros.files.images import image_files
 from mv_matcher_ros.files.recording import Masks, Recording
 
 _Opener = Callable[[Path, Sensor | None, Calibration | None, Masks], Recording]
@@ -71,6 +72,8 @@ def open_source(
     path = Path(path)
     kind, opener = _recognise(path)
     given = None if calibration is None else read_calibration(calibration)
+    if kind == 'images' and given is None and folder.calibration_beside(path) is None:
+        _check_is_meant(path)
     source: Recording
     if kind == 'bag':
         source = Bag(path, sensor, given, masks, topics, body_frame)
@@ -136,6 +139,28 @@ def _recognise(path: Path) -> tuple[str, _Opener]:
     if not any(path.iterdir()):
         raise SourceError(f'{path}: the folder is empty')
     raise SourceError(f'{path}: not a recording; looked for {_looked_for()}')
+
+
+def _check_is_meant(path: Path) -> None:
+    """Images without a calibration are often not what was meant; say what may have been.
+
+    Raises:
+        SourceError: the folder belongs to a sequence, or holds some images among other things.
+    """
+    parent = path.absolute().parent
+    kind = _folder_kind(parent) if parent != path.absolute() else None
+    if kind not in (None, 'images', 'bag'):
+        raise SourceError(
+            f'{path}: images of the {kind} sequence {parent}; open that, or give '
+            '--calibration FILE'
+        )
+    entries = [p for p in path.iterdir() if not p.name.startswith('.')]
+    count = len(image_files(path))
+    if 2 * count < len(entries):
+        raise SourceError(
+            f'{path}: not a recording: {count} of {len(entries)} entries are images, and there is '
+            f'no calibration; looked for {_looked_for()}'
+        )
 
 
 def _folder_kind(path: Path) -> str | None:

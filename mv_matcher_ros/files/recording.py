@@ -113,7 +113,7 @@ class Recording(ABC):
         # `count` may be an estimate (a video): without an end, go on as long as there are frames.
         part._slice = slice(first, None if end is None else last, stride)
         if not len(part):
-            raise SourceError(f'{self.name}: no frames from {start} to {end} of {count}')
+            raise SourceError(f'{self.name}: {_why_empty(start, end, count)}')
         return part
 
     def __iter__(self) -> Iterator[Frame]:
@@ -201,6 +201,14 @@ def _read_masks(masks: Masks, cameras: Sequence[Camera]) -> tuple[NDArray[np.boo
         None if path is None else read_mask(path, (camera.width, camera.height))
         for path, camera in zip(paths, cameras, strict=True)
     )
+
+
+def _why_empty(start: int, end: int | None, count: int) -> str:
+    if end is not None and start >= 0 and 0 <= end <= start:
+        return f'the end ({end}) is not after the start ({start}); the end is the frame to stop at'
+    if end is None or end >= count:
+        return f'no frames from {start} on, there are {count} (the first is 0)'
+    return f'no frames from {start} to before {end}, there are {count}'
 
 
 def _as_text(faults: Mapping[str, int]) -> str:

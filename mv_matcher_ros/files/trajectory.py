@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trajectories in files: TUM in and out, KITTI, EuRoC and TartanAir ground truth in."""
+"""Trajectories in files: TUM in and out, KITTI, EuRoC and TartanAir ground truth in.
+
+Which of these a file is, and where a recording keeps its truth, is the subject of `truth`.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def read_tum(path: Path | str) -> Trajectory:
             backwards; names the line.
     """
     path = Path(path)
-    return _from_rows(path, _rows(path, 8), 'TUM')
+    return _from_rows(path, pose_rows(path, 8), 'TUM')
 
 
 def write_tum(path: Path | str, trajectory: Trajectory) -> None:
@@ -65,7 +68,7 @@ def read_stamps(path: Path | str) -> NDArray[np.int64]:
         SourceError: missing file or a line that does not begin with a time stamp.
     """
     path = Path(path)
-    return np.array([_stamp(path, line, row[0]) for line, row in _rows(path)], dtype=np.int64)
+    return np.array([_stamp(path, line, row[0]) for line, row in pose_rows(path)], dtype=np.int64)
 
 
 def read_kitti_poses(path: Path | str, stamps_ns: Sequence[int] | NDArray[np.int64]) -> Trajectory:
@@ -80,14 +83,15 @@ def read_kitti_poses(path: Path | str, stamps_ns: Sequence[int] | NDArray[np.int
     """
     path = Path(path)
     poses = []
-    for line, row in _rows(path, 12):
+    for line, row in pose_rows(path, 12):
         pose = np.array(_numbers(path, line, row)).reshape(3, 4)
         if not np.allclose(pose[:, :3] @ pose[:, :3].T, np.eye(3), atol=1e-2):
             raise SourceError(f'{path}:{line}: the first 3x3 numbers are not a rotation')
         poses.append(rigid_transform(nearest_rotation(pose[:, :3]), pose[:, 3]))
     if len(poses) != len(stamps_ns):
         raise SourceError(
-            f'{path}: {len(poses)} poses, but there are {len(stamps_ns)} time stamps'
+            f'{path}: {len(poses)} poses, but times.txt has {len(stamps_ns)} rows; '
+            'are both of one recording?'
         )
     return Trajectory(np.array(stamps_ns, dtype=np.int64), np.array(poses).reshape(-1, 4, 4))
 
@@ -100,7 +104,7 @@ def read_euroc_truth(path: Path | str) -> Trajectory:
     """
     path = Path(path)
     order = (0, 1, 2, 3, 5, 6, 7, 4)  # w first in the file
-    rows = ((line, [row[i] for i in order]) for line, row in _rows(path, 8, exact=False))
+    rows = ((line, [row[i] for i in order]) for line, row in pose_rows(path, 8, exact=False))
     return _from_rows(path, rows, 'EuRoC')
 
 
@@ -113,7 +117,7 @@ def read_tartanair_poses(
         SourceError: missing file, a row that is not seven numbers, more or fewer rows than stamps.
     """
     path = Path(path)
-    rows = list(_rows(path, 7))
+    rows = list(pose_rows(path, 7))
     if len(rows) != len(stamps_ns):
         raise SourceError(f'{path}: {len(rows)} poses, but there are {len(stamps_ns)} images')
     numbers = np.array([_numbers(path, line, row) for line, row in rows]).reshape(-1, 7)
@@ -122,75 +126,14 @@ def read_tartanair_poses(
     return Trajectory(np.array(stamps_ns, dtype=np.int64), poses)
 
 
-def read_truth(
-    path: Path | str, stamps_ns: Sequence[int] | NDArray[np.int64] | None = None
-) -> Trajectory:
-    """Trajectory of any known ground-truth file, or of the one inside a sequence folder.
-
-    TUM rows (8 columns), KITTI rows (12), ASL csv (8 and more, commas) and TartanAir rows (7) are
-    told apart by their columns.
-
-    Args:
-        path: file, or folder that holds a ground truth under one of the usual names.
-        stamps_ns: stamps for files without; KITTI's are found in `times.txt` by themselves.
-
-    Raises:
-        SourceError: no ground truth there, an unknown form, or stamps that are needed and not
-            known.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = _truth_in(path)
-    line, first = next(_rows(path), (0, []))
-    if not first:
-        raise SourceError(f'{path}: empty, no poses')
-    if path.suffix.lower() == '.csv' and len(first) >= 8 and first[0].lstrip('-').isdigit():
-        return read_euroc_truth(path)
-    if len(first) == 8:
-        return read_tum(path)
-    if len(first) == 12:
-        return read_kitti_poses(path, _kitti_stamps(path) if stamps_ns is None else stamps_ns)
-    if len(first) == 7:
-        if stamps_ns is None:
-            raise SourceError(f'{path}: poses without time stamps (TartanAir); open its folder')
-        return read_tartanair_poses(path, stamps_ns)
-    raise SourceError(
-        f'{path}:{line}: {len(first)} columns; known are TUM (8), KITTI (12), '
-        'TartanAir (7), ASL csv'
-    )
-
-
-def _truth_in(folder: Path) -> Path:
-    """The ground-truth file of a sequence folder."""
-    names = (
-        'groundtruth.txt',
-        'poses.txt',
-        'mav0/state_groundtruth_estimate0/data.csv',
-        'mav0/mocap0/data.csv',
-        'state_groundtruth_estimate0/data.csv',
-    )
-    candidates = [folder / name for name in names]
-    candidates.append(folder.parent.parent / 'poses' / f'{folder.name}.txt')  # KITTI as published
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise SourceError(f'{folder}: no ground truth (looked for {", ".join(names)})')
-
-
-def _kitti_stamps(path: Path) -> NDArray[np.int64]:
-    """Stamps of a KITTI pose file: beside it, or in `sequences` of the published layout."""
-    beside = path.parent / 'times.txt'
-    published = path.parent.parent / 'sequences' / path.stem / 'times.txt'
-    for candidate in (beside, published):
-        if candidate.is_file():
-            return read_stamps(candidate)
-    raise SourceError(f'{path}: KITTI poses need their time stamps; looked for {beside}')
-
-
-def _rows(
+def pose_rows(
     path: Path, columns: int | None = None, exact: bool = True
 ) -> Iterator[tuple[int, list[str]]]:
-    """Rows of `columns` fields, or of at least so many."""
+    """(line number, fields) of rows of `columns` fields, or of at least so many.
+
+    Raises:
+        SourceError: missing file, or a row of another length.
+    """
     for number, fields in read_rows(path):
         count = len(fields)
         if columns is not None and (count < columns or (exact and count != columns)):

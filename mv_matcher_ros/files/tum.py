@@ -7,15 +7,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mv_matcher_ros.datatypes import Camera, Rig, Sensor
+from mv_matcher_ros.datatypes import Rig, Sensor
 from mv_matcher_ros.errors import CalibrationError, SourceError
 from mv_matcher_ros.files.calibration import Calibration, read_calibration
-from mv_matcher_ros.files.camera_info import distortion_model
 from mv_matcher_ros.files.image_list import ImageList, StampedFiles, first_image_size
 from mv_matcher_ros.files.images import image_files
+from mv_matcher_ros.files.plain_calibration import camera_of_row, read_row
 from mv_matcher_ros.files.recording import Masks, choose_sensor
 from mv_matcher_ros.files.stamps import stamp_from_text
-from mv_matcher_ros.files.text import read_lines, read_rows
+from mv_matcher_ros.files.text import read_rows
 from mv_matcher_ros.files.trajectory import read_tum
 
 LOOKED_FOR = 'rgb.txt, or rgb/ with stamps for names'
@@ -117,51 +117,16 @@ def _stamp(text: str, where: str) -> int:
 def _calibration(folder: Path, files: Sequence[Path]) -> Calibration:
     plain = folder / 'calibration.txt'
     if plain.is_file():
-        return read_plain_calibration(plain, files)
+        camera, scale = read_row(plain, lambda: first_image_size(files, str(plain)))
+        return Calibration(Rig((camera,)), depth_scale=scale)
     for candidate in (folder / 'calibration.yaml', folder / 'camera_info.yaml'):
         if candidate.is_file():
             return read_calibration(candidate)
     for key, values in _FREIBURG.items():
         if key in folder.name:
-            camera = _camera(values, _FREIBURG_SIZE, str(folder))
+            camera = camera_of_row(values, _FREIBURG_SIZE, str(folder))
             return Calibration(Rig((camera,)), depth_scale=_FREIBURG_DEPTH_SCALE)
     raise CalibrationError(
         f'{folder}: no calibration; looked for calibration.txt, calibration.yaml, '
         'camera_info.yaml and freiburg1…3 in the name'
     )
-
-
-def read_plain_calibration(path: Path, files: Sequence[Path]) -> Calibration:
-    """Calibration of one row `fx fy cx cy [k1 k2 p1 p2 k3 [width height]]`.
-
-    Args:
-        path: text file; a comment `depth_scale S` gives the stored value of one metre.
-        files: images, asked for their size when the row has none.
-
-    Raises:
-        CalibrationError: no such row.
-    """
-    rows = [fields for _, fields in read_rows(path)]
-    try:
-        values = [float(v) for v in rows[0]] if rows else []
-    except ValueError as error:
-        raise CalibrationError(f'{path}: {error}') from None
-    if len(values) not in (4, 9, 11):
-        raise CalibrationError(
-            f'{path}: {len(values)} values; expected "fx fy cx cy [k1 k2 p1 p2 k3 [width height]]"'
-        )
-    if len(values) == 11:
-        size = (int(values[9]), int(values[10]))
-    else:
-        size = first_image_size(files, str(path))
-    text = '\n'.join(read_lines(path))
-    scale = re.search(r'\bdepth_scale[\s:=]+([0-9]+(?:\.[0-9]*)?)', text)
-    camera = _camera(values, size, str(path))
-    return Calibration(Rig((camera,)), depth_scale=float(scale.group(1)) if scale else None)
-
-
-def _camera(values: Sequence[float], size: tuple[int, int], where: str) -> Camera:
-    fx, fy, cx, cy, *distortion = values
-    model = distortion_model('plumb_bob', distortion[:5], where)
-    coefficients = () if model == 'pinhole' else tuple(distortion[:5])
-    return Camera(size[0], size[1], (fx, fy, cx, cy), model, coefficients, name='rgb')

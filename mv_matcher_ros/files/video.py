@@ -11,7 +11,7 @@ import numpy as np
 
 from mv_matcher_ros.datatypes import Rig, Sensor, View
 from mv_matcher_ros.errors import CalibrationError, SourceError
-from mv_matcher_ros.files.calibration import Calibration, read_calibration
+from mv_matcher_ros.files.calibration import KEYS_ARE_IN, Calibration, read_calibration
 from mv_matcher_ros.files.folder import calibration_beside
 from mv_matcher_ros.files.images import UnreadableImageError, as_view_image
 from mv_matcher_ros.files.recording import Entry, Masks, Recording, choose_sensor
@@ -57,7 +57,8 @@ class Video(Recording):
             beside = own if own.is_file() else calibration_beside(path.parent)
             if beside is None:
                 raise CalibrationError(
-                    f'{name}: no calibration; give one, or put {own.name} beside'
+                    f'{name}: a video without a calibration; give --calibration FILE or put '
+                    f'{own.name} beside it ({KEYS_ARE_IN})'
                 )
             calibration = read_calibration(beside)
         rig = Rig(calibration.rig.cameras[:1], calibration.rig.body_axes)

@@ -112,18 +112,76 @@ def test_a_standing_camera_is_evaluated_without_scale(path):
         evaluate_trajectory(still, still, 'sim3')
 
 
-def test_another_body_frame_is_noticed(path):
+def resting(path, seed):
+    """A camera that stands for 1 s while its positions tremble by a tenth of a millimetre."""
+    truth = path(10, step_m=0.0)
+    poses = truth.world_from_body.copy()
+    poses[:] = poses[0]
+    poses[:, :3, 3] += np.random.default_rng(seed).normal(0.0, 1e-4, (10, 3))
+    return Trajectory(truth.stamps_ns, poses)
+
+
+def test_at_rest_nothing_is_divided_by_the_distance(path):
+    result = evaluate_trajectory(resting(path, 1), resting(path, 2))
+    assert result.scale is None
+    assert result.sim3 is None
+    assert result.drift_short is None
+    assert result.percent_of_path is None
+    assert any(note.startswith('no scale: after a Sim(3)') for note in result.notes)
+    assert not any('body frames' in note for note in result.notes)
+    assert result.ate.attitude_deg.max < 1e-6
+    row = table_row('rest', result)
+    assert row.scale is None
+    assert row.notes == result.notes
+
+
+def test_a_short_path_keeps_its_scale_but_has_no_drift(path):
+    truth = path(20, step_m=0.02)
+    half = truth.world_from_body.copy()
+    half[:, :3, 3] *= 0.5
+    result = evaluate_trajectory(Trajectory(truth.stamps_ns, half), truth)
+    assert 0.3 < result.path_m < 2.0
+    assert result.scale == pytest.approx(2.0)
+    assert result.drift_short is None
+    assert result.percent_of_path is None
+
+
+def test_a_path_too_straight_for_its_turn_is_said(path, se3_exp):
+    truth = path(60)
+    poses = truth.world_from_body.copy()
+    poses[:, :3, 3] = np.random.default_rng(5).normal(0.0, 0.03, (60, 3))
+    poses[:, 0, 3] += np.arange(60)
+    truth = Trajectory(truth.stamps_ns, poses)
+    noisy = poses.copy()
+    noisy[:, :3, 3] += np.random.default_rng(6).normal(0.0, 0.03, (60, 3))
+    result = evaluate_trajectory(Trajectory(truth.stamps_ns, noisy), truth)
+    assert result.to_json()['ate']['se3']['attitude_deg']['rmse'] < 1e-6
+    assert result.turned_deg is not None
+    assert result.turned_deg == result.ate.rotation_deg.rmse > 1.0
+    assert result.notes == ()
+
+
+def test_another_body_frame_is_noticed(path, se3_exp):
     truth = path(80)
     optical = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
     other = Trajectory(truth.stamps_ns, truth.world_from_body @ optical)
     assert any('different body frames' in n for n in evaluate_trajectory(other, truth).notes)
     assert evaluate_trajectory(truth, truth).notes == ()
+    assert evaluate_trajectory(truth, truth).turned_deg is None
+    # Ten degrees of mounting on a robot that turns about that axis only: no other figure has them.
+    turns = se3_exp(np.column_stack([np.zeros((80, 5)), np.linspace(0.0, 2.0, 80)]))
+    turns[:, :2, 3] = 5.0 * turns[:, :2, 1]
+    flat = Trajectory(truth.stamps_ns, turns)
+    mounted = Trajectory(truth.stamps_ns, turns @ se3_exp(np.array([0, 0, 0, 0, 0, 0.17])))
+    result = evaluate_trajectory(mounted, flat)
+    assert result.ate.attitude_deg.max < 1e-6
+    assert any('may be of different body frames' in note for note in result.notes)
 
 
 def test_a_run_without_poses_and_a_folder_that_is_none(path, make_run, tmp_path):
     truth = path(10)
     folder = make_run(tmp_path / 'run', truth, lost=range(10))
-    with pytest.raises(EvaluationError, match='the run has no poses'):
+    with pytest.raises(EvaluationError, match=r'no poses; 1 of 10 frames say "too <dark>" .*csv'):
         evaluate_run(folder, truth)
     with pytest.raises(SourceError, match='not a run folder'):
         evaluate_run(tmp_path / 'nothing', truth)

@@ -3,7 +3,13 @@ from __future__ import annotations
 
 import json
 
-from mv_matcher_ros.evaluation.table import TableRow, table_cells, table_json, table_markdown
+from mv_matcher_ros.evaluation.table import (
+    TableRow,
+    table_cells,
+    table_json,
+    table_markdown,
+    table_notes,
+)
 
 ROWS = [
     TableRow(
@@ -41,3 +47,10 @@ def test_markdown_has_a_rule_and_equal_columns():
     assert [line.replace('\\|', '').count('|') for line in lines] == [11] * 5
     assert len(lines[0]) == len(lines[1]) == len(lines[2]) == len(lines[3])
     assert 'no such folder' in lines[4]
+
+
+def test_notes_stand_below_the_table_with_their_sequence():
+    rows = [*ROWS, TableRow('rest', notes=('no scale: it stood', 'too short'))]
+    notes = ['rest: no scale: it stood', 'rest: too short']
+    assert table_notes(rows) == notes
+    assert table_markdown(rows).splitlines()[-3:] == ['', *(f'- {note}' for note in notes)]

@@ -469,12 +469,16 @@ def test_topics_are_named_or_found(tmp_path: Path, rng: np.random.Generator) -> 
             bag.image(f'/{camera}/image_raw', START_NS, grey(rng))
     source = open_source(tmp_path / 'bag')
     assert source.rig.cameras[0].name == '/front/image_raw'
-    assert list(source.faults) == ['several cameras in the bag, /front/image_raw taken']
+    assert list(source.faults) == [
+        'several cameras in the bag, /front/image_raw taken; another one: --topic image=TOPIC '
+        '(there: /front/image_raw, /rear/image_raw)'
+    ]
     named = open_source(tmp_path / 'bag', topics={'left': '/rear/image_raw'})
     assert named.rig.cameras[0].name == '/rear/image_raw'
     assert named.faults == {}
     with pytest.raises(
-        SourceError, match='no image topic "/rear/image"; did you mean "/rear/image_raw"'
+        SourceError,
+        match=r'"/rear/image"; did you mean "/rear/image_raw"\? there: /front/image_raw, /rear',
     ):
         open_source(tmp_path / 'bag', topics={'image': '/rear/image'})
     with pytest.raises(SourceError, match='unknown topic key "colour"; known: image, right'):

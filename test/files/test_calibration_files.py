@@ -12,7 +12,7 @@ import yaml
 
 from mv_matcher_ros.datatypes import Camera, Rig
 from mv_matcher_ros.errors import CalibrationError
-from mv_matcher_ros.files.calibration import read_calibration
+from mv_matcher_ros.files.calibration import _CAMERA_KEYS, _RIG_KEYS, read_calibration
 from mv_matcher_ros.files.camera_info import (
     CameraInfo,
     camera_from_info,
@@ -120,6 +120,39 @@ def test_what_is_no_calibration(tmp_path: Path, content: str) -> None:
         read_calibration(written(tmp_path, content))
     with pytest.raises(CalibrationError, match='no such calibration file'):
         read_calibration(tmp_path / 'none.yaml')
+
+
+def test_one_row_of_numbers_is_a_calibration(tmp_path: Path) -> None:
+    """The form of calibration.txt in TUM folders, which a user may well name by itself."""
+    text = '# fx fy cx cy k1 k2 p1 p2 k3 width height\n50 51 31.5 23.5 0.1 -0.2 0 0 0.3 64 48\n'
+    found = read_calibration(written(tmp_path, text + '# depth_scale 5000\n', 'calibration.txt'))
+    camera = found.rig.cameras[0]
+    assert (camera.width, camera.height, camera.model) == (64, 48, 'radtan')
+    assert camera.intrinsics == (50.0, 51.0, 31.5, 23.5)
+    assert camera.distortion == (0.1, -0.2, 0.0, 0.0, 0.3)
+    assert found.depth_scale == 5000.0
+    with pytest.raises(CalibrationError, match=r'cal\.yaml: the row has no image size; append'):
+        read_calibration(written(tmp_path, '50 51 31.5 23.5\n'))
+    with pytest.raises(CalibrationError, match='5 values; expected "fx fy cx cy'):
+        read_calibration(written(tmp_path, '50, 51, 31.5, 23.5, 0.1\n'))
+    with pytest.raises(CalibrationError, match=r'docs/calibration\.md\), or one row "fx fy'):
+        read_calibration(written(tmp_path, 'hello\n'))
+
+
+def test_the_example_of_the_documents_is_read(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / 'docs' / 'calibration.md'
+    blocks = page.read_text(encoding='utf-8').split('```yaml\n')[1:]
+    examples = [read_calibration(written(tmp_path, b.split('```')[0])) for b in blocks]
+    assert [len(example.rig.cameras) for example in examples] == [1, 2]
+    assert examples[0].rate_hz == 30.0
+    assert examples[1].rig.baseline_m == pytest.approx(0.12)
+
+
+def test_every_key_is_documented() -> None:
+    page = Path(__file__).resolve().parents[2] / 'docs' / 'calibration.md'
+    text = page.read_text(encoding='utf-8')
+    for key in _RIG_KEYS | _CAMERA_KEYS:
+        assert f'| `{key}` |' in text, key
 
 
 def test_cameras_at_one_place_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mv_matcher_ros.files.bag import write_bag
 from mv_matcher_ros.files.open import find_sequences, open_source, recognise
-from mv_matcher_ros.files.trajectory import read_truth
+from mv_matcher_ros.files.truth import read_truth
 
 pytestmark = pytest.mark.data
 

@@ -146,8 +146,15 @@ def test_slices(kitti: Path) -> None:
     assert indices(end=-1) == [0, 1, 2, 3]
     assert indices(start=-2) == [3, 4]
     assert indices(end=99) == [0, 1, 2, 3, 4]
-    for wrong in ({'start': 5}, {'stride': 0}, {'start': 3, 'end': 3}):
-        with pytest.raises(SourceError):
+    for wrong, message in (
+        ({'start': 5}, r'no frames from 5 on, there are 5 \(the first is 0\)'),
+        ({'start': 5, 'end': 7}, 'no frames from 5 on, there are 5'),
+        ({'stride': 0}, 'stride 0 is not at least 1'),
+        ({'start': 3, 'end': 3}, r'the end \(3\) is not after the start \(3\)'),
+        ({'start': 4, 'end': 1}, r'the end \(1\) is not after the start \(4\)'),
+        ({'start': -1, 'end': 2}, 'no frames from -1 to before 2, there are 5'),
+    ):
+        with pytest.raises(SourceError, match=message):
             open_source(kitti, **wrong)  # type: ignore[arg-type]
 
 
@@ -292,7 +299,8 @@ def test_tartanair_v1(tmp_path: Path, write_images: Write) -> None:
 def test_image_folder(tmp_path: Path, write_images: Write) -> None:
     images = write_images(tmp_path, ['shot1.png', 'shot2.png', 'shot10.png'], colour=True)
     with pytest.raises(
-        CalibrationError, match=r'no calibration; give one, or put calibration\.yaml'
+        CalibrationError,
+        match=r'without a calibration; give --calibration FILE or put calibration\.yaml',
     ):
         open_source(tmp_path)
     path = tmp_path / 'other.yaml'
@@ -316,6 +324,27 @@ def test_image_folder(tmp_path: Path, write_images: Write) -> None:
     (tmp_path / 'times.txt').write_text('1.5\n')
     with pytest.raises(SourceError, match=r'times\.txt: 1 rows for 3 images'):
         open_source(tmp_path)
+
+
+def test_the_images_of_a_sequence_lead_to_the_sequence(kitti: Path) -> None:
+    with pytest.raises(SourceError, match=r'image_0: images of the kitti sequence .*/03; open'):
+        open_source(kitti / 'image_0')
+    (kitti / 'cal.yaml').write_text(yaml.safe_dump(CAMERA))
+    assert len(open_source(kitti / 'image_0', calibration=kitti / 'cal.yaml')) == 5
+
+
+def test_some_images_among_other_things_are_no_recording(
+    tmp_path: Path, write_images: Write
+) -> None:
+    write_images(tmp_path, ['screenshot.png', 'plot.png'])
+    for name in ('a.txt', 'b.txt', 'c.txt'):
+        (tmp_path / name).write_text('')
+    with pytest.raises(
+        SourceError, match='not a recording: 2 of 5 entries are images, and there is no calib'
+    ):
+        open_source(tmp_path)
+    (tmp_path / 'a.txt').write_text(yaml.safe_dump(CAMERA))
+    assert len(open_source(tmp_path, calibration=tmp_path / 'a.txt')) == 2
 
 
 def test_image_folder_with_nanosecond_names(tmp_path: Path, write_images: Write) -> None:
@@ -359,7 +388,7 @@ def write_video(path: Path, count: int, rate_hz: float = 20.0) -> None:
 def test_video(tmp_path: Path) -> None:
     path = tmp_path / 'drive.avi'
     write_video(path, 10)
-    with pytest.raises(CalibrationError, match=r'no calibration; give one, or put drive\.yaml'):
+    with pytest.raises(CalibrationError, match=r'give --calibration FILE or put drive\.yaml'):
         open_source(path)
     (tmp_path / 'drive.yaml').write_text(yaml.safe_dump(CAMERA))
     source = open_source(path)

@@ -23,7 +23,6 @@ from mv_matcher_ros.files.trajectory import (
     read_euroc_truth,
     read_kitti_poses,
     read_tartanair_poses,
-    read_truth,
     read_tum,
     write_tum,
 )
@@ -153,7 +152,7 @@ def test_kitti_poses(tmp_path: Path, poses: Poses) -> None:
     np.testing.assert_allclose(
         rotations @ rotations.transpose(0, 2, 1), np.broadcast_to(np.eye(3), (3, 3, 3)), atol=1e-14
     )
-    with pytest.raises(SourceError, match='3 poses, but there are 2 time stamps'):
+    with pytest.raises(SourceError, match=r'3 poses, but times\.txt has 2 rows'):
         read_kitti_poses(path, [0, 1])
     path.write_text('2 0 0 0 0 1 0 0 0 0 1 0\n')
     with pytest.raises(SourceError, match=r':1: the first 3x3 numbers are not a rotation'):
@@ -166,7 +165,6 @@ def test_euroc_truth_has_w_first(tmp_path: Path) -> None:
     truth = read_euroc_truth(path)
     assert truth.stamps_ns.tolist() == [1403715273262142976]
     np.testing.assert_allclose(truth.world_from_body[0, :3, :3], np.diag([1, -1, -1]), atol=1e-15)
-    np.testing.assert_array_equal(read_truth(path).stamps_ns, truth.stamps_ns)
 
 
 def test_tartanair_axes(tmp_path: Path) -> None:
@@ -181,32 +179,3 @@ def test_tartanair_axes(tmp_path: Path) -> None:
     np.testing.assert_allclose(right, (0, -1, 0))
     with pytest.raises(SourceError, match='1 poses, but there are 2 images'):
         read_tartanair_poses(path, [0, 1])
-
-
-def test_read_truth_recognises(tmp_path: Path, poses: Poses) -> None:
-    tum = tmp_path / 'groundtruth.txt'
-    tum.write_text(f'1 {IDENTITY_ROW}\n')
-    assert len(read_truth(tum)) == 1
-    assert len(read_truth(tmp_path)) == 1
-    rows = '1 0 0 0 0 1 0 0 0 0 1 0\n'
-    published = tmp_path / 'poses' / '07.txt'
-    published.parent.mkdir()
-    published.write_text(rows * 2)
-    with pytest.raises(SourceError, match='need their time stamps'):
-        read_truth(published)
-    times = tmp_path / 'sequences' / '07' / 'times.txt'
-    times.parent.mkdir(parents=True)
-    times.write_text('0.0\n1.0e-01\n')
-    assert read_truth(published).stamps_ns.tolist() == [0, 100_000_000]
-    assert len(read_truth(times.parent)) == 2
-    odd = tmp_path / 'odd.txt'
-    odd.write_text('1 2 3\n')
-    with pytest.raises(SourceError, match='3 columns; known are'):
-        read_truth(odd)
-    odd.write_text('0 0 0 0 0 0 1\n')
-    with pytest.raises(SourceError, match='without time stamps'):
-        read_truth(odd)
-    assert len(read_truth(odd, [5])) == 1
-    (tmp_path / 'empty').mkdir()
-    with pytest.raises(SourceError, match='no ground truth'):
-        read_truth(tmp_path / 'empty')
