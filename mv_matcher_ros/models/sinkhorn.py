@@ -92,9 +92,9 @@ def _normalise_logarithms(
 def _normalise_kernel(scores: Tensor, mass_a: Tensor, mass_b: Tensor, iterations: int) -> Tensor:
     """Rows and columns at once, each going half the way (in logarithms).
 
-    Nothing depends on which view is called a, at any count, and no entry exceeds one: the result
-    is the geometric mean of one with exact rows and one with exact columns. Scores of a row that
-    lie 80 below those of its columns are lost.
+    Nothing depends on which view is called a, at any count, and nothing of a keypoint exceeds one:
+    a match is the geometric mean of one with exact rows and one with exact columns. Scores of a
+    row that lie 80 below those of its columns are lost.
     """
     valid = (mass_a > 0)[..., :, None] & (mass_b > 0)[..., None, :]
     scores = torch.where(valid, scores, LOG_NOTHING)
@@ -106,12 +106,21 @@ def _normalise_kernel(scores: Tensor, mass_a: Tensor, mass_b: Tensor, iterations
     least = math.exp(-LARGEST)
     log_a, log_b = _logarithm(mass_a), _logarithm(mass_b)
     log_u, log_v = log_a.clamp_max(0.0), log_b.clamp_max(0.0)
-    for _ in range(iterations):
+    exact_u, exact_v = log_u, log_v
+    for number in range(iterations):
+        if number:
+            log_u, log_v = 0.5 * (log_u + exact_u), 0.5 * (log_v + exact_v)
         u, v = log_u.clamp_max(LARGEST).exp(), log_v.clamp_max(LARGEST).exp()
-        of_row = (kernel @ v[..., None])[..., 0].clamp_min(least).log()
-        of_column = (u[..., None, :] @ kernel)[..., 0, :].clamp_min(least).log()
-        log_u, log_v = 0.5 * (log_u + log_a - of_row), 0.5 * (log_v + log_b - of_column)
-    return scaled + log_u[..., :, None] + log_v[..., None, :]
+        # What makes the rows exact with these columns, and the columns with these rows.
+        exact_u = log_a - (kernel @ v[..., None])[..., 0].clamp_min(least).log()
+        exact_v = log_b - (u[..., None, :] @ kernel)[..., 0, :].clamp_min(least).log()
+    rows = scaled + exact_u[..., :, None] + log_v[..., None, :]
+    columns = scaled + log_u[..., :, None] + exact_v[..., None, :]
+    # What stays alone is counted in its own row or column, where no probability exceeds one.
+    both = 0.5 * (rows + columns)
+    upper = torch.cat([both[..., :-1, :-1], rows[..., :-1, -1:]], dim=-1)
+    lower = torch.cat([columns[..., -1:, :-1], both[..., -1:, -1:]], dim=-1)
+    return torch.cat([upper, lower], dim=-2)
 
 
 def mutual_matches(log_assignment: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

@@ -126,7 +126,7 @@ def _partners(error: Tensor, near: Tensor, carried: _Carried, limits: LabelLimit
     """(N,) labels from the mutual errors (N, M) and the distances one way (N, M)."""
     count, others = error.shape
     label = torch.full((count,), IGNORED, dtype=torch.int64)
-    if others == 0:
+    if 0 in (count, others):
         label[carried.seen | carried.gone] = UNMATCHED
         return label
     best, partner = error.min(dim=1)

@@ -53,8 +53,12 @@ def test_limit_is_that_of_python_optimal_transport(form: SinkhornForm) -> None:
 
 
 @pytest.mark.parametrize('iterations', [1, 3, 20])
-def test_kernel_form_has_no_direction_and_no_entry_above_one(iterations: int) -> None:
-    scores, dustbin, valid_a, valid_b = problem()
+@pytest.mark.parametrize('seed', range(5))
+def test_kernel_form_has_no_direction_and_no_probability_above_one(
+    iterations: int, seed: int
+) -> None:
+    scores, _, valid_a, valid_b = problem(20, 3, seed=seed)
+    dustbin = torch.tensor(5.0, dtype=torch.float64)  # nearly all stay alone
     forth = log_optimal_transport(scores, dustbin, valid_a, valid_b, iterations, 'kernel')
     back = log_optimal_transport(scores.mT, dustbin, valid_b, valid_a, iterations, 'kernel')
     torch.testing.assert_close(back.mT, forth)
@@ -71,11 +75,14 @@ def test_kernel_form_goes_half_the_way_each_time() -> None:
     rows[-1], columns[-1] = 9, 7
     u, v = -0.5 * full.amax(1), -0.5 * full.amax(0)
     for count in range(1, 5):
-        row_sum = torch.logsumexp(full + v, dim=1)
-        column_sum = torch.logsumexp(full + u[:, None], dim=0)
-        u, v = 0.5 * (u + rows.log() - row_sum), 0.5 * (v + columns.log() - column_sum)
+        exact_u = rows.log() - torch.logsumexp(full + v, dim=1)
+        exact_v = columns.log() - torch.logsumexp(full + u[:, None], dim=0)
+        of_rows, of_columns = full + exact_u[:, None] + v, full + u[:, None] + exact_v
         got = log_optimal_transport(scores, dustbin, valid_a, valid_b, count, 'kernel')
-        torch.testing.assert_close(got, full + u[:, None] + v)
+        torch.testing.assert_close(got[:-1, :-1], 0.5 * (of_rows + of_columns)[:-1, :-1])
+        torch.testing.assert_close(got[:-1, -1], of_rows[:-1, -1])
+        torch.testing.assert_close(got[-1, :-1], of_columns[-1, :-1])
+        u, v = 0.5 * (u + exact_u), 0.5 * (v + exact_v)
 
 
 @forms
