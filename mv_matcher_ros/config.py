@@ -279,9 +279,10 @@ class RuntimeSettings(Section):
     device: Literal['auto', 'cpu', 'cuda'] = Field(
         'auto', description='Where networks run; auto takes a CUDA GPU if there is one.'
     )
-    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = Field(
+    precision: Literal['auto', 'fastest', 'fp32', 'bf16', 'fp16'] = Field(
         'auto',
-        description='Of networks; auto: fp16 on CUDA, on a CPU what is faster at start-up.',
+        description='Of networks; auto: fp16 on CUDA, fp32 on a CPU; fastest: on a CPU bf16 where '
+        'it proves faster at start-up (poses may then differ from run to run).',
     )
 
 

@@ -99,8 +99,8 @@ def detector_calls(runtime: RuntimeSettings) -> dict[str, Call]:
     from mv_matcher_ros.config import DetectorSettings
     from mv_matcher_ros.models.classical import ClassicalDetector
     from mv_matcher_ros.models.detector import DetectorNetwork
+    from mv_matcher_ros.models.learned import LearnedDetector
     from mv_matcher_ros.models.profiles import DETECTORS
-    from mv_matcher_ros.models.runtime import LearnedDetector
 
     image = np.random.default_rng(0).integers(0, 255, (480, 640), np.uint8)
     calls: dict[str, Call] = {}
@@ -118,9 +118,9 @@ def detector_calls(runtime: RuntimeSettings) -> dict[str, Call]:
 def matcher_calls(runtime: RuntimeSettings, keypoints: int) -> dict[str, Call]:
     """Two and five views through the profiles, and LightGlue of kornia where it is installed."""
     from mv_matcher_ros.config import MatchingSettings
+    from mv_matcher_ros.models.learned import LearnedMatcher
     from mv_matcher_ros.models.matcher import MatcherNetwork
     from mv_matcher_ros.models.profiles import MATCHERS
-    from mv_matcher_ros.models.runtime import LearnedMatcher
 
     settings = MatchingSettings(graph_keypoints=max(16, keypoints))
     calls: dict[str, Call] = {}
@@ -189,9 +189,9 @@ def _lightglue(keypoints: int, width: int, layers: int) -> tuple[str, Call] | No
 def window_calls(runtime: RuntimeSettings, keypoints: int) -> dict[str, Call]:
     """A new view with 1 to 9 earlier ones: jointly, and with what they gave kept."""
     from mv_matcher_ros.config import MatchingSettings
+    from mv_matcher_ros.models.learned import LearnedMatcher
     from mv_matcher_ros.models.matcher import MatcherNetwork
     from mv_matcher_ros.models.profiles import MATCHERS
-    from mv_matcher_ros.models.runtime import LearnedMatcher
     from mv_matcher_ros.models.streaming import StreamingMatcher, ViewState
 
     network = MatcherNetwork(MATCHERS['light']).eval()

@@ -54,8 +54,8 @@ def match(
     models = Models.of(settings)
     features = [models.detector.detect(picture) for picture in pictures]
     matches = models.matcher.match(features)
-    if models.graph is not None and models.graph.cut:
-        warn(f'{models.graph.cut} of the weakest keypoints left out (matching.graph_keypoints)')
+    if models.graph is not None and (cut := models.graph.left_out(features)):
+        warn(f'{cut} of the weakest keypoints left out (matching.graph_keypoints)')
     rows: list[dict[str, Any]] = []
     drawn = []
     for a, b in combinations(range(len(images)), 2):

@@ -178,6 +178,23 @@ def null_space_ratio(
     return ratio, ratio > limit
 
 
+def epipolar_lines(target_from_source: torch.Tensor, source_xy: torch.Tensor) -> torch.Tensor:
+    """Lines in the target view on which the partners of points of the source view lie.
+
+    Args:
+        target_from_source: (..., 4, 4).
+        source_xy: (..., N, 2) on the normalised plane.
+
+    Returns:
+        (..., N, 3), whose product with a homogeneous point is its distance on the normalised
+        plane; zero where there is no line (no baseline, or the point is the epipole).
+    """
+    essential = hat(target_from_source[..., :3, 3]) @ target_from_source[..., :3, :3]
+    lines = homogeneous(source_xy) @ essential.mT
+    length = lines[..., :2].norm(dim=-1, keepdim=True)
+    return lines / torch.where(length > 1e-9, length, torch.inf)
+
+
 def essential_from_pose(b_from_a: torch.Tensor) -> torch.Tensor:
     """Essential matrix hat(t / |t|) R; zero where there is no translation.
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mv_matcher_ros.config import Settings
-from mv_matcher_ros.errors import SettingsError
+from mv_matcher_ros.errors import ModelError, SettingsError
 from mv_matcher_ros.models.classical import (
     ClassicalDetector,
     Detector,
     Matcher,
     NearestNeighbourMatcher,
 )
-from mv_matcher_ros.models.runtime import LearnedDetector, LearnedMatcher
+from mv_matcher_ros.models.learned import LearnedDetector, LearnedMatcher
 from mv_matcher_ros.models.weights import load_detector, load_matcher
 
 
@@ -42,15 +42,21 @@ class Models:
 
         Raises:
             SettingsError: weights are needed and not named, or the device is not there.
-            ModelError: a file of weights is missing or does not fit.
+            ModelError: a file of weights is missing, or does not fit the detector.
         """
         detector, unrelated = _detector(settings)
         nearest = NearestNeighbourMatcher(settings.matching, unrelated)
         if settings.matching.matcher == 'nearest':
             return cls(detector, nearest)
         path = _named(settings.matching.weights, 'matching.weights', settings.matching.matcher)
-        graph = LearnedMatcher(load_matcher(path), settings.matching, settings.runtime)
-        return cls(detector, nearest, graph)
+        network = load_matcher(path)
+        taken, given = network.profile.descriptor_size, detector.descriptor_size
+        if taken != given:
+            raise ModelError(
+                f'{path}: takes descriptors of width {taken}, detector.name '
+                f'{settings.detector.name} gives {given}: its weights belong to another detector'
+            )
+        return cls(detector, nearest, LearnedMatcher(network, settings.matching, settings.runtime))
 
 
 def _detector(settings: Settings) -> tuple[Detector, float | str]:

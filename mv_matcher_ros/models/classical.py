@@ -34,6 +34,11 @@ SMALLEST_SIDE_PX = 8
 class Detector(Protocol):
     """Finds and describes keypoints in one image."""
 
+    @property
+    def descriptor_size(self) -> int:
+        """Width of the descriptors."""
+        ...
+
     def detect(self, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None) -> Features:
         """Features of a (H, W) grey or (H, W, 3) BGR image; none where `mask` is False."""
         ...
@@ -55,7 +60,6 @@ class ClassicalDetector:
     def __init__(self, settings: DetectorSettings) -> None:
         self._settings = settings
         self._shift_px = 0.0
-        self._descriptor_size = 256 if settings.name == 'orb' else 128
         if settings.name == 'sift':
             self._backend, self._shift_px = _sift(settings)
         else:
@@ -63,17 +67,22 @@ class ClassicalDetector:
                 nfeatures=settings.max_keypoints, scaleFactor=ORB_SCALE_FACTOR, fastThreshold=10
             )
 
+    @property
+    def descriptor_size(self) -> int:
+        """Width of the descriptors."""
+        return 256 if self._settings.name == 'orb' else 128
+
     def detect(self, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None) -> Features:
         """Features of a (H, W) grey or (H, W, 3) BGR image; none where `mask` is False."""
         height, width = image.shape[:2]
         grey = working_image(image, self._settings.working_width)
         scale = grey.shape[1] / width
         if min(grey.shape) < SMALLEST_SIDE_PX:
-            return empty_features((width, height), self._descriptor_size)
+            return empty_features((width, height), self.descriptor_size)
         allowed = self._allowed(mask, grey.shape[:2])
         keypoints, descriptors = self._backend.detectAndCompute(grey, allowed)
         if descriptors is None or len(keypoints) == 0:
-            return empty_features((width, height), self._descriptor_size)
+            return empty_features((width, height), self.descriptor_size)
         xy, size_px, response = _keypoint_arrays(keypoints)
         per_x, per_y = width / grey.shape[1], height / grey.shape[0]
         xy = self._centred(xy, size_px, grey.shape[:2])

@@ -85,14 +85,14 @@ class DetectorNetwork(nn.Module):
             nn.Linear(hidden, 3 * CELL * CELL) if profile.subpixel == 'learned' else None
         )
 
-    def halved(self, dtype: torch.dtype) -> DetectorNetwork:
-        """This network with its backbone in `dtype`; what the heads say stays as it is."""
+    def backbone_to(self, dtype: torch.dtype) -> DetectorNetwork:
+        """Make the backbone run in `dtype`; what the heads say stays as it is."""
         for part in (self.encoder, self.score_hidden, self.descriptor_hidden):
             part.to(dtype)
         return self
 
     def forward(
-        self, images: Tensor, max_keypoints: int, border_px: int = 4, allowed: Tensor | None = None
+        self, images: Tensor, max_keypoints: int, border_px: int, allowed: Tensor | None = None
     ) -> Keypoints:
         """Keypoints of a batch of images.
 
@@ -127,7 +127,7 @@ class DetectorNetwork(nn.Module):
         self,
         dense: DenseFeatures,
         max_keypoints: int,
-        border_px: int = 4,
+        border_px: int,
         allowed: Tensor | None = None,
     ) -> Keypoints:
         """The strongest local maxima of the score; see `forward`."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mv_matcher_ros.geometry.epipolar import homogeneous
-from mv_matcher_ros.geometry.se3 import hat
+from mv_matcher_ros.geometry.epipolar import epipolar_lines, homogeneous
+from mv_matcher_ros.geometry.se3 import inverse
 
 # Squared distance, in units of sigma, beyond which being farther says nothing more: a pose that
 # was wrong must not outvote the descriptors.
@@ -39,9 +39,20 @@ class KnownPoses:
 
     @classmethod
     def of(cls, plane_xy: Tensor, world_from_camera: Tensor, sigma: Tensor) -> KnownPoses:
-        """From (B, V, 4, 4) poses in one world."""
-        inverse = torch.linalg.inv(world_from_camera)
-        return cls(plane_xy, inverse[:, :, None] @ world_from_camera[:, None], sigma)
+        """From (B, V, 4, 4) poses in one world; all in the type of `plane_xy`.
+
+        Relative poses are formed before they are rounded: far from the origin the poses themselves
+        have no room for what lies between them.
+        """
+        relative = inverse(world_from_camera)[:, :, None] @ world_from_camera[:, None]
+        kind = plane_xy.dtype
+        return cls(plane_xy, relative.to(kind), sigma.to(kind))
+
+    def to(self, device: torch.device | str) -> KnownPoses:
+        """The same on a device."""
+        return KnownPoses(
+            self.plane_xy.to(device), self.target_from_source.to(device), self.sigma.to(device)
+        )
 
     def squared_distance(self) -> Tensor:
         """(B, V, V, N, N) squared distances from epipolar lines, at most `FARTHEST`.
@@ -69,9 +80,10 @@ def squared_epipolar_distance(
     Returns:
         (..., N, M) in units of sigma squared, at most `FARTHEST`; 0 without a pose or baseline.
     """
-    essential = hat(target_from_source[..., :3, 3]) @ target_from_source[..., :3, :3]
-    lines = homogeneous(source_xy) @ essential.mT
-    length = lines[..., :2].norm(dim=-1, keepdim=True)
-    lines = lines / torch.where(length > 1e-9, length, torch.inf)
-    distance = lines @ homogeneous(target_xy).mT / sigma[..., None, None]
-    return distance.square().clamp_max(FARTHEST)
+    known = sigma.isfinite()
+    eye = torch.eye(4, dtype=target_from_source.dtype, device=target_from_source.device)
+    pose = torch.where(known[..., None, None], target_from_source, eye)
+    distance = epipolar_lines(pose, source_xy) @ homogeneous(target_xy).mT
+    return (
+        (distance / torch.where(known, sigma, 1.0)[..., None, None]).square().clamp_max(FARTHEST)
+    )

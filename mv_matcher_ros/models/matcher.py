@@ -45,6 +45,8 @@ class Assignment:
         partner: (B, P, N) int64 keypoint of b for each of a, −1 for none.
         log_score: (B, P, N) logarithm of the match's probability, −inf for none.
         confidence: (B, P, N) in [0, 1], 0 for none.
+        confidence_logit: (B, P, N) what the confidence is the sigmoid of, for training; None
+            without a confidence head.
     """
 
     pairs: Tensor
@@ -52,6 +54,7 @@ class Assignment:
     partner: Tensor
     log_score: Tensor
     confidence: Tensor
+    confidence_logit: Tensor | None = None
 
     def matches(self, tuple_index: int = 0) -> Matches:
         """The matches of one tuple of the batch, in order of pairs and keypoints."""
@@ -108,8 +111,8 @@ class MatcherNetwork(nn.Module):
             self.final.bias.zero_()
             self.dustbin.fill_(STARTING_SHARPNESS * STARTING_DUSTBIN)
 
-    def halved(self, dtype: torch.dtype) -> MatcherNetwork:
-        """This network with its graph in `dtype`; confidences and transport stay as they are."""
+    def backbone_to(self, dtype: torch.dtype) -> MatcherNetwork:
+        """Make the graph run in `dtype`; confidences, transport and geometry stay as they are."""
         for part in (self.encoder, self.descriptor, self.layers, self.final):
             part.to(dtype)
         return self
@@ -176,8 +179,11 @@ class MatcherNetwork(nn.Module):
         place = place.to(self.final.weight.dtype)
         if self.profile.uses_scores:
             place = torch.cat([place, batch.scores.to(place.dtype)[..., None]], dim=-1)
-        descriptors = self.descriptor(self.gain * batch.descriptors.to(place.dtype))
-        return descriptors + self.encoder(place)
+        descriptors = batch.descriptors.to(place.dtype)
+        if not batch.full:  # whatever stands where nothing is used, also what is no number
+            used = batch.valid[..., None]
+            place, descriptors = (torch.where(used, x, 0.0) for x in (place, descriptors))
+        return self.descriptor(self.gain * descriptors) + self.encoder(place)
 
     def penalty(self, distance: Tensor, pairs: Tensor) -> Tensor:
         """(B, P, N, N) what the scores of pairs lose by (B, V, V, N, N) epipolar distances."""
@@ -221,10 +227,10 @@ class MatcherNetwork(nn.Module):
             )
             partner, log_score = mutual_matches(log_probability, self.profile.threshold)
             if self.confidence is None:
-                confidence = log_score.exp()
-            else:
-                confidence = self.confidence(final, pairs, partner, log_score)
-            return Assignment(pairs, log_probability, partner, log_score, confidence)
+                return Assignment(pairs, log_probability, partner, log_score, log_score.exp())
+            logit = self.confidence(final, pairs, partner, log_score)
+            confidence = torch.where(partner >= 0, logit.sigmoid(), 0.0)
+            return Assignment(pairs, log_probability, partner, log_score, confidence, logit)
 
 
 @dataclass(frozen=True)
@@ -349,15 +355,15 @@ class ConfidenceHead(nn.Module):
         self.together = nn.Linear(size, 1)
 
     def forward(self, final: Tensor, pairs: Tensor, partner: Tensor, log_score: Tensor) -> Tensor:
-        """(B, P, N) confidences, 0 for keypoints without partner."""
+        """(B, P, N) logits of the confidences, any value for keypoints without partner."""
         matched = partner >= 0
         index = partner.clamp_min(0)[..., None].expand(*partner.shape, final.shape[-1])
         here, there = final[:, pairs[:, 0]], final[:, pairs[:, 1]].gather(2, index)
         nodes = torch.cat([here + there, (here - there).abs()], dim=-1)
         score = torch.where(matched, log_score, 0.0)[..., None]
         hidden = self.of_score(score) + self.of_nodes(nodes)
-        logit = self.together(hidden)[..., 0]
-        return torch.where(matched, logit.sigmoid(), 0.0)
+        logit: Tensor = self.together(hidden)[..., 0]
+        return logit
 
 
 def perceptron(sizes: Sequence[int], normalised: bool, ends_active: bool = False) -> nn.Sequential:

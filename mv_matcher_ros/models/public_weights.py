@@ -17,7 +17,7 @@ from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.models.profiles import MATCHERS
 
 BATCH_NORM_EPSILON = 1e-5
-HEADS = 4  # of the released SuperGlue
+HEADS = MATCHERS['superglue'].heads
 
 
 def superglue_weights(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -122,5 +122,13 @@ def _put(weights: dict[str, Tensor], name: str, parts: tuple[Tensor, ...]) -> No
 
 
 def _heads_together(rows: Tensor) -> Tensor:
-    """Rows of a projection, whose heads alternate in the release, ordered by head."""
+    """Rows of a projection, whose heads alternate in the release, ordered by head.
+
+    Raises:
+        ModelError: the heads do not divide the rows.
+    """
+    if len(rows) % HEADS:
+        raise ModelError(
+            f'this is no such checkpoint: {HEADS} heads do not divide {len(rows)} rows'
+        )
     return rows.unflatten(0, (-1, HEADS)).transpose(0, 1).flatten(0, 1)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mv_matcher_ros.datatypes import Features
+from mv_matcher_ros.geometry.se3 import inverse
 from mv_matcher_ros.models.known_poses import squared_epipolar_distance
 from mv_matcher_ros.models.matcher import Assignment, GraphLayer, MatcherNetwork
 from mv_matcher_ros.models.view_batch import ViewBatch
@@ -55,6 +56,15 @@ class PastPoses:
     past_from_new: Tensor
     sigma: Tensor
 
+    def to(self, device: torch.device | str) -> PastPoses:
+        """The same on a device."""
+        return PastPoses(
+            self.plane_xy.to(device),
+            [xy.to(device) for xy in self.past_xy],
+            self.past_from_new.to(device),
+            self.sigma.to(device),
+        )
+
 
 class StreamingMatcher:
     """Matches a new view with earlier ones. Keeps no state: the caller keeps the `ViewState`s."""
@@ -80,6 +90,7 @@ class StreamingMatcher:
             ModelError: descriptors of another width than the network's.
         """
         network = self._matcher
+        poses = None if poses is None else poses.to(network.final.weight.device)
         there = self._distances(poses, past) if network.geometry is not None else None
         state = self._look(features, past, there)
         states = [*past, state]
@@ -142,7 +153,9 @@ class StreamingMatcher:
 def _both_ways(poses: PastPoses, there: Sequence[Tensor], capacity: int) -> Tensor:
     """(1, W, capacity, capacity) sum of the distances both ways, rows being the earlier view."""
     rows = []
-    new_from_past = torch.linalg.inv(poses.past_from_new)
+    eye = torch.eye(4, dtype=poses.past_from_new.dtype, device=poses.past_from_new.device)
+    known = poses.sigma.isfinite()[:, None, None]
+    new_from_past = inverse(torch.where(known, poses.past_from_new, eye))
     for xy, pose, sigma, other in zip(
         poses.past_xy, new_from_past, poses.sigma, there, strict=True
     ):

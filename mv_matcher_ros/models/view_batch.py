@@ -48,7 +48,7 @@ class ViewBatch:
         """One tuple (B = 1) of views with different numbers of keypoints.
 
         Args:
-            features: of each view.
+            features: of each view; a keypoint of which something is not finite takes no part.
             capacity: N, at least the largest number of keypoints, which it is when None.
 
         Raises:
@@ -61,8 +61,7 @@ class ViewBatch:
         size = largest if capacity is None else capacity
         if largest > size:
             raise ModelError(f'{largest} keypoints do not fit into a batch made for {size}')
-        count = torch.tensor([len(f) for f in features])
-        valid = torch.arange(size) < count[:, None]
+        valid = _padded([_finite(f) for f in features], size)
         return cls(
             _padded([f.keypoints_xy for f in features], size)[None],
             _padded([f.descriptors for f in features], size)[None],
@@ -83,16 +82,11 @@ class ViewBatch:
             image_size=self.image_size.to(device, non_blocking=True),
         )
 
-    def chosen(self, views: Sequence[int] | slice) -> ViewBatch:
-        """The named views, in this order."""
-        return ViewBatch(
-            self.keypoints_xy[:, views],
-            self.descriptors[:, views],
-            self.scores[:, views],
-            self.valid[:, views],
-            self.image_size[:, views],
-            self.full,
-        )
+
+def _finite(features: Features) -> Tensor:
+    """(N,) bool: keypoints of which everything is a number."""
+    place = features.keypoints_xy.isfinite().all(1) & features.scores.isfinite()
+    return place & features.descriptors.isfinite().all(1)
 
 
 def _padded(parts: Sequence[Tensor], size: int) -> Tensor:

@@ -198,6 +198,8 @@ def read_weights(path: Path | str, kind: str) -> Weights:
             f'{path}: not written by mv_matcher_ros, or by another version '
             f'(format {metadata.get("format", "not given")}, this reads {FORMAT})'
         )
+    if missing := {'kind', 'profile', 'sha256', 'notes'} - metadata.keys():
+        raise ModelError(f'{path}: does not say its {first(missing)}')
     if metadata['kind'] != kind:
         raise ModelError(f'{path}: holds a {metadata["kind"]}, a {kind} is needed')
     digest = tensors_hash(tensors)

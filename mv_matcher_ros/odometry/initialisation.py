@@ -6,8 +6,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from mv_matcher_ros.geometry.two_view_model import TwoViewKind, select_two_view_
 from mv_matcher_ros.models.classical import Matcher
 from mv_matcher_ros.odometry.landmarks import inverse_depth_from_pair
 from mv_matcher_ros.odometry.observation import Observation
+from mv_matcher_ros.odometry.robust_pose import robust_essential
 
 # Share of the first view's matches below which the second view looks at something else: start over
 # from it.
@@ -120,21 +119,3 @@ class TwoViewInitialiser:
         points = homogeneous(ours[inlier][good]) / inverse_depth[good][:, None]
         start = TwoViewStart(first, relative, chosen[good], points)
         return start.scaled(1.0 / float(points[:, 2].median())), ''
-
-
-def robust_essential(
-    first: np.ndarray, second: np.ndarray, threshold: float
-) -> tuple[Tensor | None, Tensor]:
-    """Essential matrix second from first and its (N,) inliers, by OpenCV's MAGSAC++."""
-    essential, inlier = cv2.findEssentialMat(
-        first,
-        second,
-        np.eye(3),
-        method=cv2.USAC_MAGSAC,
-        prob=0.9999,
-        threshold=threshold,
-        maxIters=2000,
-    )
-    if essential is None or essential.shape != (3, 3) or inlier is None:
-        return None, torch.zeros(len(first), dtype=torch.bool)
-    return torch.from_numpy(essential), torch.from_numpy(inlier[:, 0] > 0)

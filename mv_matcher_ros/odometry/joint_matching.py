@@ -19,7 +19,7 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Features, Matches, Rig
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.known_poses import KnownPoses
-from mv_matcher_ros.models.runtime import LearnedMatcher, matches_of, strongest
+from mv_matcher_ros.models.learned import LearnedMatcher, matches_of, strongest
 from mv_matcher_ros.models.streaming import PastPoses, StreamingMatcher, ViewState
 from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.window import Keyframe
@@ -124,7 +124,7 @@ class JointMatcher:
         sigma = torch.full((len(planes), len(planes)), TRACKED_PX / self._focal)
         sigma[:new, :new] = SOLVED_PX / self._focal
         sigma[new:, new:] = SOLVED_PX / self._focal
-        return KnownPoses.of(padded[None].float(), poses[None].float(), sigma[None])
+        return KnownPoses.of(padded[None].float(), poses[None], sigma[None])
 
     # -------------------------------------------------------------- streaming
 
@@ -186,7 +186,7 @@ class JointMatcher:
                 features.chosen(kept), [view.state for view in past], poses
             )
         numbers = [*(view.kept for view in past), kept]
-        matches = matches_of(assignment, numbers, self._settings.min_confidence)
+        matches = matches_of(assignment, numbers, self._matcher.least_confidence)
         return _Seen(state, kept, plane, world_from_camera), matches
 
 

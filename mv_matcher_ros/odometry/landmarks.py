@@ -14,7 +14,7 @@ from torch import Tensor
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
-from mv_matcher_ros.geometry.epipolar import homogeneous
+from mv_matcher_ros.geometry.epipolar import epipolar_lines, homogeneous
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.joint_matching import JointMatches
 from mv_matcher_ros.odometry.projection import project
@@ -113,12 +113,10 @@ class LandmarkMaker:
 
     def _near_lines(self, keyframe: Keyframe, other: Keyframe, pairs: Tensor) -> Tensor:
         """Those of (K, 2) matches that lie near each other's epipolar lines."""
-        relative = self.relative(other, keyframe)
-        essential = se3.hat(relative[:3, 3]) @ relative[:3, :3]
         ours = homogeneous(keyframe.observation.plane_xy[pairs[:, 0]])
-        lines = homogeneous(other.observation.plane_xy[pairs[:, 1]]) @ essential.T
-        length = lines[:, :2].norm(dim=1).clamp_min(1e-12)
-        distance = (ours * lines).sum(1).abs() / length
+        theirs = other.observation.plane_xy[pairs[:, 1]]
+        lines = epipolar_lines(self.relative(other, keyframe), theirs)
+        distance = (ours * lines).sum(1).abs()
         return pairs[distance < self._provisional(keyframe, pairs[:, 0])]
 
     def complete_tracks(self, window: Window) -> None:
@@ -156,11 +154,8 @@ class LandmarkMaker:
 
     def _epipolar_matches(self, keyframe: Keyframe, other: Keyframe, free: Tensor) -> Tensor:
         """(K, 2) features of the keyframe (of `free`) and of the other, near epipolar lines."""
-        relative = self.relative(other, keyframe)
-        essential = se3.hat(relative[:3, 3]) @ relative[:3, :3]
         ours = homogeneous(keyframe.observation.plane_xy[free])
-        lines = homogeneous(other.observation.plane_xy) @ essential.T  # of their points, here
-        lines = lines / lines[:, :2].norm(dim=1, keepdim=True).clamp_min(1e-12)
+        lines = epipolar_lines(self.relative(other, keyframe), other.observation.plane_xy)
         limit = self._provisional(keyframe, free)
         near = (ours.float() @ lines.float().T).abs() < limit.float()[:, None]
         similarity = (

@@ -20,22 +20,21 @@ from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.epipolar import (
     eight_point,
     essential_from_pose,
+    homogeneous,
     pose_from_essential,
     sampson_error,
 )
 from mv_matcher_ros.geometry.homography import rotation_from_matches
-from mv_matcher_ros.geometry.relative_pose import refine_relative_pose
 from mv_matcher_ros.geometry.robust_kernel import kernel_value_and_weight
-from mv_matcher_ros.odometry.initialisation import robust_essential
+from mv_matcher_ros.odometry.robust_pose import FEWEST, robust_pose
 
-# Fewest matches a relative pose can come from.
-FEWEST = 8
 # Cheirality: share of the matches that must lie in front of both views.
 MIN_SUPPORT = 0.7
 # Matches count less from this many sigma off the epipolar geometry on (Cauchy).
 KERNEL_WIDTH = 2.0
-# Most samples of the robust solver: enough for a quarter of inliers.
-MOST_SAMPLES = 10_000
+# A transfer error has noise in two directions and from both views: what is as rare as three sigma
+# across a line is √2 times the root of the same quantile of χ² with two degrees of freedom.
+TRANSFER_SHARE = 1.62
 
 
 class PairMethod(IntEnum):
@@ -58,7 +57,6 @@ class PairMatches:
         plane_xy: (P, 2, K, 2) float64 on the normalised plane of each view.
         sigma: (P, K) standard deviation of a match across its epipolar line, on the plane.
         weight: (P, K) confidence, 0 for padding.
-        index: (P, K) int64 place in the list of matches, 0 for padding.
     """
 
     pairs: Tensor
@@ -66,7 +64,6 @@ class PairMatches:
     plane_xy: Tensor
     sigma: Tensor
     weight: Tensor
-    index: Tensor
 
     @classmethod
     def of(
@@ -96,7 +93,7 @@ class PairMatches:
         index[row, column] = order
         used = torch.zeros(len(pair), room, dtype=torch.bool)
         used[row, column] = True
-        confidence = matches.confidence.to(plane_xy.dtype)
+        confidence = torch.nan_to_num(matches.confidence.to(plane_xy.dtype), nan=0.0)
         if len(matches) == 0:
             keypoint = torch.zeros(len(pair), 2, room, dtype=torch.int64)
             weight = plane_xy.new_zeros(len(pair), room)
@@ -105,7 +102,7 @@ class PairMatches:
             weight = torch.where(used, confidence[index], 0.0)
         view = pair[:, :, None]
         noise = sigma[view, keypoint].square().mean(1).sqrt()
-        return cls(pair, keypoint, plane_xy[view, keypoint], noise, weight, index)
+        return cls(pair, keypoint, plane_xy[view, keypoint], noise, weight)
 
     @property
     def used(self) -> Tensor:
@@ -133,8 +130,16 @@ class PairPoses:
     share: Tensor
 
 
-def pair_poses(matches: PairMatches, settings: PoseEstimatorSettings) -> PairPoses:
-    """Relative pose of each pair, or `PairMethod.NONE`."""
+def pair_poses(
+    matches: PairMatches, settings: PoseEstimatorSettings, known: Tensor | None = None
+) -> PairPoses:
+    """Relative pose of each pair, or `PairMethod.NONE`.
+
+    Args:
+        known: (P,) bool, pairs that need none.
+    """
+    if known is not None:
+        matches = replace(matches, weight=torch.where(known[:, None], 0.0, matches.weight))
     first = _weighted(matches, settings)
     trusted = (
         (first.mass >= settings.min_mass)
@@ -152,13 +157,19 @@ def _weighted(matches: PairMatches, settings: PoseEstimatorSettings) -> PairPose
     a, b = matches.plane_xy[:, 0], matches.plane_xy[:, 1]
     found, essential = _eight_point(matches, matches.weight, settings)
     for _ in range(settings.reweightings):
-        enough = bool((found.share >= settings.min_inlier_share).all())
-        if enough:
+        poor = (found.share < settings.min_inlier_share) | (found.method == PairMethod.NONE)
+        poor = poor & matches.used.any(dim=1)
+        if not bool(poor.any()):
             break
         error = (sampson_error(essential, a, b) / matches.sigma).detach()
         scale = _spread(error, matches)
         _, factor = kernel_value_and_weight((error / scale).square(), 'cauchy', KERNEL_WIDTH)
-        found, essential = _eight_point(matches, matches.weight * factor, settings)
+        again, there = _eight_point(matches, matches.weight * factor, settings)
+        essential = torch.where(poor[:, None, None], there, essential)
+        found = PairPoses(*(
+            torch.where(poor.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+            for old, new in zip(vars(found).values(), vars(again).values(), strict=True)
+        ))  # fmt: skip
     return found
 
 
@@ -216,7 +227,7 @@ def _with_robust(
         return found
     one = replace(matches, **{
         name: getattr(matches, name)[pair : pair + 1]
-        for name in ('pairs', 'keypoint', 'plane_xy', 'sigma', 'weight', 'index')
+        for name in ('pairs', 'keypoint', 'plane_xy', 'sigma', 'weight')
     })  # fmt: skip
     essential = essential_from_pose(pose)[None]
     front = pose_from_essential(essential, one.plane_xy[:, 0], one.plane_xy[:, 1]).in_front
@@ -231,51 +242,6 @@ def _with_robust(
     ))  # fmt: skip
 
 
-def robust_pose(plane_a: Tensor, plane_b: Tensor, threshold: float) -> Tensor | None:
-    """(4, 4) b from a with unit translation from (K, 2) matches with outliers, None if it fails.
-
-    The matches come in order of confidence, the best first: samples are drawn from them first.
-
-    LO-RANSAC of PoseLib where it is installed, else MAGSAC++ of OpenCV.
-    """
-    try:
-        import poselib
-    except ImportError:
-        return _robust_opencv(plane_a, plane_b, threshold)
-    # In units of the threshold: its other tolerances are made for pixels.
-    focal = 1.0 / threshold
-    size = {'model': 'SIMPLE_PINHOLE', 'width': 1, 'height': 1, 'params': [focal, 0.0, 0.0]}
-    pose, _ = poselib.estimate_relative_pose(
-        focal * plane_a.numpy(),
-        focal * plane_b.numpy(),
-        size,
-        size,
-        {
-            'max_epipolar_error': 1.0,
-            'min_iterations': 100,
-            'max_iterations': MOST_SAMPLES,
-            'progressive_sampling': True,
-        },
-        {},
-    )
-    result = torch.eye(4, dtype=torch.float64)
-    result[:3, :4] = torch.from_numpy(pose.Rt)
-    length = result[:3, 3].norm()
-    if not bool(result.isfinite().all()) or float(length) < 1e-12:
-        return None
-    result[:3, 3] /= length
-    return result
-
-
-def _robust_opencv(plane_a: Tensor, plane_b: Tensor, threshold: float) -> Tensor | None:
-    essential, inlier = robust_essential(plane_a.numpy(), plane_b.numpy(), threshold)
-    if essential is None or int(inlier.sum()) < FEWEST:
-        return None
-    plane_a, plane_b = plane_a[inlier], plane_b[inlier]
-    start = pose_from_essential(essential, plane_a, plane_b).b_from_a
-    return refine_relative_pose(start, plane_a, plane_b, sigma=threshold / 3.0).b_from_a
-
-
 def _turns_without_baseline(
     found: PairPoses, matches: PairMatches, settings: PoseEstimatorSettings
 ) -> PairPoses:
@@ -285,10 +251,7 @@ def _turns_without_baseline(
     nothing = found.method == PairMethod.NONE
     weight = torch.where(nothing[:, None], matches.weight, weight)
     rotation = rotation_from_matches(a, b, weight)
-    turned = torch.cat([a, torch.ones_like(a[..., :1])], dim=-1) @ rotation.mT
-    ahead = turned[..., 2] > 1e-6
-    residual = turned[..., :2] / torch.where(ahead, turned[..., 2], 1.0)[..., None] - b
-    near = ahead & (residual.norm(dim=-1) < settings.inlier * matches.sigma) & matches.used
+    near = turned_near(rotation, matches, settings)
     mass = (matches.weight * near).sum(1).detach()
     total = torch.where(nothing, matches.weight.detach().sum(1), found.mass)
     turn = (mass >= settings.rotation_share * total) & (near.sum(1) >= FEWEST)
@@ -299,4 +262,41 @@ def _turns_without_baseline(
         torch.where(turn[:, None], near, found.inlier),
         torch.where(turn, mass, found.mass),
         torch.where(turn, mass / matches.weight.detach().sum(1).clamp_min(1e-12), found.share),
+    )
+
+
+def turned_near(rotation: Tensor, matches: PairMatches, settings: PoseEstimatorSettings) -> Tensor:
+    """(P, K) bool matches that rotations (P, 3, 3) of b from a explain."""
+    a, b = matches.plane_xy[:, 0], matches.plane_xy[:, 1]
+    turned = homogeneous(a) @ rotation.mT
+    ahead = turned[..., 2] > 1e-6
+    residual = turned[..., :2] / torch.where(ahead, turned[..., 2], 1.0)[..., None] - b
+    limit = TRANSFER_SHARE * settings.inlier * matches.sigma
+    return ahead & (residual.norm(dim=-1) < limit) & matches.used
+
+
+def with_known(
+    found: PairPoses,
+    matches: PairMatches,
+    known: Tensor,
+    b_from_a: Tensor,
+    settings: PoseEstimatorSettings,
+) -> PairPoses:
+    """The pairs' poses, those that are known in place of what was found."""
+    if not bool(known.any()):
+        return found
+    a, b = matches.plane_xy[:, 0], matches.plane_xy[:, 1]
+    error = sampson_error(essential_from_pose(b_from_a), a, b).abs()
+    inlier = matches.used & (error < settings.inlier * matches.sigma)
+    still = b_from_a[:, :3, 3].norm(dim=1, keepdim=True) == 0  # a turn has no epipolar lines
+    inlier = torch.where(still, turned_near(b_from_a[:, :3, :3], matches, settings), inlier)
+    mass = (matches.weight * inlier).sum(1).detach()
+    share = mass / matches.weight.detach().sum(1).clamp_min(1e-12)
+    return replace(
+        found,
+        b_from_a=torch.where(known[:, None, None], b_from_a, found.b_from_a),
+        method=torch.where(known, int(PairMethod.KNOWN), found.method),
+        inlier=torch.where(known[:, None], inlier, found.inlier),
+        mass=torch.where(known, mass, found.mass),
+        share=torch.where(known, share, found.share),
     )

@@ -5,12 +5,13 @@ Matches and confidences of all pairs → weighted eight-point of each pair → r
 over the best spanning tree → bundle adjustment over all views, weighted by confidence. Everything
 is differentiable by confidences and coordinates, but for pairs that needed a robust solver.
 Source: Roessle and Niessner, End2End Multi-View Feature Matching with Differentiable Pose
-Optimization, ICCV 2023, section 3.4; the scales and the tree are our own.
+Optimization, ICCV 2023, section 3.4; the scales and the tree are our own. On the CPU, in double
+precision: problems are small.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
@@ -21,12 +22,18 @@ from mv_matcher_ros.config import PoseEstimatorSettings
 from mv_matcher_ros.datatypes import Matches
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import attach_gradient, solve
-from mv_matcher_ros.geometry.epipolar import essential_from_pose, sampson_error
 from mv_matcher_ros.geometry.reprojection import Problem
 from mv_matcher_ros.geometry.triangulation import triangulate
-from mv_matcher_ros.odometry.pair_poses import PairMatches, PairMethod, PairPoses, pair_poses
+from mv_matcher_ros.odometry.pair_poses import (
+    PairMatches,
+    PairMethod,
+    PairPoses,
+    pair_poses,
+    with_known,
+)
 from mv_matcher_ros.odometry.pair_scales import PairScales, pair_scales
 from mv_matcher_ros.odometry.tracks import Tracks, build_tracks
+from mv_matcher_ros.odometry.view_tree import ViewSetup, spanning_tree
 
 Gradient = Literal['none', 'unrolled', 'implicit']
 # Points with less parallax start too far off to help the poses.
@@ -39,53 +46,11 @@ CONVERGED = {'none': 1e-4, 'unrolled': 1e-9, 'implicit': 1e-12}
 
 
 @dataclass(frozen=True)
-class ViewSetup:
-    """How V views hang together, and what is known of their poses.
-
-    Attributes:
-        body: (V,) int64 body (a keyframe, a time) that each view belongs to, 0 to B − 1.
-        camera: (V,) int64 camera of the rig that took it, 0 to C − 1.
-        camera_from_body: (C, 4, 4) of the rig.
-        world_from_body: (B, 4, 4) where solved; any value elsewhere.
-        solved: (B,) bool, bodies whose pose is known and stays.
-    """
-
-    body: Tensor
-    camera: Tensor
-    camera_from_body: Tensor
-    world_from_body: Tensor
-    solved: Tensor
-
-    @classmethod
-    def separate(cls, views: int) -> ViewSetup:
-        """Views of one camera at different times, nothing known."""
-        eye = torch.eye(4, dtype=torch.float64)
-        return cls(
-            torch.arange(views),
-            torch.zeros(views, dtype=torch.int64),
-            eye[None],
-            eye.repeat(views, 1, 1),
-            torch.zeros(views, dtype=torch.bool),
-        )
-
-    def known_pairs(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """(P,) bool, relative pose known, and (P, 4, 4) that pose b from a (any where not)."""
-        a, b = pairs.T
-        same = self.body[a] == self.body[b]
-        solved = self.solved[self.body[a]] & self.solved[self.body[b]]
-        from_body = self.camera_from_body[self.camera]
-        world = self.world_from_body[self.body] @ se3.inverse(from_body)
-        relative = se3.inverse(world[b]) @ world[a]
-        rig = from_body[b] @ se3.inverse(from_body[a])
-        return same | solved, torch.where(same[:, None, None], rig, relative)
-
-
-@dataclass(frozen=True)
 class WindowPoses:
     """What the estimator found.
 
     Attributes:
-        world_from_body: (B, 4, 4); the world is that of the solved bodies, or the first body.
+        world_from_body: (B, 4, 4); the world is that of the solved bodies, or the first found one.
         found: (B,) bool, the others have no meaning.
         metric: lengths are those of the known baselines; otherwise arbitrary.
         tracks: all tracks; points: (T, 3) in the world; valid: (T,) bool, triangulated.
@@ -192,7 +157,7 @@ class PoseEstimator:
         fixed = setup.solved | ~found
         if not bool(setup.solved.any()):
             fixed = fixed.clone()
-            fixed[setup.body[0]] = True
+            fixed[found.nonzero()[0]] = True
         problem = Problem(
             world_from_body[None],
             guess.points[valid][None],
@@ -274,78 +239,3 @@ class _Start:
     measured: Tensor  # (T, V, 2)
     noise: Tensor  # (T, V)
     setup: ViewSetup
-
-
-def with_known(
-    found: PairPoses,
-    matches: PairMatches,
-    known: Tensor,
-    b_from_a: Tensor,
-    settings: PoseEstimatorSettings,
-) -> PairPoses:
-    """The pairs' poses, those that are known in place of what was found."""
-    if not bool(known.any()):
-        return found
-    error = sampson_error(
-        essential_from_pose(b_from_a), matches.plane_xy[:, 0], matches.plane_xy[:, 1]
-    )
-    inlier = matches.used & ((error.abs() / matches.sigma) < settings.inlier)
-    mass = (matches.weight * inlier).sum(1).detach()
-    share = mass / matches.weight.detach().sum(1).clamp_min(1e-12)
-    return replace(
-        found,
-        b_from_a=torch.where(known[:, None, None], b_from_a, found.b_from_a),
-        method=torch.where(known, int(PairMethod.KNOWN), found.method),
-        inlier=torch.where(known[:, None], inlier, found.inlier),
-        mass=torch.where(known, mass, found.mass),
-        share=torch.where(known, share, found.share),
-    )
-
-
-def spanning_tree(
-    pairs: Tensor, poses: PairPoses, scales: PairScales, setup: ViewSetup
-) -> tuple[Tensor, Tensor]:
-    """Poses over the tree of pairs with the most confidence.
-
-    Views are few: this is Prim's algorithm one view at a time.
-
-    Returns:
-        (B, 4, 4) world_from_body and (B,) bool, reached.
-    """
-    usable = (poses.method == PairMethod.KNOWN) | (poses.method == PairMethod.ROTATION)
-    usable = usable | (scales.known & (poses.method != PairMethod.NONE))
-    strength = torch.where(poses.method == PairMethod.KNOWN, torch.inf, poses.mass * poses.share)
-    factor = torch.where(poses.method == PairMethod.KNOWN, 1.0, scales.length)
-    rotation, translation = poses.b_from_a[:, :3, :3], poses.b_from_a[:, :3, 3]
-    edge = se3.compose_matrix(rotation, translation * factor[:, None])
-    from_body = setup.camera_from_body[setup.camera]
-    bodies = len(setup.solved)
-    found: list[Tensor | None] = [None] * bodies
-    for body in range(bodies):
-        if bool(setup.solved[body]):
-            found[body] = setup.world_from_body[body]
-    if not bool(setup.solved.any()):
-        found[int(setup.body[0])] = setup.world_from_body[setup.body[0]]
-    body_of = setup.body.tolist()
-    order = strength.argsort(descending=True, stable=True).tolist()
-    order = [pair for pair in order if bool(usable[pair])]
-    ends = pairs.tolist()
-    while True:
-        step = next(
-            (
-                (pair, a, b)
-                for pair in order
-                for a, b in (ends[pair], ends[pair][::-1])
-                if found[body_of[a]] is not None and found[body_of[b]] is None
-            ),
-            None,
-        )
-        if step is None:
-            break
-        pair, a, b = step
-        b_from_a = edge[pair] if ends[pair] == [a, b] else se3.inverse(edge[pair])
-        world_from_a = found[body_of[a]] @ se3.inverse(from_body[a])
-        found[body_of[b]] = world_from_a @ se3.inverse(b_from_a) @ from_body[b]
-    reached = torch.tensor([pose is not None for pose in found])
-    eye = torch.eye(4, dtype=edge.dtype)
-    return torch.stack([eye if pose is None else pose for pose in found]), reached

@@ -20,8 +20,8 @@ from mv_matcher_ros.geometry.epipolar import (
     sampson_error,
     symmetric_epipolar_error,
 )
-from mv_matcher_ros.odometry.initialisation import robust_essential
 from mv_matcher_ros.odometry.landmarks import inverse_depth_from_pair
+from mv_matcher_ros.odometry.robust_pose import robust_essential
 
 # Share of the matches that lies near the lines of a rig that is right: 0.89 to 1.0 on real stereo
 # recordings (sub-pixel calibration, 1226 to 320 px wide), 0.02 to 0.3 on rigs that are wrong.

@@ -15,7 +15,7 @@ from mv_matcher_ros.geometry.bundle_adjustment import solve
 from mv_matcher_ros.geometry.pose_ransac import estimate_absolute_pose
 from mv_matcher_ros.geometry.reprojection import Problem, linearise, residuals
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
-from mv_matcher_ros.models.runtime import LearnedMatcher
+from mv_matcher_ros.models.learned import LearnedMatcher
 from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.projection import project
 from mv_matcher_ros.odometry.window import Keyframe, Landmarks, Window, measurements
@@ -134,15 +134,17 @@ class Tracker:
         matches = self._graph.match(
             [*features, observation.features], [(number, new) for number in range(new)]
         )
-        best_last = matches.confidence.argsort(stable=True)
-        landmark_of = torch.full((len(observation),), -1, dtype=torch.int64)
+        landmark = torch.full((len(matches),), -1, dtype=torch.int64)
         for number, keyframe in enumerate(older):
-            chosen = best_last[matches.views[best_last, 0] == number]
-            there, here = matches.keypoints[chosen].T
-            seen = keyframe.landmark[there] >= 0
-            landmark_of[here[seen]] = keyframe.landmark[there[seen]]
-        feature = (landmark_of >= 0).nonzero()[:, 0]
-        return self._found_again(window, observation, feature, landmark_of[feature], 'graph')
+            of_it = matches.views[:, 0] == number
+            landmark[of_it] = keyframe.landmark[matches.keypoints[of_it, 0]]
+        order = matches.confidence.argsort(descending=True, stable=True)
+        order = order[landmark[order] >= 0]
+        feature, landmark = matches.keypoints[order, 1], landmark[order]
+        for side in (0, 1):  # the most confident match of each feature, then of each landmark
+            first = first_of_each((feature, landmark)[side])
+            feature, landmark = feature[first], landmark[first]
+        return self._found_again(window, observation, feature, landmark, 'graph')
 
     def _found_again(
         self,
@@ -240,3 +242,11 @@ class Tracker:
         if not start.valid or int(start.inliers.sum()) < self._settings.tracking.min_inliers:
             return None
         return se3.inverse(start.camera_from_world) @ self._camera_from_body
+
+
+def first_of_each(values: Tensor) -> Tensor:
+    """(K,) int64 places at which a value of (N,) int64 stands for the first time, in order."""
+    _, inverse = torch.unique(values, return_inverse=True)
+    place = torch.arange(len(values))
+    first = torch.full((int(inverse.max()) + 1 if len(values) else 0,), len(values))
+    return first.scatter_reduce(0, inverse, place, 'amin').sort().values

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairwise matches of V views become tracks: one point in the world, at most once in each view.
 
+Everything here is on the CPU, as all of odometry.
+
 The same result as taking the matches one after another, most confident first, and joining two
 tracks unless some view would see the joint track twice. In rounds: a match that is the best one
 left of both tracks it would join is the next to be taken of all that touch them, so that all
@@ -50,12 +52,13 @@ def build_tracks(matches: Matches, views: int, capacity: int) -> Tracks:
     """
     if views > MOST_VIEWS:
         raise GeometryError(f'{views} views are too many for tracks ({MOST_VIEWS} at most)')
-    if len(matches) and (
-        int(matches.views.max()) >= views or int(matches.keypoints.max()) >= capacity
-    ):
-        raise GeometryError(f'matches name more than {views} views of {capacity} keypoints')
+    inside = (matches.views >= 0) & (matches.views < views)
+    inside = inside & (matches.keypoints >= 0) & (matches.keypoints < capacity)
+    if not bool(inside.all()):
+        raise GeometryError(f'matches name others than {views} views of {capacity} keypoints')
     nodes = matches.views * capacity + matches.keypoints  # (M, 2)
-    label = _joined(nodes, matches.confidence.detach(), views, capacity)
+    confidence = torch.nan_to_num(matches.confidence.detach(), nan=0.0)
+    label = _joined(nodes, confidence, views, capacity)
     kept = label[nodes[:, 0]] == label[nodes[:, 1]]
     seen = torch.unique(nodes[kept])
     _, row = torch.unique(label[seen], return_inverse=True)

@@ -8,6 +8,7 @@ what lies between, or has no depth, teaches nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,14 @@ def match_labels(
         _partners(error, near, forth, limits),
         _partners(error.mT, near_back, back, limits),
     )
+
+
+def packed(labels: Sequence[Tensor], capacity: int) -> Tensor:
+    """(P, N) labels of P pairs with room for N keypoints each; what is room only is `IGNORED`."""
+    rows = torch.full((len(labels), capacity), IGNORED, dtype=torch.int64)
+    for row, label in zip(rows, labels, strict=True):
+        row[: len(label)] = label
+    return rows
 
 
 @dataclass(frozen=True)

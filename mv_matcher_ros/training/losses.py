@@ -7,10 +7,13 @@ section 3.5 (its balance, the pose).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.geometry.so3 import so3_log
 from mv_matcher_ros.models.matcher import Assignment
 from mv_matcher_ros.training.labels import IGNORED, UNMATCHED
@@ -21,7 +24,7 @@ def matching_loss(assignment: Assignment, partner_a: Tensor, partner_b: Tensor) 
 
     Args:
         assignment: of P pairs.
-        partner_a, partner_b: (B, P, N) labels of both sides (`training.labels`).
+        partner_a, partner_b: (B, P, N) labels of both sides (`training.labels.packed`).
 
     Returns:
         () zero where there is no label.
@@ -36,27 +39,35 @@ def matching_loss(assignment: Assignment, partner_a: Tensor, partner_b: Tensor) 
 
 
 def confidence_loss(assignment: Assignment, partner_a: Tensor) -> Tensor:
-    """Binary cross-entropy of the confidences: is the match that was made the labelled one?"""
+    """Binary cross-entropy of the confidences: is the match that was made the labelled one?
+
+    Raises:
+        ModelError: the matcher has no confidence head.
+    """
+    logit = assignment.confidence_logit
+    if logit is None:
+        raise ModelError('this matcher has no confidence head to be trained')
     made = (assignment.partner >= 0) & (partner_a != IGNORED)
-    right = (assignment.partner == partner_a).to(assignment.confidence.dtype)
-    confidence = assignment.confidence.clamp(1e-6, 1.0 - 1e-6)
-    loss = functional.binary_cross_entropy(confidence, right, reduction='none')
+    right = (assignment.partner == partner_a).to(logit.dtype)
+    loss = functional.binary_cross_entropy_with_logits(logit, right, reduction='none')
     return _mean(loss, made)
 
 
 def pose_angles(estimate: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Angles of rotation and of translation direction between (..., 4, 4) poses, rad.
 
-    Differentiable everywhere; where there is no true translation its angle is zero.
+    Gradients are finite everywhere. Where there is no true translation its angle is zero; where
+    there is one and none was estimated, it is a right angle.
     """
     turn = estimate[..., :3, :3].mT @ truth[..., :3, :3]
     rotation = so3_log(turn).norm(dim=-1)
     a, b = estimate[..., :3, 3], truth[..., :3, 3]
     across = torch.linalg.cross(a, b, dim=-1).norm(dim=-1)
     along = (a * b).sum(-1)
-    moved = b.norm(dim=-1) > 1e-9
-    safe = torch.where(moved, along, 1.0)
-    return rotation, torch.where(moved, torch.atan2(across, safe), 0.0)
+    moved, missed = b.norm(dim=-1) > 1e-9, a.norm(dim=-1) <= 1e-9
+    safe = torch.where(moved & ~missed, along, 1.0)
+    angle = torch.where(missed, 0.5 * math.pi, torch.atan2(across, safe))
+    return rotation, torch.where(moved, angle, 0.0)
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from mv_matcher_ros.models.detector import (
 from mv_matcher_ros.models.profiles import DETECTORS, DetectorProfile
 from mv_matcher_ros.models.weights import load_detector, save_detector
 
+BORDER = 4
 TINY = DetectorProfile(widths=(4, 4, 8, 8), head_width=16, descriptor_size=8, threshold=0.0)
 
 
@@ -96,7 +97,7 @@ def test_a_saved_detector_comes_back(tmp_path: Path) -> None:
     loaded = load_detector(tmp_path / 'd.safetensors')
     assert loaded.profile == TINY
     picture = image(40, 56)
-    assert torch.equal(loaded(picture, 30).xy, detector(picture, 30).xy)
+    assert torch.equal(loaded(picture, 30, BORDER).xy, detector(picture, 30, BORDER).xy)
 
 
 # ---------------------------------------------------------------- suppression
@@ -156,7 +157,7 @@ def test_the_learned_shift_and_error_have_bounds_and_gradients() -> None:
     assert detector.subpixel is not None
     with torch.no_grad():
         detector.subpixel.weight.mul_(100.0)
-    found = detector(image(64, 80), 40)
+    found = detector(image(64, 80), 40, BORDER)
     shift = (found.xy - found.xy.round()).detach()
     sigma_px = found.sigma_px.detach()
     assert float(shift.abs().max()) > 0.2
@@ -207,12 +208,12 @@ def test_masks_and_room() -> None:
     allowed = torch.zeros(1, 64, 80, dtype=torch.bool)
     allowed[:, 20:40, 30:60] = True
     detector = network()
-    found = detector(image(64, 80), 500, allowed=allowed)
+    found = detector(image(64, 80), 500, BORDER, allowed)
     xy = found.xy[found.valid]
     assert 2 < len(xy) < 500
     assert bool(((xy >= torch.tensor([29.0, 19.0])) & (xy <= torch.tensor([60.0, 40.0]))).all())
-    few = detector(image(64, 80), 7)
-    many = detector(image(64, 80), 30)
+    few = detector(image(64, 80), 7, BORDER)
+    many = detector(image(64, 80), 30, BORDER)
     assert few.xy.shape == (1, 7, 2)
     assert torch.equal(few.scores, many.scores[:, :7])
     assert bool((many.scores.diff(dim=1) <= 0).all())
@@ -221,18 +222,18 @@ def test_masks_and_room() -> None:
 def test_images_of_a_batch_are_independent() -> None:
     detector = network()
     pictures = [image(48, 64, seed) for seed in range(3)]
-    together = detector(torch.cat(pictures), 30)
+    together = detector(torch.cat(pictures), 30, BORDER)
     for row, picture in enumerate(pictures):
-        alone = detector(picture, 30)
+        alone = detector(picture, 30, BORDER)
         torch.testing.assert_close(together.xy[row], alone.xy[0])
         torch.testing.assert_close(together.descriptors[row], alone.descriptors[0])
 
 
 def test_nothing_is_found_where_the_image_is_not_finite() -> None:
     picture = image(64, 256)
-    whole = network()(picture, 100)
+    whole = network()(picture, 100, BORDER)
     picture[..., :64] = torch.nan
-    found = network()(picture, 100)
+    found = network()(picture, 100, BORDER)
     xy = found.xy[found.valid]
     assert len(xy) > 10
     assert float(xy[:, 0].detach().min()) >= 63
@@ -240,7 +241,7 @@ def test_nothing_is_found_where_the_image_is_not_finite() -> None:
     far = far[far[:, 0] > 140]
     assert all(bool((xy == place).all(1).any()) for place in far[:5])
     picture[:] = torch.nan
-    assert not bool(network()(picture, 100).valid.any())
+    assert not bool(network()(picture, 100, BORDER).valid.any())
 
 
 @pytest.mark.parametrize('name', DETECTORS)

@@ -46,7 +46,7 @@ def test_a_detector(tmp_path: Path) -> None:
     export_detector(network, path, (100, 75), 40, batch=2)
     images = torch.rand(2, 1, 75, 100)
     with torch.inference_mode():
-        expected = network(images, 40)
+        expected = network(images, 40, 4)
     for name, got in zip(DETECTOR_OUTPUTS, run(path, images=images), strict=True):
         wanted = getattr(expected, 'xy' if name == 'keypoints_xy' else name)
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4, msg=name)

@@ -212,7 +212,7 @@ def test_padding_changes_nothing(informed: bool) -> None:
     features = views((6, 9, 7), 12)
     matcher = network()
     snug, roomy = (doubled(ViewBatch.of(features, capacity)) for capacity in (9, 16))
-    noise = torch.randn_like(roomy.descriptors)
+    noise = torch.full_like(roomy.descriptors, torch.nan)
     roomy = replace(
         roomy, descriptors=torch.where(roomy.valid[..., None], roomy.descriptors, noise)
     )
@@ -310,6 +310,26 @@ def test_poses_that_are_unknown_or_pure_rotations_say_nothing() -> None:
     assert float(unknown.squared_distance().max()) == 0.0
     matcher = network()
     close(matcher(batch, known=unknown), matcher(batch))
+
+
+def test_known_poses_far_from_the_origin_are_the_same() -> None:
+    batch = doubled(ViewBatch.of(views((9, 9), 12)))
+    near = known_poses(batch)
+    poses = torch.eye(4, dtype=torch.float64).repeat(1, 2, 1, 1)
+    poses[0, 1] = se3.inverse(near.target_from_source[0, 1, 0])
+    far = poses.clone()
+    far[..., :3, 3] += 1e5
+    plane, sigma = near.plane_xy.float(), torch.full((1, 2, 2), 0.01)
+    a, b = (KnownPoses.of(plane, p, sigma).squared_distance() for p in (poses, far))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_poses_that_are_no_numbers_where_unknown_do_no_harm() -> None:
+    batch = doubled(ViewBatch.of(views((5, 6), 12)))
+    poses = torch.full((1, 2, 2, 4, 4), torch.nan, dtype=torch.float64)
+    unknown = torch.full((1, 2, 2), torch.inf, dtype=torch.float64)
+    known = KnownPoses(batch.keypoints_xy / 500.0, poses, unknown)
+    close(network()(batch, known=known), network()(batch))
 
 
 def test_a_known_pose_takes_probability_from_what_lies_off_the_line() -> None:

@@ -112,6 +112,21 @@ def test_kind_version_and_profile_are_checked(file: Path) -> None:
         load_matcher(file)
 
 
+def test_a_file_that_does_not_say_what_it_is(file: Path) -> None:
+    save_file(load_file(file), file, {'format': '1', 'profile': '{}'})
+    with pytest.raises(ModelError, match='does not say its kind, notes, sha256'):
+        load_matcher(file)
+
+
+def test_a_public_checkpoint_of_another_width(tmp_path: Path) -> None:
+    state = reference.random_state()
+    name = 'gnn.layers.0.attn.proj.0'
+    state[f'{name}.weight'] = state[f'{name}.weight'][:255]
+    torch.save(state, tmp_path / 's.pth')
+    with pytest.raises(ModelError, match='4 heads do not divide 255 rows'):
+        load_matcher(tmp_path / 's.pth')
+
+
 def test_tensors_of_another_shape_are_named(file: Path) -> None:
     wider = SMALL.model_copy(update={'encoder': (9,)})
     with_metadata(file, profile=wider.model_dump_json())

@@ -18,9 +18,9 @@ from mv_matcher_ros.datatypes import Estimate, Status
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
+from mv_matcher_ros.models.learned import LearnedMatcher
 from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.profiles import MatcherProfile
-from mv_matcher_ros.models.runtime import LearnedMatcher
 from mv_matcher_ros.odometry.engine import OdometryEngine
 from mv_matcher_ros.odometry.joint_matching import JointMatcher, SecondView
 from mv_matcher_ros.odometry.observation import Observer

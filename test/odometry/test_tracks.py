@@ -96,7 +96,9 @@ def test_no_matches_no_tracks() -> None:
 
 
 def test_matches_of_views_that_are_not_there_are_refused() -> None:
-    with pytest.raises(GeometryError, match='more than 2 views of 10'):
+    with pytest.raises(GeometryError, match='others than 2 views of 10'):
         build_tracks(matches_of([(0, 1, 2, 1, 0.9)]), 2, 10)
+    with pytest.raises(GeometryError, match='others than 3 views of 10'):
+        build_tracks(matches_of([(0, 1, 2, -1, 0.9)]), 3, 10)
     with pytest.raises(GeometryError, match='63 views are too many'):
         build_tracks(matches_of([]), 63, 10)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.matcher import Assignment
 from mv_matcher_ros.training.labels import IGNORED, UNMATCHED
@@ -22,7 +23,8 @@ def assignment(probability: torch.Tensor, confidence: list[float]) -> Assignment
         probability.log()[None, None].requires_grad_(),
         torch.tensor([[[1, -1]]]),
         torch.tensor([[[math.log(0.8), -torch.inf]]]),
-        torch.tensor([[confidence]]).requires_grad_(),
+        torch.tensor([[confidence]]),
+        torch.tensor([[confidence]]).logit(1e-6).requires_grad_(),
     )
 
 
@@ -57,6 +59,25 @@ def test_confidence_is_that_of_the_match_that_was_made(label: int, right: bool) 
     made = assignment(PROBABILITY, [0.9, 0.0])
     expected = -math.log(0.9 if right else 0.1)
     assert confidence_loss(made, labels(label, 0)).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_sure_and_wrong_match_can_be_unlearned() -> None:
+    made = replace(
+        assignment(PROBABILITY, [0.9, 0.0]), confidence_logit=torch.full((1, 1, 2), 30.0)
+    )
+    assert made.confidence_logit is not None
+    made.confidence_logit.requires_grad_()
+    confidence_loss(made, labels(0, 0)).backward()
+    assert float(made.confidence_logit.grad[0, 0, 0]) == pytest.approx(1.0)  # type: ignore[index]
+    with pytest.raises(ModelError, match='no confidence head'):
+        confidence_loss(replace(made, confidence_logit=None), labels(0, 0))
+
+
+def test_a_missing_translation_is_no_right_one() -> None:
+    truth = se3.exp(torch.tensor([1.0, 0.0, 0.0, 0.1, -0.2, 0.3], dtype=torch.float64))
+    still = truth.clone()
+    still[:3, 3] = 0.0
+    assert float(pose_angles(still, truth)[1]) == pytest.approx(math.pi / 2)
 
 
 def test_pose_angles() -> None:

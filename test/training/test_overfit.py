@@ -8,7 +8,6 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from mv_matcher_ros.config import DetectorSettings, PoseEstimatorSettings
 from mv_matcher_ros.datatypes import REP103_FROM_OPTICAL, Features, Matches
@@ -18,7 +17,7 @@ from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.profiles import MATCHERS
 from mv_matcher_ros.models.view_batch import ViewBatch
 from mv_matcher_ros.odometry.pose_estimator import PoseEstimator
-from mv_matcher_ros.training.labels import IGNORED, LabelView, match_labels
+from mv_matcher_ros.training.labels import IGNORED, LabelView, match_labels, packed
 from mv_matcher_ros.training.losses import confidence_loss, matching_loss, pose_angles
 from mv_matcher_ros.worlds import scenes
 from mv_matcher_ros.worlds.presets import make_rig
@@ -52,20 +51,13 @@ def rendered_tuple() -> tuple[list[Features], list[LabelView], tuple[float, ...]
     return features, views, camera.intrinsics
 
 
-def padded(labels: list[Tensor], capacity: int) -> Tensor:
-    rows = torch.full((1, len(labels), capacity), IGNORED, dtype=torch.int64)
-    for row, label in zip(rows[0], labels, strict=True):
-        row[: len(label)] = label
-    return rows
-
-
 @pytest.mark.slow
 def test_a_tuple_of_five_views_is_learned_by_heart() -> None:
     torch.manual_seed(0)
     features, views, (fx, fy, cx, cy) = rendered_tuple()
     batch = ViewBatch.of(features)
     sides = zip(*(match_labels(views[a], views[b]) for a, b in PAIRS), strict=True)
-    partner_a, partner_b = (padded(list(side), batch.capacity) for side in sides)
+    partner_a, partner_b = (packed(side, batch.capacity)[None] for side in sides)
     network = MatcherNetwork(MATCHERS['light'].model_copy(update={'blocks': 2}))
     optimiser = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=STEPS)

@@ -18,13 +18,14 @@ from mv_matcher_ros.config import (
 )
 from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.errors import ModelError, SettingsError
+from mv_matcher_ros.models import place
 from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.models.classical import ClassicalDetector
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.known_poses import KnownPoses
+from mv_matcher_ros.models.learned import LearnedDetector, LearnedMatcher
 from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.profiles import DetectorProfile, MatcherProfile
-from mv_matcher_ros.models.runtime import LearnedDetector, LearnedMatcher
 from mv_matcher_ros.models.weights import save_detector, save_matcher
 
 SINGLE = RuntimeSettings(device='cpu', precision='fp32')
@@ -89,21 +90,46 @@ def test_only_the_strongest_enter_and_keep_their_numbers() -> None:
     turned = features[1].chosen(torch.arange(len(features[1])).flip(0))
     learned = matcher(graph_keypoints=80)
     matches = learned.match([features[0], turned])
-    assert learned.cut == len(features[0]) + len(features[1]) - 160
+    assert learned.left_out(features) == len(features[0]) + len(features[1]) - 160
     assert len(matches) > 20
     ends = [features[0], turned]
     assert float((shift_errors(ends, 0, 1, matches.keypoints) < 2.0).float().mean()) > 0.9
 
 
 def test_known_poses_are_cut_with_their_keypoints() -> None:
-    features = shifted_views(2)
-    plane = torch.stack([f.keypoints_xy[:200] for f in features])[None] / 300.0
+    """The same matches as of features that were cut before."""
+    features = [f.chosen(torch.arange(len(f)).flip(0)) for f in shifted_views(2)]
+    learned = matcher(graph_keypoints=80)
+    kept = learned.kept(features)
+    assert not torch.equal(kept[0], torch.arange(80))
     poses = torch.eye(4).repeat(1, 2, 1, 1)
-    poses[0, 1, 0, 3] = 0.1
-    known = KnownPoses.of(plane, poses, torch.full((1, 2, 2), 2.0 / 300.0))
-    for settings in ({}, {'graph_keypoints': 80}):
-        matches = matcher(**settings).match(features, known=known)
-        assert float((shift_errors(features, 0, 1, matches.keypoints) < 2.0).float().mean()) > 0.9
+    poses[0, 1, 0, 3], poses[0, 1, 1, 3] = 0.1, 0.03
+    sigma = torch.full((1, 2, 2), 2.0 / 300.0)
+
+    def known(of: list[Features]) -> KnownPoses:
+        room = max(map(len, of))
+        plane = torch.zeros(1, 2, room, 2)
+        for row, view in zip(plane[0], of, strict=True):
+            row[: len(view)] = view.keypoints_xy / 300.0
+        return KnownPoses.of(plane, poses, sigma)
+
+    matches = learned.match(features, known=known(features))
+    before = [f.chosen(k) for f, k in zip(features, kept, strict=True)]
+    expected = learned.match(before, known=known(before))
+    numbers = torch.stack([kept[v][expected.keypoints[:, v]] for v in (0, 1)], dim=1)
+    assert len(matches) > 20
+    assert torch.equal(matches.keypoints, numbers)
+    torch.testing.assert_close(matches.confidence, expected.confidence)
+    assert len(learned.match(features)) != len(matches)
+
+
+def test_what_is_no_number_takes_no_part() -> None:
+    features = shifted_views(3)
+    spoilt = features[1].descriptors.clone()
+    spoilt[5] = torch.nan
+    others = matcher().match([features[0], replace(features[1], descriptors=spoilt), features[2]])
+    assert not bool(((others.views == 1) & (others.keypoints == 5)).any())
+    assert len(others) > 0.95 * len(matcher().match(features))
 
 
 def test_four_thousand_keypoints_are_cut_and_said() -> None:
@@ -117,7 +143,7 @@ def test_four_thousand_keypoints_are_cut_and_said() -> None:
     )
     learned = matcher(graph_keypoints=256)
     matches = learned.match([many, many])
-    assert learned.cut == 2 * (4000 - 256)
+    assert learned.left_out([many, many]) == 2 * (4000 - 256)
     assert len(matches) == 256
 
 
@@ -139,6 +165,23 @@ def test_half_precision_on_a_cpu_finds_the_same_matches() -> None:
     assert len(sets[0] & sets[1]) / len(sets[0] | sets[1]) > 0.9
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+def test_a_gpu_finds_the_same_matches(precision: str) -> None:
+    features = shifted_views(3)
+    poses = torch.eye(4).repeat(1, 3, 1, 1)
+    poses[0, :, 0, 3] = torch.tensor([0.0, 0.1, 0.2])
+    plane = torch.stack([f.keypoints_xy[:150] for f in features])[None] / 300.0
+    known = KnownPoses.of(plane, poses, torch.full((1, 3, 3), 2.0 / 300.0))
+    some = [f.chosen(torch.arange(150)) for f in features]
+    sets = []
+    for runtime in (SINGLE, RuntimeSettings(device='cuda', precision=precision)):  # type: ignore[arg-type]
+        matches = matcher(runtime).match(some, known=known)
+        sets.append({tuple(r) for r in torch.cat([matches.views, matches.keypoints], 1).tolist()})
+    assert len(sets[0] & sets[1]) / len(sets[0] | sets[1]) > 0.97
+
+
 def test_heads_stay_in_single_precision() -> None:
     learned = matcher(HALF)
     kinds = {name: p.dtype for name, p in learned.network.named_parameters()}
@@ -147,13 +190,22 @@ def test_heads_stay_in_single_precision() -> None:
     assert kinds['dustbin'] == torch.float32
 
 
-def test_automatic_precision_is_one_of_the_two_and_exact_if_single() -> None:
-    learned = matcher(RuntimeSettings(device='cpu'))
-    assert learned.place.dtype in (torch.float32, torch.bfloat16)
-    if learned.place.dtype == torch.float32:
+@pytest.mark.parametrize('half_is_faster', [False, True])
+def test_the_fastest_precision_is_what_was_faster(
+    half_is_faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([1.0, 0.5 if half_is_faster else 0.9])  # 0.9: not worth it
+    monkeypatch.setattr(place, '_best_time', lambda run: (run(), next(times))[1])
+    learned = matcher(RuntimeSettings(device='cpu', precision='fastest'))
+    assert learned.place.name == ('cpu bf16' if half_is_faster else 'cpu fp32')
+    if not half_is_faster:  # the trial in half precision left no trace
         expected = dict(matcher(SINGLE).network.state_dict())
         for name, tensor in learned.network.state_dict().items():
             assert torch.equal(tensor, expected[name]), name
+
+
+def test_on_a_cpu_nothing_is_left_to_the_moment() -> None:
+    assert matcher(RuntimeSettings(device='cpu')).place.name == 'cpu fp32'
 
 
 def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
@@ -236,11 +288,10 @@ def test_models_are_those_that_the_settings_name(tmp_path: Path) -> None:
     features = shifted_views(2)
     assert len(models.matcher.match(features)) > 50
     learned = {'detector.name': 'learned', 'detector.weights': str(tmp_path / 'd.safetensors')}
-    models = Models.of(read_settings({**chosen, **learned, 'runtime.precision': 'fp32'}))
-    found = models.detector.detect(picture())
+    found = Models.of(read_settings(learned)).detector.detect(picture())
     assert found.descriptors.shape[1] == 8
-    with pytest.raises(ModelError, match='width 128, these have 8'):
-        models.matcher.match([found, found])
+    with pytest.raises(ModelError, match=r'm\.safetensors: takes .* 128, .* learned gives 8'):
+        Models.of(read_settings({**chosen, **learned}))
 
 
 @pytest.mark.parametrize(

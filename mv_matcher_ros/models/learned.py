@@ -1,16 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the networks run on this machine: device, precision, and images and features in and out.
-
-The backbones run in half precision where that is faster (always on CUDA; on a CPU it is measured,
-not assumed). Heads, optimal transport and everything after stay in single precision.
-"""
+"""The networks behind the interface of the classical detector and matcher."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,110 +13,16 @@ from torch import Tensor
 
 from mv_matcher_ros.config import DetectorSettings, MatchingSettings, RuntimeSettings
 from mv_matcher_ros.datatypes import Features, Matches
-from mv_matcher_ros.errors import SettingsError
 from mv_matcher_ros.models.classical import working_image
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.known_poses import KnownPoses
 from mv_matcher_ros.models.matcher import Assignment, MatcherNetwork
+from mv_matcher_ros.models.place import Place, placed
 from mv_matcher_ros.models.view_batch import ViewBatch
 
-DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
-# Half precision on a CPU has to be this much faster to be taken: it costs some accuracy.
-WORTH = 1.25
-WARM_UPS, TRIALS = 2, 5
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a network runs, and in which precision its backbone."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def name(self) -> str:
-        """As in the settings, e.g. `cpu bf16`."""
-        precision = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
-        return f'{self.device.type} {precision}'
-
-
-Network = TypeVar('Network', DetectorNetwork, MatcherNetwork)
-
-
-def placed(
-    network: Network, settings: RuntimeSettings, trial: Callable[[Network, Place], object]
-) -> tuple[Network, Place]:
-    """The network where the settings want it.
-
-    Args:
-        network: in single precision.
-        settings: device and precision, each `auto` or named.
-        trial: runs the network once on typical input, to compare precisions on a CPU.
-
-    Raises:
-        SettingsError: a device that is not there, or a precision it does not have.
-    """
-    device = _device(settings.device)
-    if settings.precision != 'auto':
-        place = Place(device, DTYPES[settings.precision])
-        if device.type == 'cpu' and place.dtype == torch.float16:
-            raise SettingsError('runtime.precision fp16 is for CUDA; a CPU has fp32 and bf16')
-        return _at(network, place), place
-    if device.type == 'cuda':
-        place = Place(device, torch.float16)
-        return _at(network, place), place
-    return _faster_on_cpu(network, trial)
-
-
-def _at(network: Network, place: Place) -> Network:
-    """The network on the device, its backbone in the precision."""
-    network.to(place.device)
-    network.halved(place.dtype)
-    return network
-
-
-def _device(name: str) -> torch.device:
-    if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    if name == 'cuda' and not torch.cuda.is_available():
-        raise SettingsError(
-            'runtime.device is cuda, but torch sees no CUDA device here '
-            '(mv-matcher doctor says more)'
-        )
-    return torch.device(name)
-
-
-def _faster_on_cpu(
-    network: Network, trial: Callable[[Network, Place], object]
-) -> tuple[Network, Place]:
-    single = Place(torch.device('cpu'), torch.float32)
-    if not torch.backends.mkldnn.is_available():
-        return network, single
-    half = replace(single, dtype=torch.bfloat16)
-    # Weights are copied before the trial: rounding them to half precision cannot be undone.
-    kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    slow = _best_time(lambda: trial(network, single))
-    network.halved(half.dtype)
-    fast = _best_time(lambda: trial(network, half))
-    if fast * WORTH < slow:
-        return network, half
-    network.halved(single.dtype)
-    network.load_state_dict(kept)
-    return network, single
-
-
-def _best_time(run: Callable[[], object]) -> float:
-    times = []
-    with torch.inference_mode():
-        for number in range(WARM_UPS + TRIALS):
-            begin = time.perf_counter()
-            run()
-            if number >= WARM_UPS:
-                times.append(time.perf_counter() - begin)
-    return min(times)
-
-
-# ------------------------------------------------------------------- detector
+# Keypoints of all views of a graph together: attention, scores and epipolar distances grow with
+# their square (400 MB for a table of this many in single precision).
+MOST_NODES = 10_240
 
 
 class LearnedDetector:
@@ -139,6 +39,11 @@ class LearnedDetector:
         self._network, self.place = placed(
             network.eval(), runtime or RuntimeSettings(), self._trial
         )
+
+    @property
+    def descriptor_size(self) -> int:
+        """Width of the descriptors."""
+        return self._network.profile.descriptor_size
 
     def _trial(self, network: DetectorNetwork, place: Place) -> object:
         return network.dense(torch.zeros(1, 1, 240, 320, device=place.device))
@@ -196,14 +101,10 @@ def _allowed(mask: NDArray[np.bool_] | None, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(mask[rows.astype(int)[:, None], columns.astype(int)])
 
 
-# -------------------------------------------------------------------- matcher
-
-
 class LearnedMatcher:
     """The matcher network behind the interface of the classical one.
 
-    Attributes:
-        cut: keypoints left out of the last match because views had more than the settings allow.
+    One thread at a time: the engine waits for its keyframe before it asks itself.
     """
 
     def __init__(
@@ -216,7 +117,6 @@ class LearnedMatcher:
         self._network, self.place = placed(
             network.eval(), runtime or RuntimeSettings(), self._trial
         )
-        self.cut = 0
 
     @property
     def network(self) -> MatcherNetwork:
@@ -251,18 +151,32 @@ class LearnedMatcher:
             pairs: views to be matched; all of them see each other either way.
             known: relative poses, where known, of all keypoints (also of those that are cut).
         """
-        kept = [strongest(f, self._settings.graph_keypoints) for f in features]
-        self.cut = sum(len(f) - len(k) for f, k in zip(features, kept, strict=True))
+        kept = self.kept(features)
         if len(features) < 2:
             return confident(_nothing(), 0.0)
         batch = ViewBatch.of([f.chosen(k) for f, k in zip(features, kept, strict=True)])
         if known is not None:
-            known = replace(known, plane_xy=chosen_plane(known.plane_xy[0], kept, batch.capacity))
+            plane = chosen_plane(known.plane_xy[0], kept, batch.capacity)
+            known = replace(known, plane_xy=plane).to(self.place.device)
         with torch.inference_mode():
             assignment = self._network(
                 batch.to(self.place.device, self.place.dtype), known=known, pairs=pairs
             )
-        return matches_of(assignment, kept, self._settings.min_confidence)
+        return matches_of(assignment, kept, self.least_confidence)
+
+    def kept(self, features: Sequence[Features]) -> list[Tensor]:
+        """(K,) int64 of each view: the keypoints that enter the graph, the strongest."""
+        most = min(self._settings.graph_keypoints, MOST_NODES // max(len(features), 1))
+        return [strongest(f, most) for f in features]
+
+    def left_out(self, features: Sequence[Features]) -> int:
+        """How many keypoints of these views do not enter the graph."""
+        return sum(len(f) - len(k) for f, k in zip(features, self.kept(features), strict=True))
+
+    @property
+    def least_confidence(self) -> float:
+        """Of a match; a network without confidence head has a threshold of its own instead."""
+        return 0.0 if self._network.confidence is None else self._settings.min_confidence
 
 
 def matches_of(assignment: Assignment, kept: Sequence[Tensor], min_confidence: float) -> Matches:
