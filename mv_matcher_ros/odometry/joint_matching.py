@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Features, Matches, Rig
+from mv_matcher_ros.errors import SettingsError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.known_poses import KnownPoses
 from mv_matcher_ros.models.learned import LearnedMatcher, matches_of, strongest
@@ -55,9 +56,18 @@ class JointMatches:
 
 
 class JointMatcher:
-    """Asks the network about a new keyframe."""
+    """Asks the network about a new keyframe.
+
+    Raises:
+        SettingsError: the graph has no room for an earlier keyframe.
+    """
 
     def __init__(self, settings: Settings, rig: Rig, matcher: LearnedMatcher) -> None:
+        if settings.sensor == 'stereo' and settings.matching.views < 3:
+            raise SettingsError(
+                f'matching.views {settings.matching.views} leaves no room for an earlier keyframe '
+                'beside the two cameras: 3 or more for stereo'
+            )
         self._settings = settings.matching
         self._matcher = matcher
         self._streaming = (

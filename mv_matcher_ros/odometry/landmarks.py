@@ -84,9 +84,15 @@ class LandmarkMaker:
         for other in reversed(window.keyframes):
             if other.observation.index not in joint.of_keyframe or other is keyframe:
                 continue
-            pairs, _ = joint.of_keyframe[other.observation.index]
-            pairs = pairs[keyframe.landmark[pairs[:, 0]] < 0]
-            made += self._use(window, keyframe, other, self._near_lines(keyframe, other, pairs))
+            pairs, confidence = joint.of_keyframe[other.observation.index]
+            chosen = keyframe.landmark[pairs[:, 0]] < 0
+            chosen &= self._near_lines(keyframe, other, pairs)
+            pairs, confidence = pairs[chosen], confidence[chosen].double()
+            unseen = other.landmark[pairs[:, 1]] < 0
+            made += self._use(window, keyframe, other, pairs)
+            used = keyframe.landmark[pairs[:, 0]] >= 0
+            keyframe.weight[pairs[used, 0]] = confidence[used]
+            other.weight[pairs[used & unseen, 1]] = confidence[used & unseen]
         return made
 
     def from_parallax(self, window: Window, keyframe: Keyframe) -> int:
@@ -112,12 +118,12 @@ class LandmarkMaker:
         return self._triangulate(window, keyframe, other, pairs[~known])
 
     def _near_lines(self, keyframe: Keyframe, other: Keyframe, pairs: Tensor) -> Tensor:
-        """Those of (K, 2) matches that lie near each other's epipolar lines."""
+        """(K,) bool, matches (K, 2) that lie near each other's epipolar lines."""
         ours = homogeneous(keyframe.observation.plane_xy[pairs[:, 0]])
         theirs = other.observation.plane_xy[pairs[:, 1]]
         lines = epipolar_lines(self.relative(other, keyframe), theirs)
         distance = (ours * lines).sum(1).abs()
-        return pairs[distance < self._provisional(keyframe, pairs[:, 0])]
+        return distance < self._provisional(keyframe, pairs[:, 0])
 
     def complete_tracks(self, window: Window) -> None:
         """Look for the landmarks in the keyframes that do not see them yet.

@@ -104,7 +104,14 @@ class LocalAdjustment:
             part = FlatObservations(
                 *(
                     getattr(flat, name)[chosen]
-                    for name in ('keyframe', 'feature', 'landmark', 'measured', 'sqrt_information')
+                    for name in (
+                        'keyframe',
+                        'feature',
+                        'landmark',
+                        'measured',
+                        'sqrt_information',
+                        'weight',
+                    )
                 )
             )
             problem = self._problem(window, part)
@@ -148,6 +155,8 @@ class LocalAdjustment:
 
     def _cull(self, window: Window, flat: FlatObservations, at_end: Problem) -> None:
         errors, depth = residuals(at_end)
+        # What is wrong is wrong, however little it was believed.
+        errors = errors / flat.weight[:, None]
         limit = self._settings.landmarks.max_reprojection_px
         bad = (
             (errors[0, :, :2].norm(dim=1) > limit)

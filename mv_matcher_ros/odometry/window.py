@@ -21,19 +21,23 @@ class Keyframe:
         observation: its features, with depth.
         world_from_body: (4, 4) float64 pose, refined as long as it is in the window.
         landmark: (N,) int64, row of the landmark each feature sees, −1 for none.
+        weight: (N,) float64 confidence of the match that says so, 1 where it came without one;
+            residuals are multiplied by it.
         state: what the streaming matcher keeps of it.
     """
 
     observation: Observation
     world_from_body: Tensor
     landmark: Tensor
+    weight: Tensor
     state: ViewState | None = None
 
     @classmethod
     def of(cls, observation: Observation, world_from_body: Tensor) -> Keyframe:
         """A keyframe whose features see no landmark yet."""
         nothing = torch.full((len(observation),), -1, dtype=torch.int64)
-        return cls(observation, world_from_body, nothing)
+        weight = torch.ones(len(observation), dtype=torch.float64)
+        return cls(observation, world_from_body, nothing, weight)
 
     def feature_of_landmark(self, count: int) -> Tensor:
         """(count,) int64 feature that sees each of `count` landmark rows, −1 where none does."""
@@ -98,7 +102,8 @@ class FlatObservations:
     Attributes:
         keyframe, feature, landmark: (O,) int64.
         measured: (O, 3) x/z, y/z, 1/z (0 where unknown).
-        sqrt_information: (O, 3), 0 for an unknown depth.
+        sqrt_information: (O, 3), 0 for an unknown depth; the weight is in it.
+        weight: (O,) confidence.
     """
 
     keyframe: Tensor
@@ -106,6 +111,7 @@ class FlatObservations:
     landmark: Tensor
     measured: Tensor
     sqrt_information: Tensor
+    weight: Tensor
 
 
 class Window:
@@ -122,7 +128,7 @@ class Window:
 
     def flat_observations(self) -> FlatObservations:
         """Every (keyframe, feature) that sees a living landmark."""
-        views, features, rows, measured, information = [], [], [], [], []
+        views, features, rows, measured, information, weight = [], [], [], [], [], []
         for number, keyframe in enumerate(self.keyframes):
             seen = (keyframe.landmark >= 0).nonzero()[:, 0]
             part = measurements(keyframe.observation)
@@ -130,9 +136,10 @@ class Window:
             features.append(seen)
             rows.append(keyframe.landmark[seen])
             measured.append(part[0][seen])
-            information.append(part[1][seen])
+            weight.append(keyframe.weight[seen])
+            information.append(part[1][seen] * weight[-1][:, None])
         return FlatObservations(
-            *(torch.cat(p) for p in (views, features, rows, measured, information))
+            *(torch.cat(p) for p in (views, features, rows, measured, information, weight))
         )
 
     def count_seen(self) -> None:
@@ -141,6 +148,7 @@ class Window:
         for keyframe in self.keyframes:
             rows = keyframe.landmark[keyframe.landmark >= 0]
             seen.index_add_(0, rows, torch.ones_like(rows))
+            keyframe.weight[keyframe.landmark < 0] = 1.0  # what comes next brings its own
         self.landmarks.seen = seen
         self.landmarks.alive &= seen > 0
 

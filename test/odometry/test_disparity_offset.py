@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mv_matcher_ros.config import read_settings
 from mv_matcher_ros.datatypes import Rig
@@ -50,7 +51,12 @@ def drive(
         known = at.clone()
         known[:3, 3] *= scale
         window.keyframes.append(
-            Keyframe(replace(seen, inverse_depth=measured), known, rows.clone())
+            Keyframe(
+                replace(seen, inverse_depth=measured),
+                known,
+                rows.clone(),
+                torch.ones(len(rows)).double(),
+            )
         )
         estimate.update(window)
     return window

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mv_matcher_ros.config import Settings, read_settings
-from mv_matcher_ros.datatypes import Estimate, Status
+from mv_matcher_ros.datatypes import Estimate, Matches, Status
+from mv_matcher_ros.errors import SettingsError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
@@ -24,7 +25,8 @@ from mv_matcher_ros.models.profiles import MatcherProfile
 from mv_matcher_ros.odometry.engine import OdometryEngine
 from mv_matcher_ros.odometry.joint_matching import JointMatcher, SecondView
 from mv_matcher_ros.odometry.observation import Observer
-from mv_matcher_ros.odometry.window import Keyframe
+from mv_matcher_ros.odometry.tracking import Tracker
+from mv_matcher_ros.odometry.window import Keyframe, Window
 from mv_matcher_ros.worlds.presets import room_loop
 from mv_matcher_ros.worlds.recording import SyntheticSource
 
@@ -182,3 +184,78 @@ def test_each_way_of_matching_makes_a_difference(flight: SyntheticSource) -> Non
         assert pose is not None
         ends[name] = tuple(pose[:3, 3])
     assert len(set(ends.values())) == len(ends)
+
+
+def test_stereo_needs_room_for_an_earlier_keyframe(flight: SyntheticSource) -> None:
+    values = settings('multiview', **{'matching.views': 2})
+    with pytest.raises(SettingsError, match='matching.views 2 leaves no room'):
+        OdometryEngine(values, flight.rig, models=models(values))
+
+
+def test_confidences_weigh_in_the_adjustment(
+    flight: SyntheticSource, scene: tuple[list[Keyframe], SecondView]
+) -> None:
+    """An observation of little confidence pulls less, and is thrown out no later."""
+    keyframe = replace(scene[0][0])
+    keyframe.landmark = torch.arange(len(keyframe.landmark))
+    window = Window()
+    window.keyframes = [keyframe]
+    window.landmarks.add(
+        torch.zeros(len(keyframe.landmark), 3, dtype=torch.float64),
+        keyframe.observation.features.descriptors,
+    )
+    whole = window.flat_observations()
+    keyframe.weight = torch.full_like(keyframe.weight, 0.25)
+    less = window.flat_observations()
+    torch.testing.assert_close(less.sqrt_information, 0.25 * whole.sqrt_information)
+    torch.testing.assert_close(less.weight, 0.25 * whole.weight)
+    keyframe.landmark[:5] = -1
+    window.count_seen()
+    assert keyframe.weight[:6].tolist() == [1.0] * 5 + [0.25]
+
+
+class Disagreeing:
+    """A graph that says of feature 0 one thing surely and another hardly, and so on."""
+
+    def __init__(self, rows: list[tuple[int, int, int, float]], new: int) -> None:
+        self.matches = Matches(
+            torch.tensor([[r[0], new] for r in rows]),
+            torch.tensor([[r[1], r[2]] for r in rows]),
+            torch.tensor([r[3] for r in rows]),
+        )
+
+    def match(self, *_: object) -> Matches:
+        return self.matches
+
+
+def test_the_way_back_takes_the_surest_match_of_each_feature_and_landmark(
+    flight: SyntheticSource,
+    scene: tuple[list[Keyframe], SecondView],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    older = [replace(k, landmark=torch.full_like(k.landmark, -1)) for k in scene[0][:2]]
+    older[0].landmark[:3] = torch.tensor([100, 101, 102])
+    older[1].landmark[:3] = torch.tensor([200, 101, 102])
+    window = Window()
+    window.keyframes = older
+    graph = Disagreeing(
+        # keyframe, its feature, feature of the frame, confidence
+        [(0, 0, 7, 0.9), (1, 0, 7, 0.3), (0, 1, 8, 0.4), (1, 1, 9, 0.8), (0, 5, 6, 0.99)],
+        new=2,
+    )
+    tracker = Tracker(
+        settings('multiview'),
+        flight.rig.cameras[0],
+        NearestNeighbourMatcher(settings('nearest').matching, 'sift'),
+        graph,  # type: ignore[arg-type]
+    )
+    seen = {}
+
+    def found_again(
+        window: Window, observation: object, feature: Tensor, landmark: Tensor, method: str
+    ) -> None:
+        seen['pairs'] = sorted(zip(feature.tolist(), landmark.tolist(), strict=True))
+
+    monkeypatch.setattr(tracker, '_found_again', found_again)
+    tracker.relocalise_jointly(window, scene[0][2].observation)
+    assert seen['pairs'] == [(7, 100), (9, 101)]
