@@ -188,7 +188,7 @@ def test_each_way_of_matching_makes_a_difference(flight: SyntheticSource) -> Non
 
 def test_stereo_needs_room_for_an_earlier_keyframe(flight: SyntheticSource) -> None:
     values = settings('multiview', **{'matching.views': 2})
-    with pytest.raises(SettingsError, match='matching.views 2 leaves no room'):
+    with pytest.raises(SettingsError, match=r'matching\.views 2 leaves no room'):
         OdometryEngine(values, flight.rig, models=models(values))
 
 
