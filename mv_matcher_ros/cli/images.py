@@ -114,6 +114,10 @@ def pairs(
     from mv_matcher_ros.evaluation.pairs_file import read_pairs
 
     settings = settings_from(config, assignments)
+    room, most = settings.matching.graph_keypoints, settings.detector.max_keypoints
+    if settings.matching.matcher != 'nearest' and room < most:
+        warn(f'only the strongest {room} of up to {most} keypoints enter the graph '
+             '(matching.graph_keypoints)')  # fmt: skip
     listed = read_pairs(file, images)[:limit]
     measure = pair_measurer(settings, solver, threshold_px)
     results = []
