@@ -51,7 +51,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(ROS, ('ros/',)),
     'rosbags': ('files/bag',),
     'gtsam': ('mapping/pose_graph.py', 'cli/ba_bench.py'),  # the benchmark compares with it
-    'poselib': ('odometry/pair_poses.py',),
+    'poselib': ('odometry/robust_pose.py',),
     'kornia': ('cli/bench_matcher.py',),  # the benchmark compares with it
     'safetensors': ('models/weights.py',),
     'typer': ('cli/',),
