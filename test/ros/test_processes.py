@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import pytest
 from nav_msgs.msg import Odometry
+from rclpy.duration import Duration
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import String
@@ -195,6 +196,8 @@ def test_recorder_reads_what_was_sent_before_the_signal(
         message.header.stamp.sec = 1 + index
         message.pose.pose.orientation.w = 1.0
         publisher.publish(message)
+    # In its queues, not on the way there: a reader just discovered gets them late.
+    assert publisher.wait_for_all_acked(Duration(seconds=20))
     code, _, error = end(recorder)
     assert code == 0, error
     assert len(read_tum(tmp_path / 'odometry.tum')) == 500
