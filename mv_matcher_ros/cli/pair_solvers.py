@@ -30,7 +30,7 @@ class Solver(str, Enum):
 def relative_pose(
     points_a: Array, points_b: Array, confidence: Array, threshold: float, solver: Solver
 ) -> Array | None:
-    """(4, 4) b_from_a with unit translation, or None.
+    """(4, 4) b_from_a, or None; the translation has unit length, or is zero for a mere turn.
 
     Args:
         points_a, points_b: (N, 2) matches on the normalised planes; confidence: (N,).

@@ -92,7 +92,7 @@ def _try(fault: Fault, clip: Clip, settings: Settings) -> Outcome:
     with tempfile.TemporaryDirectory(prefix='mv_matcher_') as place:
         try:
             return fault.apply(clip, Path(place), settings)
-        except Exception as error:
+        except Exception as error:  # a crash of any kind is what is looked for
             return Outcome(
                 f'crashed: {type(error).__name__}: {" ".join(str(error).split())}', False
             )

@@ -98,7 +98,7 @@ class BagReader:
                     return
                 connection, recorded_ns, data = item
                 message = decode(data, connection.msgtype)
-            except Exception as error:
+            except Exception as error:  # as above
                 raise _damaged(self.path, error) from None
             yield connection.topic, recorded_ns, message
 

@@ -69,11 +69,10 @@ def load_matcher(path: Path | str) -> MatcherNetwork:
     """
     path = Path(path)
     if path.suffix in PUBLIC_SUFFIXES:
-        state = _converted(path, superglue_weights)
-        return filled(MatcherNetwork(MATCHERS['superglue']), state, path)
-    weights = read_weights(path, 'matcher')
-    profile = read_profile(MatcherProfile, weights, path)
-    return filled(MatcherNetwork(profile), weights.tensors, path)
+        public = MatcherNetwork(MATCHERS['superglue'])
+        return filled(public, _converted(path, superglue_weights), path)
+    profile, tensors = _own(path, 'matcher', MatcherProfile)
+    return filled(MatcherNetwork(profile), tensors, path)
 
 
 def save_detector(
@@ -91,11 +90,18 @@ def load_detector(path: Path | str) -> DetectorNetwork:
     """
     path = Path(path)
     if path.suffix in PUBLIC_SUFFIXES:
-        state = _converted(path, superpoint_weights)
-        return filled(DetectorNetwork(DETECTORS['superpoint']), state, path)
-    weights = read_weights(path, 'detector')
-    profile = read_profile(DetectorProfile, weights, path)
-    return filled(DetectorNetwork(profile), weights.tensors, path)
+        public = DetectorNetwork(DETECTORS['superpoint'])
+        return filled(public, _converted(path, superpoint_weights), path)
+    profile, tensors = _own(path, 'detector', DetectorProfile)
+    return filled(DetectorNetwork(profile), tensors, path)
+
+
+def _own(
+    path: Path, kind: str, profile: type[ProfileType]
+) -> tuple[ProfileType, Mapping[str, Tensor]]:
+    """Profile and tensors of a file of ours."""
+    weights = read_weights(path, kind)
+    return read_profile(profile, weights, path), weights.tensors
 
 
 def _converted(

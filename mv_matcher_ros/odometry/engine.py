@@ -78,7 +78,7 @@ class OdometryEngine:
         self._tracker = Tracker(settings, camera, nearest, graph)
         self._hypotheses = Hypotheses(settings, self._tracker)
         self._flow = FlowTracker(camera, self._observer, self._tracker)
-        self._initialiser = TwoViewInitialiser(settings, camera, graph or nearest)
+        self._initialiser = TwoViewInitialiser(settings, camera, models.matcher)
         joint = None if graph is None else JointMatcher(settings, rig, graph)
         self._mapper = LocalMapper(settings, rig, self._observer, self._tracker, nearest, joint)
         self._policy = KeyframePolicy(settings, camera)

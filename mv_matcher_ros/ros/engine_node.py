@@ -196,7 +196,7 @@ class OdometryNode(Node):
                 taken = self._mailbox.take(timeout_s=0.2)
                 if taken is not None:
                     self._handle(taken)
-        except Exception as error:
+        except Exception as error:  # kept, and raised by the main thread: a thread dies in silence
             if self._stopping.is_set() or not self.context.ok():
                 return  # the publishers are gone: the process is ending
             self.failure = error
