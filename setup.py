@@ -70,6 +70,7 @@ setup(
         'robust': robust,
         'export': export,
         'bench': ['kornia>=0.8'],
+        'tensorrt': ['torch-tensorrt>=2.8'],
         'mapping': ['gtsam>=4.3.0; python_version >= "3.11"'],
         'ros': ros_wheels,
         'all': cli + bags + report + robust,

@@ -284,6 +284,14 @@ class RuntimeSettings(Section):
         description='Of networks; auto: fp16 on CUDA, fp32 on a CPU; fastest: on a CPU bf16 where '
         'it proves faster at start-up (poses may then differ from run to run).',
     )
+    execution: Literal['auto', 'eager', 'graphs', 'compiled', 'tensorrt'] = Field(
+        'auto',
+        description='How networks run: as they are, as CUDA graphs, or compiled once for this '
+        'machine by a C++ compiler or torch-tensorrt. auto: graphs on CUDA, eager on a CPU.',
+    )
+    engines: str = Field(
+        '', description='Folder of compiled engines; empty: ~/.cache/mv_matcher_ros/engines.'
+    )
 
 
 class FrameSettings(Section):

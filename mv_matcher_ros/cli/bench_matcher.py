@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,12 +19,7 @@ from mv_matcher_ros.cli.bench_report import report
 from mv_matcher_ros.cli.console import print_table, progress
 from mv_matcher_ros.cli.options import ConfigOption, JsonOption, SetOption, settings_from
 
-if TYPE_CHECKING:
-    from mv_matcher_ros.config import RuntimeSettings
-    from mv_matcher_ros.datatypes import Features
-
 WARM_UPS = 2
-LARGEST_WINDOW = 10
 
 Call = Callable[[], object]
 
@@ -32,6 +27,10 @@ Call = Callable[[], object]
 def matcher(
     keypoints: Annotated[int, typer.Option(min=16, help='Keypoints of a view.')] = 512,
     repeats: Annotated[int, typer.Option(min=1, help='Runs of each row; the median counts.')] = 9,
+    compiled: Annotated[
+        bool,
+        typer.Option('--compiled', help='Also compiled engines: minutes to build the first time.'),
+    ] = False,
     config: ConfigOption = None,
     assignments: SetOption = None,
     json: JsonOption = False,
@@ -39,15 +38,22 @@ def matcher(
     """Detector, graph network (joint and streaming) and pose block, with others beside them."""
     import torch
 
+    from mv_matcher_ros.cli.bench_networks import (
+        detector_calls,
+        matcher_calls,
+        matcher_floors,
+        ways_to_run,
+        window_calls,
+    )
+
     settings = settings_from(config, assignments)
     if settings.runtime.threads:
         torch.set_num_threads(settings.runtime.threads)
     runtime = settings.runtime
+    ways = ways_to_run(runtime, compiled)
     tables: dict[str, Mapping[str, Call]] = {
-        'detector, VGA': detector_calls(runtime),
-        f'matcher with assignment and confidences, {keypoints} keypoints': matcher_calls(
-            runtime, keypoints
-        ),
+        'detector, VGA': detector_calls(ways),
+        'matcher with assignment and confidences': matcher_calls(ways, keypoints),
         f'a new view and its window, light, {keypoints} keypoints': window_calls(
             runtime, keypoints
         ),
@@ -57,7 +63,14 @@ def matcher(
     with progress('matcher', repeats * sum(map(len, tables.values()))) as advance:
         for title, calls in tables.items():
             rows[title] = in_turns(calls, repeats, advance)
-    content = {'threads': torch.get_num_threads(), 'tables': rows}
+    floors = matcher_floors(ways, keypoints)
+    content: dict[str, Any] = {
+        'threads': torch.get_num_threads(),
+        'tables': rows,
+        'floors': floors,
+    }
+    if torch.cuda.is_available():
+        content['memory_mb'] = {title: memory_mb(calls) for title, calls in tables.items()}
 
     def show() -> None:
         for title, times in rows.items():
@@ -67,6 +80,22 @@ def matcher(
                 ('what', 'median ms', 'against the first'),
                 [(name, f'{ms:.1f}', f'{ms / first:.2f} x') for name, ms in times.items()],
                 right=(1, 2),
+            )
+        print_table(
+            'floor of the matcher: counted operations and bytes at the best rates of this machine',
+            ('what', 'floor ms', 'operations', 'bytes'),
+            [
+                (name, f'{f["floor_ms"]:.2f}', f'{f["operations"]:.2e}', f'{f["bytes"]:.2e}')
+                for name, f in floors.items()
+            ],
+            right=(1, 2, 3),
+        )
+        for title, used in content.get('memory_mb', {}).items():
+            print_table(
+                f'{title}: largest GPU memory',
+                ('what', 'MB'),
+                [(name, f'{mb:.0f}') for name, mb in used.items()],
+                right=(1,),
             )
 
     report({'matcher': content}, json, show)
@@ -92,124 +121,16 @@ def in_turns(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def detector_calls(runtime: RuntimeSettings) -> dict[str, Call]:
-    """VGA images through every detector."""
-    import numpy as np
-
-    from mv_matcher_ros.config import DetectorSettings
-    from mv_matcher_ros.models.classical import ClassicalDetector
-    from mv_matcher_ros.models.detector import DetectorNetwork
-    from mv_matcher_ros.models.learned import LearnedDetector
-    from mv_matcher_ros.models.profiles import DETECTORS
-
-    image = np.random.default_rng(0).integers(0, 255, (480, 640), np.uint8)
-    calls: dict[str, Call] = {}
-    for name in ('light', 'full'):
-        for precision in _precisions(runtime):
-            settings = runtime.model_copy(update={'precision': precision})
-            network = DetectorNetwork(DETECTORS[name])
-            detector = LearnedDetector(network, DetectorSettings(max_keypoints=512), settings)
-            calls[f'{name}, {detector.place.name}'] = partial(detector.detect, image)
-    sift = ClassicalDetector(DetectorSettings())
-    calls['SIFT of OpenCV'] = partial(sift.detect, image)
-    return calls
-
-
-def matcher_calls(runtime: RuntimeSettings, keypoints: int) -> dict[str, Call]:
-    """Two and five views through the profiles, and LightGlue of kornia where it is installed."""
-    from mv_matcher_ros.config import MatchingSettings
-    from mv_matcher_ros.models.learned import LearnedMatcher
-    from mv_matcher_ros.models.matcher import MatcherNetwork
-    from mv_matcher_ros.models.profiles import MATCHERS
-
-    settings = MatchingSettings(graph_keypoints=max(16, keypoints))
-    calls: dict[str, Call] = {}
-    for views in (2, 5):
-        for name in ('light', 'full', 'superglue'):
-            if name == 'superglue' and views > 2:
-                continue
-            profile = MATCHERS[name]
-            features = random_features(views, keypoints, profile.descriptor_size)
-            for precision in _precisions(runtime):
-                chosen = runtime.model_copy(update={'precision': precision})
-                learned = LearnedMatcher(MatcherNetwork(profile), settings, chosen)
-                size = _millions(learned.network)
-                title = f'{views} views, {name} ({size}), {learned.place.name}'
-                calls[title] = partial(learned.match, features)
-    for width, layers in ((256, 9), (128, 5)):
-        other = _lightglue(keypoints, width, layers)
-        if other is not None:
-            name, call = other
-            calls[f'2 views, {name}, cpu fp32'] = call
-    return calls
-
-
-def _precisions(runtime: RuntimeSettings) -> tuple[str, ...]:
+def memory_mb(calls: Mapping[str, Call]) -> dict[str, float]:
+    """Largest GPU memory while each call runs, weights of all networks included."""
     import torch
 
-    if runtime.precision != 'auto':
-        return (runtime.precision,)
-    cuda = runtime.device != 'cpu' and torch.cuda.is_available()
-    return ('fp32', 'fp16') if cuda else ('fp32', 'bf16')
-
-
-def _millions(network: Any) -> str:
-    return f'{sum(p.numel() for p in network.parameters()) / 1e6:.1f} M'
-
-
-def _lightglue(keypoints: int, width: int, layers: int) -> tuple[str, Call] | None:
-    """LightGlue without weights and without early exit; None where kornia is not installed."""
-    try:
-        from kornia.feature import LightGlue
-    except ImportError:
-        return None
-    import torch
-
-    nothing: Any = None  # no name of a feature: no weights are fetched
-    network = LightGlue(
-        nothing,
-        input_dim=width,
-        descriptor_dim=width,
-        n_layers=layers,
-        depth_confidence=-1,
-        width_confidence=-1,
-        flash=True,
-    ).eval()
-    images = {}
-    for number, features in enumerate(random_features(2, keypoints, width)):
-        images[f'image{number}'] = {
-            'keypoints': features.keypoints_xy[None],
-            'descriptors': features.descriptors[None],
-            'image_size': torch.tensor([features.image_size]),
-        }
-    name = f'LightGlue of kornia, width {width}, {layers} layers ({_millions(network)})'
-    return name, partial(network, images)
-
-
-def window_calls(runtime: RuntimeSettings, keypoints: int) -> dict[str, Call]:
-    """A new view with 1 to 9 earlier ones: jointly, and with what they gave kept."""
-    from mv_matcher_ros.config import MatchingSettings
-    from mv_matcher_ros.models.learned import LearnedMatcher
-    from mv_matcher_ros.models.matcher import MatcherNetwork
-    from mv_matcher_ros.models.profiles import MATCHERS
-    from mv_matcher_ros.models.streaming import StreamingMatcher, ViewState
-
-    network = MatcherNetwork(MATCHERS['light']).eval()
-    settings = MatchingSettings(graph_keypoints=max(16, keypoints))
-    joint = LearnedMatcher(network, settings, runtime.model_copy(update={'precision': 'fp32'}))
-    streaming = StreamingMatcher(network)
-    features = random_features(LARGEST_WINDOW, keypoints, network.profile.descriptor_size)
-    past: list[ViewState] = []
-    calls: dict[str, Call] = {}
-    for earlier in range(LARGEST_WINDOW):
-        new = features[earlier]
-        if earlier:
-            pairs = [(number, earlier) for number in range(earlier)]
-            name = f'{earlier + 1} views'
-            calls[f'{name}, joint'] = partial(joint.match, features[: earlier + 1], pairs)
-            calls[f'{name}, streaming'] = partial(streaming.match, new, list(past))
-        past.append(streaming.match(new, past)[0])
-    return calls
+    used = {}
+    for name, call in calls.items():
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        used[name] = torch.cuda.max_memory_allocated() / 2**20
+    return used
 
 
 def pose_calls() -> dict[str, Call]:
@@ -223,27 +144,6 @@ def pose_calls() -> dict[str, Call]:
         scene = pose_scene(views, 300)
         calls[f'{views} views'] = partial(estimator.estimate, *scene)
     return calls
-
-
-def random_features(views: int, keypoints: int, width: int) -> list[Features]:
-    """Features with nothing in common: time does not depend on them."""
-    import torch
-
-    from mv_matcher_ros.datatypes import Features
-
-    generator = torch.Generator().manual_seed(0)
-    return [
-        Features(
-            torch.rand(keypoints, 2, generator=generator) * torch.tensor([640.0, 480.0]),
-            torch.nn.functional.normalize(
-                torch.randn(keypoints, width, generator=generator), dim=-1
-            ),
-            torch.rand(keypoints, generator=generator),
-            torch.ones(keypoints),
-            (640, 480),
-        )
-        for _ in range(views)
-    ]
 
 
 def pose_scene(views: int, points: int) -> Sequence[Any]:

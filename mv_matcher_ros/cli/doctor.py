@@ -145,6 +145,8 @@ CHECKS = (
           f'OpenCV solves relative poses without it, less well: {_pip("robust")}'),
     Check('onnxscript', 'onnxscript', _version('onnxscript'),
           f'only for mv-matcher export: {_pip("export")}'),
+    Check('torch_tensorrt', 'torch_tensorrt', _version('torch_tensorrt', 'torch-tensorrt'),
+          f'only for runtime.execution=tensorrt: {_pip("tensorrt")}'),
     Check('gtsam', 'gtsam', _version('gtsam'), f'{_pip("mapping")} (Python 3.11 or newer)'),
     Check('evo', 'evo', _version('evo'), 'only tests compare with it: pip install evo'),
     Check('rclpy', 'rclpy', _RCLPY, f'source a ROS 2 setup file, or {_pip("ros")}'),
@@ -162,7 +164,7 @@ CHECKS = (
 
 def doctor(json: JsonOption = False) -> None:
     """Say what this machine has, and what to do about what is missing."""
-    findings = [_python(), *examine(CHECKS), _ros2_command(), _data()]
+    findings = [_python(), *examine(CHECKS), _compiler(), _ros2_command(), _data()]
     if json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -217,6 +219,14 @@ def _python() -> Finding:
     fits = sys.version_info >= (3, 10)
     advice = '' if fits else 'Python 3.10 or newer is needed'
     return Finding('Python', 'ok' if fits else 'broken', platform.python_version(), advice, True)
+
+
+def _compiler() -> Finding:
+    path = shutil.which(os.environ.get('CXX', 'g++'))
+    if path:
+        return Finding('C++ compiler', 'ok', path)
+    advice = 'only for runtime.execution=compiled: apt install g++'
+    return Finding('C++ compiler', 'missing', '', advice)
 
 
 def _ros2_command() -> Finding:

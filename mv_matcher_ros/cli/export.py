@@ -46,10 +46,13 @@ def matcher(
     views: Annotated[int, typer.Option(min=2, max=10, help='Views in one graph.')] = 5,
     keypoints: Annotated[int, typer.Option(min=1, help='Room for so many in a view.')] = 512,
     batch: Annotated[int, typer.Option(min=1, help='Tuples of views at once.')] = 1,
+    known_poses: Annotated[
+        bool, typer.Option('--known-poses', help='Relative poses of the views are inputs too.')
+    ] = False,
 ) -> None:
     """Features of V views to partners, scores and confidences of all pairs."""
     from mv_matcher_ros.models.export import export_matcher
     from mv_matcher_ros.models.weights import load_matcher
 
-    export_matcher(load_matcher(weights), out, views, keypoints, batch)
+    export_matcher(load_matcher(weights), out, views, keypoints, batch, known_poses)
     say(f'written: {out} ({batch} x {views} views x {keypoints} keypoints)')

@@ -13,7 +13,8 @@ from mv_matcher_ros.models.classical import (
     Matcher,
     NearestNeighbourMatcher,
 )
-from mv_matcher_ros.models.learned import LearnedDetector, LearnedMatcher
+from mv_matcher_ros.models.learned import LearnedDetector
+from mv_matcher_ros.models.learned_matcher import LearnedMatcher
 from mv_matcher_ros.models.weights import load_detector, load_matcher
 
 

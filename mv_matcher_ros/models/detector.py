@@ -10,6 +10,7 @@ Source: DeTone et al., SuperPoint, CVPR workshops 2018.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -164,7 +165,7 @@ class DetectorNetwork(nn.Module):
         said = self.subpixel(features).float().unflatten(-1, (CELL * CELL, 3))
         inside = (y % CELL) * CELL + x % CELL
         said = said.gather(2, inside[..., None, None].expand(*inside.shape, 1, 3))[:, :, 0]
-        low, high = (torch.tensor(limit).log() for limit in SIGMA_RANGE_PX)
+        low, high = (math.log(limit) for limit in SIGMA_RANGE_PX)
         middle, half = 0.5 * (low + high), 0.5 * (high - low)
         sigma_px = (middle + half * said[..., 2].tanh()).exp()
         return FARTHEST_PX * said[..., :2].tanh(), sigma_px
@@ -232,12 +233,17 @@ def sampled(descriptors: Tensor, xy: Tensor, released: bool) -> Tensor:
     The centre of a cell is at (8 i + 3.5). The released SuperPoint lets the centres of the first
     and last cell fall on the first and, half a pixel short, last pixel instead.
     """
-    size = torch.tensor(descriptors.shape[:-3:-1], dtype=xy.dtype, device=xy.device)
+    height, width = descriptors.shape[-2:]
     from_centre = xy - (0.5 * CELL - 0.5)
-    if released:
-        grid = 2.0 * from_centre / (CELL * size - 0.5 * CELL - 0.5) - 1.0
-    else:
-        grid = 2.0 * from_centre / (CELL * (size - 1.0).clamp_min(1.0)) - 1.0
+    ranges = [
+        CELL * size - 0.5 * CELL - 0.5 if released else CELL * max(size - 1.0, 1.0)
+        for size in (width, height)
+    ]
+    parts = [
+        2.0 * part / length - 1.0
+        for part, length in zip(from_centre.unbind(-1), ranges, strict=True)
+    ]
+    grid = torch.stack(parts, dim=-1)
     found = functional.grid_sample(
         descriptors, grid[:, None], mode='bilinear', padding_mode='border', align_corners=True
     )

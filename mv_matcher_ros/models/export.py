@@ -15,40 +15,16 @@ from torch import Tensor, nn
 from mv_matcher_ros.errors import MissingDependencyError
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.matcher import MatcherNetwork
-from mv_matcher_ros.models.view_batch import ViewBatch
+from mv_matcher_ros.models.static import (
+    DETECTOR_OUTPUTS,
+    MATCHER_INPUTS,
+    MATCHER_OUTPUTS,
+    POSE_INPUTS,
+    StaticDetector,
+    StaticMatcher,
+)
 
 OPSET = 18
-DETECTOR_OUTPUTS = ('keypoints_xy', 'scores', 'descriptors', 'sigma_px', 'valid')
-MATCHER_INPUTS = ('keypoints_xy', 'descriptors', 'scores', 'valid', 'image_size')
-MATCHER_OUTPUTS = ('partner', 'log_score', 'confidence')
-
-
-class _Detector(nn.Module):
-    def __init__(self, network: DetectorNetwork, max_keypoints: int, border_px: int) -> None:
-        super().__init__()
-        self.network, self.max_keypoints, self.border_px = network, max_keypoints, border_px
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        found = self.network(images, self.max_keypoints, self.border_px)
-        return tuple(getattr(found, 'xy' if n == 'keypoints_xy' else n) for n in DETECTOR_OUTPUTS)
-
-
-class _Matcher(nn.Module):
-    def __init__(self, network: MatcherNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(
-        self,
-        keypoints_xy: Tensor,
-        descriptors: Tensor,
-        scores: Tensor,
-        valid: Tensor,
-        image_size: Tensor,
-    ) -> tuple[Tensor, ...]:
-        batch = ViewBatch(keypoints_xy, descriptors, scores, valid, image_size)
-        assignment = self.network(batch)
-        return tuple(getattr(assignment, name) for name in MATCHER_OUTPUTS)
 
 
 def export_detector(
@@ -66,34 +42,45 @@ def export_detector(
     """
     width, height = image_size
     images = torch.rand(batch, 1, height, width)
-    module = _Detector(network.eval(), max_keypoints, border_px)
+    module = StaticDetector(network.eval(), max_keypoints, border_px)
     _export(module, (images,), path, ('images',), DETECTOR_OUTPUTS)
 
 
 def export_matcher(
-    network: MatcherNetwork, path: Path | str, views: int, capacity: int, batch: int = 1
+    network: MatcherNetwork,
+    path: Path | str,
+    views: int,
+    capacity: int,
+    batch: int = 1,
+    known_poses: bool = False,
 ) -> None:
     """Write a matcher: the fields of `ViewBatch` → partner, log_score and confidence of all pairs.
 
     Pairs come in the order (0, 1), (0, 2), …, (1, 2), …; `valid` masks the room that is not used.
+    With `known_poses` the fields of `KnownPoses` are inputs too; sigma inf says not known.
 
     Raises:
         MissingDependencyError: the exporter's package is not installed.
     """
     shape = (batch, views, capacity)
-    example = (
+    example: tuple[Tensor | None, ...] = (
         torch.rand(*shape, 2) * 400.0,
         nn.functional.normalize(torch.randn(*shape, network.profile.descriptor_size), dim=-1),
         torch.rand(*shape),
         torch.ones(*shape, dtype=torch.bool),
         torch.tensor([640.0, 480.0]).expand(batch, views, 2).contiguous(),
     )
-    _export(_Matcher(network.eval()), example, path, MATCHER_INPUTS, MATCHER_OUTPUTS)
+    inputs: tuple[str, ...] = MATCHER_INPUTS
+    if known_poses:
+        poses = torch.eye(4).expand(batch, views, views, 4, 4).contiguous()
+        example += (None, torch.rand(*shape, 2), poses, torch.ones(batch, views, views))
+        inputs += POSE_INPUTS
+    _export(StaticMatcher(network.eval()), example, path, inputs, MATCHER_OUTPUTS)
 
 
 def _export(
     module: nn.Module,
-    example: tuple[Tensor, ...],
+    example: tuple[Tensor | None, ...],
     path: Path | str,
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],

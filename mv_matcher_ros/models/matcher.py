@@ -57,14 +57,22 @@ class Assignment:
     confidence_logit: Tensor | None = None
 
     def matches(self, tuple_index: int = 0) -> Matches:
-        """The matches of one tuple of the batch, in order of pairs and keypoints."""
-        pair, keypoint = (self.partner[tuple_index] >= 0).nonzero(as_tuple=True)
-        partner = self.partner[tuple_index, pair, keypoint]
-        return Matches(
-            self.pairs[pair],
-            torch.stack([keypoint, partner], dim=1),
-            self.confidence[tuple_index, pair, keypoint],
-        )
+        """The matches of one tuple of the batch on the host, in order of pairs and keypoints."""
+        partner, confidence = self.partner[tuple_index].cpu(), self.confidence[tuple_index].cpu()
+        return matches_from(self.pairs.cpu(), partner, confidence)
+
+
+def matches_from(pairs: Tensor, partner: Tensor, confidence: Tensor) -> Matches:
+    """Matches in order of pairs and keypoints; (P, 2), (P, N), (P, N) as in `Assignment`."""
+    pair, keypoint = (partner >= 0).nonzero(as_tuple=True)
+    keypoints = torch.stack([keypoint, partner[pair, keypoint]], dim=1)
+    return Matches(pairs[pair], keypoints, confidence[pair, keypoint])
+
+
+def pair_index(views: int, pairs: Sequence[tuple[int, int]] | None = None) -> Tensor:
+    """(P, 2) int64 of the named pairs, None: of all pairs of so many views."""
+    chosen = combinations(range(views), 2) if pairs is None else pairs
+    return torch.tensor(list(chosen), dtype=torch.int64).reshape(-1, 2)
 
 
 class MatcherNetwork(nn.Module):
@@ -122,7 +130,7 @@ class MatcherNetwork(nn.Module):
         batch: ViewBatch,
         sees: Tensor | None = None,
         known: KnownPoses | None = None,
-        pairs: Sequence[tuple[int, int]] | None = None,
+        pairs: Sequence[tuple[int, int]] | Tensor | None = None,
     ) -> Assignment:
         """Match all views of each tuple jointly.
 
@@ -132,13 +140,13 @@ class MatcherNetwork(nn.Module):
                 view to all others. Views in order of time that see only earlier ones are what the
                 streaming matcher computes.
             known: relative poses, where known.
-            pairs: views a < b to be matched; None: all pairs.
+            pairs: views a < b to be matched, (P, 2) int64 if a tensor; None: all pairs.
 
         Raises:
             ModelError: descriptors of another width than the network's.
         """
-        chosen = list(combinations(range(batch.views), 2)) if pairs is None else list(pairs)
-        index = torch.tensor(chosen, dtype=torch.int64, device=batch.valid.device).reshape(-1, 2)
+        index = pairs if isinstance(pairs, Tensor) else pair_index(batch.views, pairs)
+        index = index.to(batch.valid.device)
         distance = None
         if known is not None and self.geometry is not None:
             distance = known.squared_distance()
@@ -180,9 +188,9 @@ class MatcherNetwork(nn.Module):
         if self.profile.uses_scores:
             place = torch.cat([place, batch.scores.to(place.dtype)[..., None]], dim=-1)
         descriptors = batch.descriptors.to(place.dtype)
-        if not batch.full:  # whatever stands where nothing is used, also what is no number
-            used = batch.valid[..., None]
-            place, descriptors = (torch.where(used, x, 0.0) for x in (place, descriptors))
+        # Whatever stands where nothing is used, also what is no number, enters nowhere.
+        used = batch.valid[..., None]
+        place, descriptors = (torch.where(used, x, 0.0) for x in (place, descriptors))
         return self.descriptor(self.gain * descriptors) + self.encoder(place)
 
     def penalty(self, distance: Tensor, pairs: Tensor) -> Tensor:
@@ -239,14 +247,14 @@ class Neighbourhood:
 
     Attributes:
         others: (V, V − 1) int64, the other views of each view.
-        own: (B·V, 1, 1, N) bool keys of the own view; None: all.
-        across: (B·V, 1, 1, (V − 1)·N) bool keys of the other views; None: all.
+        own: (B·V, 1, 1, N) bool keys of the own view.
+        across: (B·V, 1, 1, (V − 1)·N) bool keys of the other views.
         distance: (B·V, 1, N, (V − 1)·N) squared epipolar distance; None: unknown.
     """
 
     others: Tensor
-    own: Tensor | None
-    across: Tensor | None
+    own: Tensor
+    across: Tensor
     distance: Tensor | None
 
     @classmethod
@@ -255,20 +263,18 @@ class Neighbourhood:
         count, views, capacity = batch.valid.shape
         device = batch.valid.device
         everyone = torch.arange(views, device=device)
-        others = everyone.expand(views, views)[~torch.eye(views, dtype=torch.bool, device=device)]
-        others = others.reshape(views, max(views - 1, 0))
-        own = None if batch.full else batch.valid.reshape(-1, 1, 1, capacity)
-        across = None
-        if sees is not None or not batch.full:
-            keys = batch.valid[:, others]
-            if sees is not None:
-                seen = sees.gather(2, others.expand(count, *others.shape))
-                keys = keys & seen[..., None]
-            across = keys.reshape(count * views, 1, 1, -1)
+        others = everyone[: max(views - 1, 0)].expand(views, -1)
+        others = others + (others >= everyone[:, None])
+        own = batch.valid.reshape(count * views, 1, 1, capacity)
+        keys = batch.valid[:, others]
+        if sees is not None:
+            seen = sees.gather(2, others.expand(count, *others.shape))
+            keys = keys & seen[..., None]
+        across = keys.reshape(count * views, 1, 1, (views - 1) * capacity)
         if distance is not None:
             rows = everyone[:, None]
             distance = distance[:, rows, others].transpose(2, 3)  # (B, V, N, V − 1, N)
-            distance = distance.reshape(count * views, 1, capacity, -1)
+            distance = distance.reshape(count * views, 1, capacity, (views - 1) * capacity)
         return cls(others, own, across, distance)
 
     def of_others(self, part: Tensor) -> Tensor:
@@ -292,7 +298,7 @@ class GraphLayer(nn.Module):
         self.merge = nn.Linear(size, width)
         self.update = perceptron((2 * width, 2 * width, width), profile.normalised)
 
-    def within(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def within(self, x: Tensor, mask: Tensor) -> Tensor:
         """Each view attends to itself. x: (B·V, N, width)."""
         return self.updated(x, *self.keys_and_values(x), mask)
 
@@ -304,11 +310,7 @@ class GraphLayer(nn.Module):
             term: (B·V, 1, N, (V − 1)·N) added to the attention's logits, or None.
         """
         keys, values = (graph.of_others(part) for part in self.keys_and_values(x))
-        mask = graph.across
-        if term is not None:
-            term = term.to(x.dtype)
-            mask = term if mask is None else term.masked_fill(~mask, -torch.inf)
-        return self.updated(x, keys, values, mask)
+        return self.updated(x, keys, values, attention_mask(graph.across, term, x.dtype))
 
     def alone(self, x: Tensor) -> Tensor:
         """There is nobody to attend to: the message is nothing."""
@@ -319,25 +321,33 @@ class GraphLayer(nn.Module):
         keys, values = self.source(x).chunk(2, dim=-1)
         return self._by_head(keys), self._by_head(values)
 
-    def updated(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def updated(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Nodes x (K, N, width) after a message from keys and values (K, heads, M, size).
 
         mask: (K, 1, 1 or N, M), bool or additive. A view without any allowed key gets no message.
         """
-        heard = None
-        if mask is not None:
-            allowed = mask if mask.dtype == torch.bool else mask > -torch.inf
-            heard = allowed.any(dim=-1, keepdim=True)
-            mask = mask | ~heard if mask.dtype == torch.bool else mask.where(heard, 0.0)
+        allowed = mask if mask.dtype == torch.bool else mask > -torch.inf
+        heard = allowed.any(dim=-1, keepdim=True)
+        mask = mask | ~heard if mask.dtype == torch.bool else mask.where(heard, 0.0)
         query = self._by_head(self.query(x))
         message = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         message = self.merge(message.transpose(1, 2).flatten(2))
-        if heard is not None:
-            message = torch.where(heard[:, 0], message, 0.0)
+        message = torch.where(heard[:, 0], message, 0.0)
         return x + self.update(torch.cat([x, message], dim=-1))
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def attention_mask(keys: Tensor, term: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Which keys may be heard, and what is added to the logits: what attention takes as a mask.
+
+    Args:
+        keys: (K, 1, 1, M) bool.
+        term: (K, 1, N, M), or None.
+        dtype: of the attention.
+    """
+    return keys if term is None else term.to(dtype).masked_fill(~keys, -torch.inf)
 
 
 class ConfidenceHead(nn.Module):

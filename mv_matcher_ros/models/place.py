@@ -28,16 +28,18 @@ WARM_UPS, TRIALS = 2, 5
 
 @dataclass(frozen=True)
 class Place:
-    """Where a network runs, and in which precision its backbone."""
+    """Where a network runs, in which precision its backbone, and how (`runtime.execution`)."""
 
     device: torch.device
     dtype: torch.dtype
+    execution: str = 'eager'
 
     @property
     def name(self) -> str:
-        """As in the settings, e.g. `cpu bf16`."""
+        """As in the settings, e.g. `cpu bf16` or `cuda fp16 graphs`."""
         precision = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
-        return f'{self.device.type} {precision}'
+        how = '' if self.execution == 'eager' else f' {self.execution}'
+        return f'{self.device.type} {precision}{how}'
 
 
 Network = TypeVar('Network', DetectorNetwork, MatcherNetwork)
@@ -58,10 +60,12 @@ def placed(
     """
     device = _device(settings.device)
     cpu = device.type == 'cpu'
+    execution = _execution(settings.execution, cpu)
     if settings.precision == 'fastest' and cpu:
-        return _faster_on_cpu(network, trial)
+        network, place = _faster_on_cpu(network, trial)
+        return network, replace(place, execution=execution)
     usual = torch.float32 if cpu else torch.float16
-    place = Place(device, DTYPES.get(settings.precision, usual))
+    place = Place(device, DTYPES.get(settings.precision, usual), execution)
     if cpu and place.dtype == torch.float16:
         raise SettingsError('runtime.precision fp16 is for CUDA; a CPU has fp32 and bf16')
     network.to(place.device)
@@ -78,6 +82,14 @@ def _device(name: str) -> torch.device:
             '(mv-matcher doctor says more)'
         )
     return torch.device(name)
+
+
+def _execution(name: str, cpu: bool) -> str:
+    if name == 'auto':
+        return 'eager' if cpu else 'graphs'
+    if cpu and name in ('graphs', 'tensorrt'):
+        raise SettingsError(f'runtime.execution {name} is for CUDA; a CPU has eager and compiled')
+    return name
 
 
 def _faster_on_cpu(

@@ -16,28 +16,67 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
-from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.geometry.se3 import inverse
 from mv_matcher_ros.models.known_poses import squared_epipolar_distance
-from mv_matcher_ros.models.matcher import Assignment, GraphLayer, MatcherNetwork
-from mv_matcher_ros.models.view_batch import ViewBatch
+from mv_matcher_ros.models.matcher import Assignment, GraphLayer, MatcherNetwork, attention_mask
+from mv_matcher_ros.models.view_batch import ViewBatch, padded
 
 
 @dataclass(frozen=True)
 class ViewState:
-    """What later views need of a view with N keypoints.
+    """What later views need of a view with room for N keypoints.
 
     Attributes:
-        keys, values: of each cross layer, (1, heads, N, size).
+        keys, values: (L, heads, N, size) of each of the L cross layers.
         final: (N, width) matching descriptors.
+        valid: (N,) bool.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    keys: Tensor
+    values: Tensor
     final: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class PastViews:
+    """W earlier views with room for N keypoints each: `ViewState`s, stacked."""
+
+    keys: Tensor
+    values: Tensor
+    final: Tensor
+    valid: Tensor
+
+    @classmethod
+    def of(
+        cls, states: Sequence[ViewState], network: MatcherNetwork, views: int, room: int
+    ) -> PastViews:
+        """With room for `views` views of `room` keypoints; what is not used is not valid."""
+        profile = network.profile
+        layers, heads = profile.layers.count('cross'), profile.heads
+        weight = network.final.weight
+        # One state of nothing gives the shapes, also where there is no earlier view.
+        nothing = weight.new_zeros(layers, heads, 0, profile.attention_size // heads)
+        empty = ViewState(
+            nothing,
+            nothing,
+            weight.new_zeros(0, profile.width),
+            torch.zeros(0, dtype=torch.bool, device=weight.device),
+        )
+        everyone = [*states, *[empty] * (max(views - len(states), 0) or 1)]
+        count = max(views, len(states))
+
+        def stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
+            return torch.stack([padded(part, room, dim) for part in parts])[:count]
+
+        return cls(
+            stacked([s.keys for s in everyone], 2),
+            stacked([s.values for s in everyone], 2),
+            stacked([s.final for s in everyone], 0),
+            stacked([s.valid for s in everyone], 0),
+        )
 
 
 @dataclass(frozen=True)
@@ -46,40 +85,70 @@ class PastPoses:
 
     Attributes:
         plane_xy: (N, 2) keypoints of the new view on its normalised plane.
-        past_xy: (N_w, 2) of each earlier one.
+        past_xy: (W, N, 2) of each earlier one.
         past_from_new: (W, 4, 4), any value where unknown.
         sigma: (W,) as in `KnownPoses`; inf where not known.
     """
 
     plane_xy: Tensor
-    past_xy: Sequence[Tensor]
+    past_xy: Tensor
     past_from_new: Tensor
     sigma: Tensor
 
-    def to(self, device: torch.device | str) -> PastPoses:
-        """The same on a device."""
-        return PastPoses(
-            self.plane_xy.to(device),
-            [xy.to(device) for xy in self.past_xy],
-            self.past_from_new.to(device),
-            self.sigma.to(device),
+    def distances(self) -> tuple[Tensor, Tensor]:
+        """(W, N, N) squared epipolar distances, rows being keypoints of the new view, then past.
+
+        The first of the lines of new keypoints, the second of those of past ones.
+        """
+        there = squared_epipolar_distance(
+            self.plane_xy, self.past_xy, self.past_from_new, self.sigma
         )
+        eye = torch.eye(4, dtype=self.past_from_new.dtype, device=self.past_from_new.device)
+        known = self.sigma.isfinite()[:, None, None]
+        new_from_past = inverse(torch.where(known, self.past_from_new, eye))
+        back = squared_epipolar_distance(self.past_xy, self.plane_xy, new_from_past, self.sigma)
+        return there, back
 
 
-class StreamingMatcher:
-    """Matches a new view with earlier ones. Keeps no state: the caller keeps the `ViewState`s."""
+class StreamingNetwork(nn.Module):
+    """A matcher that sees one new view. Keeps no state: the caller keeps the `ViewState`s."""
 
-    def __init__(self, matcher: MatcherNetwork) -> None:
-        self._matcher = matcher
+    def __init__(self, network: MatcherNetwork) -> None:
+        super().__init__()
+        self.network = network
 
-    def match(
-        self, features: Features, past: Sequence[ViewState], poses: PastPoses | None = None
+    def forward(
+        self,
+        keypoints_xy: Tensor,
+        descriptors: Tensor,
+        scores: Tensor,
+        valid: Tensor,
+        image_size: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        final: Tensor,
+        past_valid: Tensor,
+        *poses: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """`look` as a function of tensors (fields of `ViewBatch`, `PastViews`, `PastPoses`).
+
+        Returns keys, values and final of the new view, then partner, log_score and confidence.
+        """
+        batch = ViewBatch(keypoints_xy, descriptors, scores, valid, image_size)
+        past = PastViews(keys, values, final, past_valid)
+        state, made = self.look(batch, past, PastPoses(*poses) if poses else None)
+        return (
+            state.keys, state.values, state.final, made.partner, made.log_score, made.confidence
+        )  # fmt: skip
+
+    def look(
+        self, batch: ViewBatch, past: PastViews, poses: PastPoses | None = None
     ) -> tuple[ViewState, Assignment]:
-        """What the new view offers to later ones, and its matches with the earlier ones.
+        """What a new view offers to later ones, and its matches with the earlier ones.
 
         Args:
-            features: of the new view.
-            past: earlier views in the order in which the new one numbers them.
+            batch: one tuple of one view, N keypoints.
+            past: W earlier views, with the same N.
             poses: relative poses of the earlier views, where known.
 
         Returns:
@@ -89,77 +158,46 @@ class StreamingMatcher:
         Raises:
             ModelError: descriptors of another width than the network's.
         """
-        network = self._matcher
-        poses = None if poses is None else poses.to(network.final.weight.device)
-        there = self._distances(poses, past) if network.geometry is not None else None
-        state = self._look(features, past, there)
-        states = [*past, state]
-        capacity = max(len(s.final) for s in states)
-        final = torch.stack([
-            functional.pad(s.final, (0, 0, 0, capacity - len(s.final))) for s in states
-        ])  # fmt: skip
-        count = torch.tensor([len(s.final) for s in states], device=final.device)
-        valid = torch.arange(capacity, device=final.device) < count[:, None]
-        earlier = torch.arange(len(past), device=final.device)
-        pairs = torch.stack([earlier, torch.full_like(earlier, len(past))], dim=1)
+        network = self.network
+        views = past.keys.shape[0]
+        distances = None
+        if poses is not None and network.geometry is not None and views:
+            distances = poses.distances()
+        state = self._seen(batch, past, None if distances is None else distances[0])
+        final = torch.cat([past.final, state.final[None]])
+        valid = torch.cat([past.valid, state.valid[None]])
+        earlier = torch.arange(views, device=final.device)
+        pairs = torch.stack([earlier, torch.full_like(earlier, views)], dim=1)
         penalty = None
-        if there is not None and len(past):
-            both = _both_ways(poses, there, capacity) if poses is not None else None
-            penalty = None if both is None else network.penalty_of(both)
+        if distances is not None:
+            penalty = network.penalty_of((distances[0].mT + distances[1])[None])
         return state, network.assign(final[None], valid[None], pairs, penalty)
 
-    def _look(
-        self, features: Features, past: Sequence[ViewState], distances: list[Tensor] | None
-    ) -> ViewState:
-        network = self._matcher
-        x = network.encode(ViewBatch.of([features]).to(network.final.weight.device))[0]
-        distance = None if not distances else torch.cat(distances, dim=1)[None, None]
-        kept_keys: list[Tensor] = []
-        kept_values: list[Tensor] = []
+    def _seen(self, batch: ViewBatch, past: PastViews, distance: Tensor | None) -> ViewState:
+        network = self.network
+        x = network.encode(batch)[0]
+        valid = batch.valid[0]
+        own, others = valid[:, None, None], past.valid.reshape(1, 1, 1, -1)
+        if distance is not None:
+            distance = distance.transpose(0, 1).flatten(1)[None, None]
+        offered: list[tuple[Tensor, Tensor]] = []
         for number, (kind, layer) in enumerate(
             zip(network.profile.layers, network.layers, strict=True)
         ):
             assert isinstance(layer, GraphLayer)
             keys, values = layer.keys_and_values(x)
-            if kind == 'cross':
-                cross = len(kept_keys)
-                kept_keys.append(keys)
-                kept_values.append(values)
-                if not sum(len(p.final) for p in past):
-                    x = layer.alone(x)
-                    continue
-                keys = torch.cat([p.keys[cross] for p in past], dim=2)
-                values = torch.cat([p.values[cross] for p in past], dim=2)
-            mask = None
-            if kind == 'cross' and distance is not None:
-                mask = network.attention_term(distance, number).to(x.dtype)
-            x = layer.updated(x, keys, values, mask)
-        return ViewState(tuple(kept_keys), tuple(kept_values), network.final(x)[0])
-
-    def _distances(
-        self, poses: PastPoses | None, past: Sequence[ViewState]
-    ) -> list[Tensor] | None:
-        """Of each earlier view, (N, N_w) of its keypoints from the lines of the new ones."""
-        if poses is None or not past:
-            return None
-        return [
-            squared_epipolar_distance(poses.plane_xy, xy, pose, sigma)
-            for xy, pose, sigma in zip(
-                poses.past_xy, poses.past_from_new, poses.sigma, strict=True
+            if kind == 'self':
+                x = layer.updated(x, keys, values, own)
+                continue
+            offered.append((keys[0], values[0]))
+            if not others.numel():
+                x = layer.alone(x)
+                continue
+            keys, values = (
+                part[:, len(offered) - 1].transpose(0, 1).flatten(1, 2)[None]
+                for part in (past.keys, past.values)
             )
-        ]
-
-
-def _both_ways(poses: PastPoses, there: Sequence[Tensor], capacity: int) -> Tensor:
-    """(1, W, capacity, capacity) sum of the distances both ways, rows being the earlier view."""
-    rows = []
-    eye = torch.eye(4, dtype=poses.past_from_new.dtype, device=poses.past_from_new.device)
-    known = poses.sigma.isfinite()[:, None, None]
-    new_from_past = inverse(torch.where(known, poses.past_from_new, eye))
-    for xy, pose, sigma, other in zip(
-        poses.past_xy, new_from_past, poses.sigma, there, strict=True
-    ):
-        back = squared_epipolar_distance(xy, poses.plane_xy, pose, sigma)
-        room = (0, capacity - back.shape[1], 0, capacity - back.shape[0])
-        rows.append(functional.pad(back + other.mT, room))
-    return torch.stack(rows)[None]
+            term = None if distance is None else network.attention_term(distance, number)
+            x = layer.updated(x, keys, values, attention_mask(others, term, x.dtype))
+        kept, given = (torch.stack(parts) for parts in zip(*offered, strict=True))
+        return ViewState(kept, given, network.final(x)[0], valid[0])

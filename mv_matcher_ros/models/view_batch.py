@@ -23,7 +23,6 @@ class ViewBatch:
         scores: (B, V, N) detection scores.
         valid: (B, V, N) bool; the others are padding, and nothing depends on their content.
         image_size: (B, V, 2) width and height in pixels.
-        full: no keypoint is padding, and so no mask is needed.
     """
 
     keypoints_xy: Tensor
@@ -31,7 +30,6 @@ class ViewBatch:
     scores: Tensor
     valid: Tensor
     image_size: Tensor
-    full: bool = False
 
     @property
     def views(self) -> int:
@@ -44,12 +42,15 @@ class ViewBatch:
         return int(self.valid.shape[2])
 
     @classmethod
-    def of(cls, features: Sequence[Features], capacity: int | None = None) -> ViewBatch:
+    def of(
+        cls, features: Sequence[Features], capacity: int | None = None, views: int = 0
+    ) -> ViewBatch:
         """One tuple (B = 1) of views with different numbers of keypoints.
 
         Args:
             features: of each view; a keypoint of which something is not finite takes no part.
             capacity: N, at least the largest number of keypoints, which it is when None.
+            views: at least V; those that are missing come last and have no keypoints.
 
         Raises:
             ModelError: descriptors of different widths, or more keypoints than the capacity.
@@ -61,15 +62,25 @@ class ViewBatch:
         size = largest if capacity is None else capacity
         if largest > size:
             raise ModelError(f'{largest} keypoints do not fit into a batch made for {size}')
-        valid = _padded([_finite(f) for f in features], size)
+        missing = max(views - len(features), 0)
+        everyone = [*features, *[features[0].chosen(torch.arange(0))] * missing]
+
+        def together(parts: Sequence[Tensor]) -> Tensor:
+            return torch.stack([padded(part, size) for part in parts])[None]
+
         return cls(
-            _padded([f.keypoints_xy for f in features], size)[None],
-            _padded([f.descriptors for f in features], size)[None],
-            _padded([f.scores for f in features], size)[None],
-            valid[None],
-            torch.tensor([f.image_size for f in features], dtype=torch.float32)[None],
-            bool(valid.all()),
+            together([f.keypoints_xy for f in everyone]),
+            together([f.descriptors for f in everyone]),
+            together([f.scores for f in everyone]),
+            together([_finite(f) for f in everyone]),
+            torch.tensor([f.image_size for f in everyone], dtype=torch.float32)[None],
         )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The fields in order: what a network with fixed shapes takes."""
+        return (
+            self.keypoints_xy, self.descriptors, self.scores, self.valid, self.image_size
+        )  # fmt: skip
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ViewBatch:
         """The same on a device; descriptors and scores as `dtype`. Coordinates keep their type."""
@@ -89,8 +100,10 @@ def _finite(features: Features) -> Tensor:
     return place & features.descriptors.isfinite().all(1)
 
 
-def _padded(parts: Sequence[Tensor], size: int) -> Tensor:
-    padded = parts[0].new_zeros(len(parts), size, *parts[0].shape[1:])
-    for row, part in zip(padded, parts, strict=True):
-        row[: len(part)] = part
-    return padded
+def padded(part: Tensor, room: int, dim: int = 0) -> Tensor:
+    """Zeros (False) after the last entry of a dimension, up to `room` entries."""
+    if part.shape[dim] == room:
+        return part
+    shape = list(part.shape)
+    shape[dim] = room - shape[dim]
+    return torch.cat([part, part.new_zeros(shape)], dim)

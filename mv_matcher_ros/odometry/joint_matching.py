@@ -20,8 +20,7 @@ from mv_matcher_ros.datatypes import Features, Matches, Rig
 from mv_matcher_ros.errors import SettingsError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.known_poses import KnownPoses
-from mv_matcher_ros.models.learned import LearnedMatcher, matches_of, strongest
-from mv_matcher_ros.models.streaming import PastPoses, StreamingMatcher, ViewState
+from mv_matcher_ros.models.learned_matcher import LearnedMatcher, SeenView, StreamingMatcher
 from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.window import Keyframe
 
@@ -71,8 +70,11 @@ class JointMatcher:
         self._settings = settings.matching
         self._matcher = matcher
         self._streaming = (
-            StreamingMatcher(matcher.network) if self._settings.matcher == 'streaming' else None
+            StreamingMatcher(matcher) if self._settings.matcher == 'streaming' else None
         )
+        matcher.prepare()
+        if self._streaming is not None:
+            self._streaming.prepare()
         self._focal = rig.cameras[0].focal_px
         self._body_from_camera = [
             torch.from_numpy(camera.body_from_camera.copy()) for camera in rig.cameras
@@ -84,7 +86,7 @@ class JointMatcher:
         observation: Observation,
         world_from_body: Tensor,
         second: SecondView | None = None,
-    ) -> tuple[JointMatches, ViewState | None]:
+    ) -> tuple[JointMatches, SeenView | None]:
         """Matches with the newest keyframes, and with the other camera.
 
         Args:
@@ -109,7 +111,7 @@ class JointMatcher:
         observation: Observation,
         world_from_body: Tensor,
         second: SecondView | None,
-    ) -> tuple[JointMatches, ViewState | None]:
+    ) -> tuple[JointMatches, SeenView | None]:
         features = [k.observation.features for k in older] + [observation.features]
         planes = [k.observation.plane_xy for k in older] + [observation.plane_xy]
         poses = [k.world_from_body @ self._body_from_camera[0] for k in older]
@@ -144,70 +146,49 @@ class JointMatcher:
         observation: Observation,
         world_from_body: Tensor,
         second: SecondView | None,
-    ) -> tuple[JointMatches, ViewState | None]:
-        views: list[_Seen] = []
+    ) -> tuple[JointMatches, SeenView | None]:
+        seen: list[SeenView] = []
+        poses: list[Tensor] = []
         for keyframe in older:
             pose = keyframe.world_from_body @ self._body_from_camera[0]
-            if keyframe.state is None:  # the keyframes a map begins with
+            if keyframe.seen is None:  # the keyframes a map begins with
                 begun = keyframe.observation
-                seen, _ = self._seen(views, begun.features, begun.plane_xy, pose, SOLVED_PX)
-                keyframe.state = seen.state
-            kept = strongest(keyframe.observation.features, self._settings.graph_keypoints)
-            plane = keyframe.observation.plane_xy[kept]
-            views.append(_Seen(keyframe.state, kept, plane, pose))
+                keyframe.seen, _ = self._look(
+                    begun.features, begun.plane_xy, pose, seen, poses, [SOLVED_PX] * len(seen)
+                )
+            seen.append(keyframe.seen)
+            poses.append(pose)
         pose = world_from_body @ self._body_from_camera[0]
-        first, matches = self._seen(
-            views, observation.features, observation.plane_xy, pose, TRACKED_PX
+        tracked = [TRACKED_PX] * len(older)
+        first, matches = self._look(
+            observation.features, observation.plane_xy, pose, seen, poses, tracked
         )
         joint = _joint(matches, older, len(older), False)
         if second is not None:
-            pose = world_from_body @ self._body_from_camera[1]
-            views.append(first)
-            sigma = [TRACKED_PX] * len(older) + [SOLVED_PX]
-            _, across = self._seen(views, second.features, second.plane_xy, pose, *sigma)
-            pairs, confidence = across.pair(len(older), len(older) + 1)
-            joint = JointMatches(joint.of_keyframe, (pairs, confidence))
-        return joint, first.state
+            other = world_from_body @ self._body_from_camera[1]
+            _, across = self._look(
+                second.features, second.plane_xy, other,
+                [*seen, first], [*poses, pose], [*tracked, SOLVED_PX],
+            )  # fmt: skip
+            joint = JointMatches(joint.of_keyframe, across.pair(len(older), len(older) + 1))
+        return joint, first
 
-    def _seen(
+    def _look(
         self,
-        past: list[_Seen],
         features: Features,
         plane_xy: Tensor,
         world_from_camera: Tensor,
-        *sigma_px: float,
-    ) -> tuple[_Seen, Matches]:
-        """The view's state, and its matches with the past ones (number w with number W)."""
+        past: Sequence[SeenView],
+        past_poses: Sequence[Tensor],
+        sigma_px: Sequence[float],
+    ) -> tuple[SeenView, Matches]:
+        """A new view, and its matches with the past ones (number w with number W)."""
         assert self._streaming is not None
-        kept = strongest(features, self._settings.graph_keypoints)
-        plane = plane_xy[kept]
-        poses = None
-        if self._settings.known_poses and past:
-            inverse = [se3.inverse(view.world_from_camera) for view in past]
-            sigmas = sigma_px * len(past) if len(sigma_px) == 1 else sigma_px
-            poses = PastPoses(
-                plane.float(),
-                [view.plane_xy.float() for view in past],
-                torch.stack([there @ world_from_camera for there in inverse]).float(),
-                torch.tensor(sigmas) / self._focal,
-            )
-        with torch.inference_mode():
-            state, assignment = self._streaming.match(
-                features.chosen(kept), [view.state for view in past], poses
-            )
-        numbers = [*(view.kept for view in past), kept]
-        matches = matches_of(assignment, numbers, self._matcher.least_confidence)
-        return _Seen(state, kept, plane, world_from_camera), matches
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A view in streaming mode."""
-
-    state: ViewState
-    kept: Tensor  # (N,) features that entered the graph
-    plane_xy: Tensor  # (N, 2)
-    world_from_camera: Tensor
+        if not self._settings.known_poses or not past:
+            return self._streaming.match(features, plane_xy, past)
+        past_from_new = se3.inverse(torch.stack(list(past_poses))) @ world_from_camera
+        sigma = torch.tensor(sigma_px) / self._focal
+        return self._streaming.match(features, plane_xy, past, past_from_new, sigma)
 
 
 def _joint(matches: Matches, older: list[Keyframe], new: int, stereo: bool) -> JointMatches:

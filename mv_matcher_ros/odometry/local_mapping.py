@@ -171,14 +171,14 @@ class LocalMapper:
         """
         window = self.window
         second = self._second_view(frame)
-        matches = state = None
+        matches = seen = None
         if self._joint is not None:
-            matches, state = self._joint.match(
+            matches, seen = self._joint.match(
                 window.keyframes, observation, tracked.world_from_body, second
             )
         observation = self._with_depth(observation, second, matches)
         keyframe = Keyframe.of(observation, tracked.world_from_body)
-        keyframe.state = state
+        keyframe.seen = seen
         feature, landmark = tracked.feature[tracked.inlier], tracked.landmark[tracked.inlier]
         keyframe.landmark[feature] = landmark
         window.landmarks.descriptor[landmark] = observation.features.descriptors[feature]

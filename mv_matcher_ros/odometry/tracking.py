@@ -15,7 +15,7 @@ from mv_matcher_ros.geometry.bundle_adjustment import solve
 from mv_matcher_ros.geometry.pose_ransac import estimate_absolute_pose
 from mv_matcher_ros.geometry.reprojection import Problem, linearise, residuals
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
-from mv_matcher_ros.models.learned import LearnedMatcher
+from mv_matcher_ros.models.learned_matcher import LearnedMatcher
 from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.projection import project
 from mv_matcher_ros.odometry.window import Keyframe, Landmarks, Window, measurements

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mv_matcher_ros.geometry.reprojection import PosePrior, Problem
-from mv_matcher_ros.models.streaming import ViewState
+from mv_matcher_ros.models.learned_matcher import SeenView
 from mv_matcher_ros.odometry.observation import Observation
 
 
@@ -23,14 +23,14 @@ class Keyframe:
         landmark: (N,) int64, row of the landmark each feature sees, −1 for none.
         weight: (N,) float64 confidence of the match that says so, 1 where it came without one;
             residuals are multiplied by it.
-        state: what the streaming matcher keeps of it.
+        seen: what the streaming matcher keeps of it.
     """
 
     observation: Observation
     world_from_body: Tensor
     landmark: Tensor
     weight: Tensor
-    state: ViewState | None = None
+    seen: SeenView | None = None
 
     @classmethod
     def of(cls, observation: Observation, world_from_body: Tensor) -> Keyframe:

@@ -23,7 +23,8 @@ from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.models.classical import ClassicalDetector
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.known_poses import KnownPoses
-from mv_matcher_ros.models.learned import LearnedDetector, LearnedMatcher
+from mv_matcher_ros.models.learned import LearnedDetector
+from mv_matcher_ros.models.learned_matcher import LearnedMatcher
 from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.profiles import DetectorProfile, MatcherProfile
 from mv_matcher_ros.models.weights import save_detector, save_matcher

@@ -247,13 +247,6 @@ def test_tuples_of_a_batch_do_not_see_each_other() -> None:
         torch.testing.assert_close(together.partner[number], expected.partner[0])
 
 
-def test_masked_and_maskless_attention_agree() -> None:
-    matcher = network()
-    batch = doubled(ViewBatch.of(views((7, 7, 7), 12)))
-    assert batch.full
-    close(matcher(batch), matcher(replace(batch, full=False)))
-
-
 def test_chosen_pairs_are_those_of_the_whole() -> None:
     matcher = network()
     batch = doubled(ViewBatch.of(views((6, 9, 7), 12)))

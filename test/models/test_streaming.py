@@ -12,9 +12,9 @@ from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.known_poses import KnownPoses
-from mv_matcher_ros.models.matcher import MatcherNetwork
+from mv_matcher_ros.models.matcher import Assignment, MatcherNetwork
 from mv_matcher_ros.models.profiles import MatcherProfile
-from mv_matcher_ros.models.streaming import PastPoses, StreamingMatcher, ViewState
+from mv_matcher_ros.models.streaming import PastPoses, PastViews, StreamingNetwork, ViewState
 from mv_matcher_ros.models.view_batch import ViewBatch
 
 TINY = MatcherProfile(
@@ -93,19 +93,21 @@ def test_equal_to_the_joint_computation(
         sigma[0, 0, 3] = sigma[0, 3, 0] = torch.inf
         known = KnownPoses.of((batch.keypoints_xy - 300.0) / 500.0, poses, sigma)
     joint = matcher(batch, sees, known)
-    streaming = StreamingMatcher(matcher)
+    streaming = StreamingNetwork(matcher)
     states: list[ViewState] = []
+    room = batch.capacity
     number = {tuple(pair): index for index, pair in enumerate(joint.pairs.tolist())}
     for view, past in enumerate(seen):
         told = None
         if known is not None:
             told = PastPoses(
-                known.plane_xy[0, view, : counts[view]],
-                [known.plane_xy[0, w, : counts[w]] for w in past],
+                known.plane_xy[0, view],
+                known.plane_xy[0, past],
                 known.target_from_source[0, past, view],
                 known.sigma[0, past, view],
             )
-        state, assignment = streaming.match(features[view], [states[w] for w in past], told)
+        seen_before = PastViews.of([states[w] for w in past], matcher, len(past), room)
+        state, assignment = streaming.look(one(features[view], room), seen_before, told)
         states.append(state)
         assert assignment.pairs.tolist() == [[w, len(past)] for w in range(len(past))]
         for row, other in enumerate(past):
@@ -120,18 +122,42 @@ def test_equal_to_the_joint_computation(
             )
 
 
+def one(features: Features, room: int) -> ViewBatch:
+    batch = ViewBatch.of([features], room)
+    return replace(batch, image_size=batch.image_size.double())
+
+
+def look(
+    matcher: MatcherNetwork, features: Features, past: list[ViewState], views: int = 0
+) -> tuple[ViewState, Assignment]:
+    """With room for 9 keypoints a view and for so many views."""
+    before = PastViews.of(past, matcher, max(views, len(past)), 9)
+    return StreamingNetwork(matcher).look(one(features, 9), before)
+
+
 def test_the_order_of_the_past_does_not_matter() -> None:
     matcher = network()
-    streaming = StreamingMatcher(matcher)
     features = views((6, 9, 7))
-    first = streaming.match(features[0], [])[0]
-    second = streaming.match(features[1], [first])[0]
-    plain = streaming.match(features[2], [first, second])[1]
-    turned = streaming.match(features[2], [second, first])[1]
+    first = look(matcher, features[0], [])[0]
+    second = look(matcher, features[1], [first])[0]
+    plain = look(matcher, features[2], [first, second])[1]
+    turned = look(matcher, features[2], [second, first])[1]
     torch.testing.assert_close(turned.confidence[0, 0], plain.confidence[0, 1])
+
+
+def test_room_for_views_that_are_not_there_changes_nothing() -> None:
+    matcher = network()
+    features = views((6, 9))
+    first, alone = look(matcher, features[0], [], views=3)
+    torch.testing.assert_close(first.final, look(matcher, features[0], [])[0].final)
+    assert bool((alone.partner < 0).all())
+    roomy = look(matcher, features[1], [first], views=3)[1]
+    exact = look(matcher, features[1], [first])[1]
+    torch.testing.assert_close(roomy.confidence[:, :1], exact.confidence)
+    assert bool((roomy.partner[:, 1:] < 0).all())
 
 
 def test_descriptors_of_another_width_are_refused() -> None:
     features = replace(views((4,))[0], descriptors=torch.zeros(4, 13, dtype=torch.float64))
     with pytest.raises(ModelError, match='width 12, these have 13'):
-        StreamingMatcher(network()).match(features, [])
+        look(network(), features, [])

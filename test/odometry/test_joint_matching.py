@@ -19,7 +19,7 @@ from mv_matcher_ros.errors import SettingsError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
-from mv_matcher_ros.models.learned import LearnedMatcher
+from mv_matcher_ros.models.learned_matcher import LearnedMatcher
 from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.profiles import MatcherProfile
 from mv_matcher_ros.odometry.engine import OdometryEngine
@@ -103,13 +103,13 @@ def test_matches_of_a_new_keyframe_with_earlier_ones_and_the_other_camera(
 ) -> None:
     values = settings(mode, **{'matching.known_poses': informed})
     keyframes, second = scene
-    *older, new = [replace(keyframe, state=None) for keyframe in keyframes]
+    *older, new = [replace(keyframe, seen=None) for keyframe in keyframes]
     graph = models(values).graph
     assert graph is not None
     joint = JointMatcher(values, flight.rig, graph)
-    found, state = joint.match(older, new.observation, new.world_from_body, second)
-    assert (state is not None) == (mode == 'streaming')
-    assert all((k.state is not None) == (mode == 'streaming') for k in older[-2:])
+    found, seen = joint.match(older, new.observation, new.world_from_body, second)
+    assert (seen is not None) == (mode == 'streaming')
+    assert all((k.seen is not None) == (mode == 'streaming') for k in older[-2:])
     # Four views in all: the new one, the other camera, and so two keyframes.
     assert sorted(found.of_keyframe) == [k.observation.index for k in older[-2:]]
     body_from_camera = torch.from_numpy(flight.rig.cameras[0].body_from_camera.copy())
