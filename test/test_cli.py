@@ -13,6 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+from cli_cases import fails_in_one_line, prints_json, texture, write
+
 from mv_matcher_ros import cli
 from mv_matcher_ros.cli.console import plain
 from mv_matcher_ros.cli.options import parse_assignments
@@ -32,24 +35,6 @@ COMMANDS = [
     'bench',
 ]
 LATER = ['train', 'adapt', 'localize']  # not listed before they exist
-
-
-def fails_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The error line of a command whose input is at fault."""
-    code = cli.exit_code(arguments)
-    printed = capsys.readouterr()
-    assert code == 2, printed
-    assert printed.out == ''
-    assert printed.err.startswith('mv-matcher: error: ')
-    assert printed.err.count('\n') == 1
-    return printed.err.strip()
-
-
-def prints_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
-    code = cli.exit_code(arguments)
-    printed = capsys.readouterr()
-    assert code == 0, printed.err
-    return json.loads(printed.out)
 
 
 def in_process(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -147,22 +132,6 @@ def test_doctor_has_a_row_for_everything(capsys: pytest.CaptureFixture[str]) -> 
         assert bool(row['advice']) == (row['state'] != 'ok'), row
 
 
-def texture(rows: int = 300, columns: int = 400, seed: int = 0) -> np.ndarray:
-    """(rows, columns) uint8 picture with corners at several scales."""
-    random = np.random.default_rng(seed)
-    layers = [
-        cv2.resize(random.integers(0, 256, (rows // s, columns // s)).astype(np.float32),
-                   (columns, rows), interpolation=cv2.INTER_CUBIC)
-        for s in (6, 12, 30)
-    ]  # fmt: skip
-    return np.clip(np.mean(layers, axis=0), 0, 255).astype(np.uint8)
-
-
-def write(path: Path, image: np.ndarray) -> Path:
-    assert cv2.imwrite(str(path), image)
-    return path
-
-
 def test_match_finds_a_shifted_picture_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,57 +174,3 @@ def test_faults_of_images_are_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         assert name in fails_in_one_line(['match', good, str(tmp_path / name)], capsys)
     line = fails_in_one_line(['match', good, good, '--out', str(tmp_path / 'o.xyz')], capsys)
     assert 'o.xyz: cannot be written' in line
-
-
-def pairs_file(folder: Path, shift_m: float = 0.5) -> Path:
-    """Two views of a textured wall 2 m away, the second camera `shift_m` to the right."""
-    focal, depth = 300.0, 2.0
-    whole = texture(300, 500, seed=3)
-    disparity = round(focal * shift_m / depth)
-    write(folder / 'a.png', whole[:, :400])
-    write(folder / 'b.png', whole[:, disparity : disparity + 400])
-    k = f'{focal} 0 200 0 {focal} 150 0 0 1'
-    pose = f'1 0 0 {-shift_m} 0 1 0 0 0 0 1 0 0 0 0 1'
-    (folder / 'pairs.txt').write_text(f'# one pair\na.png b.png 0 0 {k} {k} {pose}\n')
-    return folder / 'pairs.txt'
-
-
-def test_pairs_gives_the_keys_scripts_rely_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = pairs_file(tmp_path)
-    found = prints_json(['pairs', str(file), '--json', '--per-pair'], capsys)
-    assert set(found['auc']) == {'5', '10', '20'}
-    assert {'precision', 'matching_score', 'matches', 'pairs', 'solver'} <= set(found)
-    assert found['solver'] == 'opencv-usac-magsac-1px'
-    assert found['pairs'] == 1
-    assert found['precision'] > 90.0
-    assert found['matches'] > 100
-    assert found['detector']['name'] == 'sift'
-    assert found['results'][0]['names'] == ['a.png', 'b.png']
-    orb = prints_json(
-        ['pairs', str(file), '--json', '--solver', 'ransac', '--set', 'detector.name=orb'], capsys
-    )
-    assert (orb['detector']['name'], orb['solver']) == ('orb', 'opencv-ransac-1px')
-    assert cli.exit_code(['pairs', str(file)]) == 0
-    assert 'pose AUC@5°' in capsys.readouterr().out
-
-
-def test_faults_of_pairs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = pairs_file(tmp_path)
-    line = fails_in_one_line(['pairs', str(file), '--set', 'detector.max_keypoint=9'], capsys)
-    assert 'did you mean "detector.max_keypoints"' in line
-    (tmp_path / 'b.png').unlink()
-    assert 'b.png' in fails_in_one_line(['pairs', str(file)], capsys)
-    file.write_text('a.png b.png 0 0 1 2\n')
-    assert 'pairs.txt:1' in fails_in_one_line(['pairs', str(file)], capsys)
-
-
-@pytest.mark.data
-def test_classical_matching_on_real_pairs(
-    data_root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = data_root / 'pairs' / 'strecha' / 'pairs_with_gt.txt'
-    found = prints_json(['pairs', str(file), '--limit', '8', '--json'], capsys)
-    assert found['pairs'] == 8
-    assert found['auc']['5'] > 60.0

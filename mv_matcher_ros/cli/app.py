@@ -13,7 +13,8 @@ from mv_matcher_ros.cli.demo import demo
 from mv_matcher_ros.cli.doctor import doctor
 from mv_matcher_ros.cli.evaluate import evaluate
 from mv_matcher_ros.cli.export import export
-from mv_matcher_ros.cli.images import match, pairs
+from mv_matcher_ros.cli.images import match
+from mv_matcher_ros.cli.pairs import pairs
 from mv_matcher_ros.cli.run import run
 from mv_matcher_ros.cli.settings_list import settings
 from mv_matcher_ros.cli.stress import stress

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mv_matcher_ros.cli.pair_matching import MatchedPair
+    from mv_matcher_ros.config import PoseEstimatorSettings
     from mv_matcher_ros.datatypes import Array
 
 
@@ -27,27 +30,43 @@ class Solver(str, Enum):
         }[self.value]
 
 
-def relative_pose(
-    points_a: Array, points_b: Array, confidence: Array, threshold: float, solver: Solver
-) -> Array | None:
-    """(4, 4) b_from_a, or None; the translation has unit length, or is zero for a mere turn.
+@dataclass(frozen=True)
+class PairSolver:
+    """A solver with its threshold.
 
-    Args:
-        points_a, points_b: (N, 2) matches on the normalised planes; confidence: (N,).
-        threshold: error of an inlier; the pose estimator takes a third of it as sigma.
+    Attributes:
+        kind: which.
+        threshold_px: error of an inlier; the pose estimator takes a third of it as sigma.
+        estimator: settings of the pose estimator.
     """
-    if solver is Solver.estimator:
-        return _by_estimator(points_a, points_b, confidence, threshold)
-    return _by_opencv(points_a, points_b, threshold, solver)
+
+    kind: Solver
+    threshold_px: float
+    estimator: PoseEstimatorSettings
+
+    @property
+    def name(self) -> str:
+        """For results: poses depend on solver and threshold."""
+        return f'{self.kind.full_name}-{self.threshold_px:g}px'
+
+    def __call__(self, matched: MatchedPair) -> Array | None:
+        """(4, 4) b_from_a, or None; the translation has unit length, or is zero for a turn."""
+        threshold = self.threshold_px / matched.focal_px
+        if self.kind is Solver.estimator:
+            return _by_estimator(*matched.points, matched.confidence, threshold, self.estimator)
+        return _by_opencv(*matched.points, threshold, self.kind)
 
 
 def _by_estimator(
-    points_a: Array, points_b: Array, confidence: Array, threshold: float
+    points_a: Array,
+    points_b: Array,
+    confidence: Array,
+    threshold: float,
+    settings: PoseEstimatorSettings,
 ) -> Array | None:
     import numpy as np
     import torch
 
-    from mv_matcher_ros.config import PoseEstimatorSettings
     from mv_matcher_ros.datatypes import Matches
     from mv_matcher_ros.odometry.pose_estimator import PoseEstimator
 
@@ -60,7 +79,7 @@ def _by_estimator(
         torch.from_numpy(confidence),
     )
     sigma = torch.full((2, count), threshold / 3.0, dtype=torch.float64)
-    found = PoseEstimator(PoseEstimatorSettings()).estimate(plane, sigma, matches)
+    found = PoseEstimator(settings).estimate(plane, sigma, matches)
     length = float(found.world_from_body[1, :3, 3].norm())
     if not bool(found.found[1]):
         return None

@@ -94,6 +94,7 @@ class MatchingSummary:
         precision_percent, matching_score_percent: means over the pairs.
         matches: mean number of matches a pair.
         pairs, failed: number of pairs, and of those without a pose.
+        wrong: number of poses whose error is above the largest threshold.
         rotation_deg, translation_deg: over the pairs with a pose.
         solver: which pose solver made the poses.
     """
@@ -104,6 +105,7 @@ class MatchingSummary:
     matches: float
     pairs: int
     failed: int
+    wrong: int
     rotation_deg: Percentiles
     translation_deg: Percentiles
     solver: str
@@ -117,6 +119,7 @@ class MatchingSummary:
             'matches': self.matches,
             'pairs': self.pairs,
             'failed': self.failed,
+            'wrong': self.wrong,
             'rotation_deg': _without_nan(asdict(self.rotation_deg)),
             'translation_deg': _without_nan(asdict(self.translation_deg)),
             'solver': self.solver,
@@ -235,6 +238,7 @@ def summarise_pairs(
         matches=float(np.mean([r.matches for r in results])),
         pairs=len(results),
         failed=len(results) - len(found),
+        wrong=sum(pose.pose_deg > max(thresholds_deg) for pose in found),
         rotation_deg=_percentiles([pose.rotation_deg for pose in found]),
         translation_deg=_percentiles([pose.translation_deg for pose in found]),
         solver=solver,

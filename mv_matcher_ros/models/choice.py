@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.errors import ModelError, SettingsError
@@ -15,7 +17,23 @@ from mv_matcher_ros.models.classical import (
 )
 from mv_matcher_ros.models.learned import LearnedDetector
 from mv_matcher_ros.models.learned_matcher import LearnedMatcher
-from mv_matcher_ros.models.weights import load_detector, load_matcher
+from mv_matcher_ros.models.place import Place
+from mv_matcher_ros.models.weights import load_detector, load_matcher, tensors_hash
+
+
+@dataclass(frozen=True)
+class NetworkUse:
+    """Which network runs, and how.
+
+    Attributes:
+        place: device and precision, e.g. `cpu fp32`.
+        weights: name of the file.
+        sha256: of the tensors as they were loaded; the one that a file of ours names.
+    """
+
+    place: str
+    weights: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -26,11 +44,13 @@ class Models:
         detector: of keypoints.
         nearest: matcher around predicted positions, and everywhere without a network.
         graph: the multi-view network, None for `matching.matcher: nearest`.
+        networks: what runs of 'detector' and 'matcher' that is a network.
     """
 
     detector: Detector
     nearest: NearestNeighbourMatcher
     graph: LearnedMatcher | None = None
+    networks: Mapping[str, NetworkUse] = field(default_factory=dict)
 
     @property
     def matcher(self) -> Matcher:
@@ -45,10 +65,10 @@ class Models:
             SettingsError: weights are needed and not named, or the device is not there.
             ModelError: a file of weights is missing, or does not fit the detector.
         """
-        detector, unrelated = _detector(settings)
+        detector, unrelated, networks = _detector(settings)
         nearest = NearestNeighbourMatcher(settings.matching, unrelated)
         if settings.matching.matcher == 'nearest':
-            return cls(detector, nearest)
+            return cls(detector, nearest, networks=networks)
         path = _named(settings.matching.weights, 'matching.weights', settings.matching.matcher)
         network = load_matcher(path)
         taken, given = network.profile.descriptor_size, detector.descriptor_size
@@ -57,16 +77,34 @@ class Models:
                 f'{path}: takes descriptors of width {taken}, detector.name '
                 f'{settings.detector.name} gives {given}: its weights belong to another detector'
             )
-        return cls(detector, nearest, LearnedMatcher(network, settings.matching, settings.runtime))
+        sha256 = tensors_hash(network.state_dict())  # before it is rounded to half precision
+        graph = LearnedMatcher(network, settings.matching, settings.runtime)
+        used = NetworkUse(graph.place.name, Path(path).name, sha256)
+        return cls(detector, nearest, graph, {**networks, 'matcher': used})
+
+    def moved(self, place: Place) -> Models:
+        """The same with networks at a place, also at one that the settings refuse as slow.
+
+        Networks are changed in place.
+        """
+        for model in (self.detector, self.graph):
+            if isinstance(model, LearnedDetector | LearnedMatcher):
+                model.move_to(place)
+        networks = {name: replace(use, place=place.name) for name, use in self.networks.items()}
+        return replace(self, networks=networks)
 
 
-def _detector(settings: Settings) -> tuple[Detector, float | str]:
+def _detector(settings: Settings) -> tuple[Detector, float | str, dict[str, NetworkUse]]:
+    """The detector, what its unrelated descriptors are like, and the network that it is."""
     if settings.detector.name != 'learned':
-        return ClassicalDetector(settings.detector), settings.detector.name
+        return ClassicalDetector(settings.detector), settings.detector.name, {}
     path = _named(settings.detector.weights, 'detector.weights', 'learned')
     network = load_detector(path)
     unrelated = network.profile.unrelated_similarity
-    return LearnedDetector(network, settings.detector, settings.runtime), unrelated
+    sha256 = tensors_hash(network.state_dict())
+    learned = LearnedDetector(network, settings.detector, settings.runtime)
+    used = NetworkUse(learned.place.name, Path(path).name, sha256)
+    return learned, unrelated, {'detector': used}
 
 
 def _named(path: str, setting: str, wanted_by: str) -> str:

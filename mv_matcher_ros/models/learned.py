@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,7 +13,7 @@ from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.models.classical import working_image
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.engine_files import EngineFiles
-from mv_matcher_ros.models.place import Place, placed
+from mv_matcher_ros.models.place import Place, moved, placed
 from mv_matcher_ros.models.runtime import Runner
 from mv_matcher_ros.models.static import StaticDetector
 
@@ -31,10 +29,19 @@ class LearnedDetector:
     ) -> None:
         self._settings = settings
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        runtime = RuntimeSettings() if runtime is None else runtime
-        self._network, self.place = placed(network.eval(), runtime, self._trial)
+        self._runtime = RuntimeSettings() if runtime is None else runtime
+        self._network, self.place = placed(network.eval(), self._runtime, self._trial)
+        self._run = self._runner()
+
+    def _runner(self) -> Runner:
+        settings = self._settings
         module = StaticDetector(self._network, settings.max_keypoints, settings.border_px)
-        self._run = Runner(module, self.place, EngineFiles(runtime.engines))
+        return Runner(module, self.place, EngineFiles(self._runtime.engines))
+
+    def move_to(self, place: Place) -> None:
+        """Run there from now on, also in a precision that the settings refuse as slow."""
+        self._network, self.place = moved(self._network, place), place
+        self._run = self._runner()
 
     @property
     def descriptor_size(self) -> int:
@@ -46,34 +53,21 @@ class LearnedDetector:
 
     def detect(self, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None) -> Features:
         """Features of a (H, W) grey or (H, W, 3) BGR image; none where `mask` is False."""
-        return self.detect_all([image], [mask])[0]
-
-    def detect_all(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        masks: Sequence[NDArray[np.bool_] | None] | None = None,
-    ) -> list[Features]:
-        """Features of several images; those of one size go through the network together."""
-        masks = [None] * len(images) if masks is None else masks
-        working = [working_image(image, self._settings.working_width) for image in images]
-        found: list[Features | None] = [None] * len(images)
-        for shape in sorted({image.shape for image in working}):
-            chosen = [k for k, image in enumerate(working) if image.shape == shape]
-            grey = torch.from_numpy(np.stack([working[k] for k in chosen]))
-            allowed = torch.stack([_allowed(masks[k], shape) for k in chosen])
-            xy, scores, descriptors, sigma, valid = self._run(grey[:, None], allowed)
-            for row, k in enumerate(chosen):
-                used = valid[row]
-                height, width = images[k].shape[:2]
-                per = torch.tensor([width / shape[1], height / shape[0]])
-                found[k] = Features(
-                    (xy[row, used] + 0.5) * per - 0.5,
-                    descriptors[row, used],
-                    scores[row, used],
-                    sigma[row, used] * per.mean(),
-                    (width, height),
-                )
-        return [features for features in found if features is not None]
+        # One image a call: on a CPU two together take longer (docs/results.md).
+        working = working_image(image, self._settings.working_width)
+        allowed = _allowed(mask, working.shape)
+        xy, scores, descriptors, sigma, valid = (
+            part[0] for part in self._run(torch.tensor(working)[None, None], allowed[None])
+        )
+        height, width = image.shape[:2]
+        per = torch.tensor([width / working.shape[1], height / working.shape[0]])
+        return Features(
+            (xy[valid] + 0.5) * per - 0.5,
+            descriptors[valid],
+            scores[valid],
+            sigma[valid] * per.mean(),
+            (width, height),
+        )
 
 
 def _allowed(mask: NDArray[np.bool_] | None, shape: tuple[int, ...]) -> Tensor:

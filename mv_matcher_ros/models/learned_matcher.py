@@ -14,7 +14,7 @@ from mv_matcher_ros.datatypes import Features, Matches
 from mv_matcher_ros.models.engine_files import EngineFiles
 from mv_matcher_ros.models.known_poses import KnownPoses
 from mv_matcher_ros.models.matcher import MatcherNetwork, matches_from, pair_index
-from mv_matcher_ros.models.place import Place, placed
+from mv_matcher_ros.models.place import Place, moved, placed
 from mv_matcher_ros.models.rooms import Rooms
 from mv_matcher_ros.models.runtime import Runner
 from mv_matcher_ros.models.static import StaticMatcher
@@ -44,6 +44,14 @@ class LearnedMatcher:
         self.network, self.place = placed(network.eval(), self._runtime, self._trial)
         self._run = self.runner(StaticMatcher(self.network))
         self._rooms = self.rooms()
+
+    def move_to(self, place: Place) -> None:
+        """Run there from now on, also in a precision that the settings refuse as slow.
+
+        For a matcher that nobody shares yet: a streaming one keeps runners of its own.
+        """
+        self.network, self.place = moved(self.network, place), place
+        self._run, self._rooms = self.runner(StaticMatcher(self.network)), self.rooms()
 
     def runner(self, module: torch.nn.Module, staying: int = 0) -> Runner:
         """For a function of the network, where and how the network runs."""

@@ -68,9 +68,14 @@ def placed(
     place = Place(device, DTYPES.get(settings.precision, usual), execution)
     if cpu and place.dtype == torch.float16:
         raise SettingsError('runtime.precision fp16 is for CUDA; a CPU has fp32 and bf16')
+    return moved(network, place), place
+
+
+def moved(network: Network, place: Place) -> Network:
+    """The network at a place; it is changed in place. Weights once rounded stay so."""
     network.to(place.device)
     network.backbone_to(place.dtype)
-    return network, place
+    return network
 
 
 def _device(name: str) -> torch.device:

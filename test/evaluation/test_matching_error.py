@@ -142,6 +142,9 @@ def test_summary_has_the_promised_keys_and_values():
     assert content['matches'] == 50.0
     assert (content['pairs'], content['failed'], content['solver']) == (3, 1, 'poselib')
     assert content['rotation_deg']['median'] == 2.0
+    assert content['wrong'] == 0
+    wrong = PairResult(('a', 'e'), PoseError(1.0, 21.0), matches=9, correct=0, keypoints=9)
+    assert summarise_pairs([*results, wrong], 'poselib').wrong == 1
     with pytest.raises(EvaluationError, match='no pairs'):
         summarise_pairs([], 'poselib')
 

@@ -19,7 +19,7 @@ from mv_matcher_ros.config import (
 from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.errors import ModelError, SettingsError
 from mv_matcher_ros.models import place
-from mv_matcher_ros.models.choice import Models
+from mv_matcher_ros.models.choice import Models, NetworkUse
 from mv_matcher_ros.models.classical import ClassicalDetector
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.known_poses import KnownPoses
@@ -217,6 +217,24 @@ def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
             matcher(RuntimeSettings(device='cuda'))
 
 
+def test_models_moved_to_a_precision_that_is_slow_here(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_matcher(tmp_path / 'm.safetensors', MatcherNetwork(MATCHER))
+    models = Models.of(read_settings({
+        'matching.matcher': 'multiview', 'matching.weights': str(tmp_path / 'm.safetensors'),
+        'matching.min_confidence': 0.0, 'runtime.device': 'cpu',
+    }))  # fmt: skip
+    assert models.networks['matcher'].place == 'cpu fp32'
+    before = models.matcher.match(shifted_views(2))
+    moved = models.moved(place.Place(torch.device('cpu'), torch.float16))
+    assert moved.networks['matcher'].place == 'cpu fp16'
+    assert moved.graph is not None
+    assert moved.graph.network.final.weight.dtype == torch.float16
+    after = moved.matcher.match(shifted_views(2))
+    assert abs(len(after) - len(before)) <= 0.1 * len(before)
+    assert after.confidence.dtype == torch.float32
+
+
 # ------------------------------------------------------------------- detector
 
 
@@ -229,14 +247,11 @@ def detector(settings: DetectorSettings | None = None) -> LearnedDetector:
     return LearnedDetector(network, chosen, SINGLE)
 
 
-def test_images_of_different_sizes_at_once() -> None:
-    pictures = [picture(), picture(200, 100, 1), picture(seed=2)]
-    together = detector().detect_all(pictures)
-    for image, features in zip(pictures, together, strict=True):
-        alone = detector().detect(image)
-        torch.testing.assert_close(features.keypoints_xy, alone.keypoints_xy)
-        assert features.image_size == (image.shape[1], image.shape[0])
-        assert 20 < len(features) <= 100
+@pytest.mark.parametrize(('width', 'height'), [(320, 240), (200, 100)])
+def test_images_of_any_size(width: int, height: int) -> None:
+    features = detector().detect(picture(width, height))
+    assert features.image_size == (width, height)
+    assert 20 < len(features) <= 100
 
 
 def test_colour_is_taken_as_grey() -> None:
@@ -280,17 +295,23 @@ def test_an_image_without_texture(value: int) -> None:
 
 def test_models_are_those_that_the_settings_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    save_matcher(tmp_path / 'm.safetensors', MatcherNetwork(MATCHER))
-    save_detector(tmp_path / 'd.safetensors', DetectorNetwork(DETECTOR))
+    matcher_hash = save_matcher(tmp_path / 'm.safetensors', MatcherNetwork(MATCHER))
+    detector_hash = save_detector(tmp_path / 'd.safetensors', DetectorNetwork(DETECTOR))
     assert Models.of(read_settings()).graph is None
+    assert Models.of(read_settings()).networks == {}
     chosen = {'matching.matcher': 'multiview', 'matching.weights': str(tmp_path / 'm.safetensors')}
     models = Models.of(read_settings({**chosen, 'runtime.precision': 'fp32'}))
     assert models.graph is models.matcher
+    used = NetworkUse(models.graph.place.name, 'm.safetensors', matcher_hash)
+    assert models.networks == {'matcher': used}
     features = shifted_views(2)
     assert len(models.matcher.match(features)) > 50
     learned = {'detector.name': 'learned', 'detector.weights': str(tmp_path / 'd.safetensors')}
     found = Models.of(read_settings(learned)).detector.detect(picture())
     assert found.descriptors.shape[1] == 8
+    half = {**learned, 'runtime.device': 'cpu', 'runtime.precision': 'bf16'}
+    used = NetworkUse('cpu bf16', 'd.safetensors', detector_hash)
+    assert Models.of(read_settings(half)).networks == {'detector': used}
     with pytest.raises(ModelError, match=r'm\.safetensors: takes .* 128, .* learned gives 8'):
         Models.of(read_settings({**chosen, **learned}))
 
