@@ -44,6 +44,10 @@ class Source(Protocol):
 class Engine(Protocol):
     """Anything that turns frames into estimates, one call a frame."""
 
+    @property
+    def networks(self) -> Mapping[str, Mapping[str, str]]:
+        """The networks that it runs by their part: place, file of weights, hash; often none."""
+
     def process(self, frame: Frame) -> Estimate: ...
     def reset(self) -> None: ...
 

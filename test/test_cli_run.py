@@ -73,6 +73,26 @@ def test_run_on_a_bag_leaves_poses_summary_and_report(
     assert found['evaluation']['ate_rmse_m'] < 0.02
 
 
+def test_a_run_says_which_networks_ran(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from mv_matcher_ros.models.matcher import MatcherNetwork
+    from mv_matcher_ros.models.profiles import MatcherProfile
+    from mv_matcher_ros.models.weights import save_matcher
+
+    torch.manual_seed(0)
+    profile = MatcherProfile(descriptor_size=128, width=32, attention_size=32, blocks=1)
+    sha256 = save_matcher(tmp_path / 'm.safetensors', MatcherNetwork(profile))
+    words = ['run', str(folder), '--out', str(tmp_path / 'run'), '--json', '--end', '4']
+    assert json.loads(succeeds(words, capsys))['run']['networks'] == {}
+    words += ['--set', 'matching.matcher=multiview', '--set', 'runtime.device=cpu']
+    words += ['--set', f'matching.weights={tmp_path / "m.safetensors"}']
+    used = {'place': 'cpu fp32', 'weights': 'm.safetensors', 'sha256': sha256}
+    assert json.loads(succeeds(words, capsys))['run']['networks'] == {'matcher': used}
+
+
 def test_part_of_a_recording_with_settings_from_everywhere(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

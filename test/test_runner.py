@@ -39,6 +39,8 @@ class CountedSource:
 
 
 class EchoEngine:
+    networks: Mapping[str, Mapping[str, str]] = {}
+
     def __init__(self, fail_at: int | None = None) -> None:
         self.fail_at = fail_at
 

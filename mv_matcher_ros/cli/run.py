@@ -135,7 +135,7 @@ def run_recording(recording: Source, settings: Settings, out: Path) -> dict[str,
     with progress(Path(recording.name).name, len(recording)) as advance:
         counter = ProgressSink(advance)
         sinks: list[Sink] = [
-            RunWriter(out, source, settings, covariances=True),
+            RunWriter(out, source, settings, covariances=True, networks=engine.networks),
             TrackSampler(out),
             counter,
         ]

@@ -50,6 +50,7 @@ class RunWriter:
         source: what is run: its name, sensor and faults go into the summary.
         settings: the settings used.
         covariances: write `covariance.txt`: stamp and 36 numbers a row.
+        networks: of the engine: where and in which precision they run, with which weights.
 
     Raises:
         SourceError: the folder cannot be written.
@@ -61,8 +62,10 @@ class RunWriter:
         source: Source,
         settings: BaseModel | Mapping[str, Any] | None = None,
         covariances: bool = False,
+        networks: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self.folder = Path(folder)
+        self._networks = networks or {}
         self._source = source
         self._settings = settings
         self._summary = _Summary()
@@ -117,6 +120,7 @@ class RunWriter:
             'failure': _failure(),
             'finished': datetime.now(timezone.utc).isoformat(timespec='seconds'),
             'settings': _plain(self._settings),
+            'networks': {name: dict(use) for name, use in self._networks.items()},
             'versions': versions(),
             'machine': machine(),
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,10 @@ class OdometryEngine:
             can be followed without it, and the poses depend a little on the speed of the machine.
         models: detector and matchers; None: those that the settings name, from their files.
 
+    Attributes:
+        networks: what runs of 'detector' and 'matcher' that is a network: `place` (device and
+            precision), `weights` (file) and `sha256`, as `models.choice.NetworkUse`.
+
     Raises:
         SettingsError: the sensor does not fit the rig.
         ModelError: a file of weights is missing or does not fit.
@@ -74,6 +78,7 @@ class OdometryEngine:
         camera = rig.cameras[0]
         models = Models.of(settings) if models is None else models
         nearest, graph = models.nearest, models.graph
+        self.networks = {name: asdict(use) for name, use in models.networks.items()}
         self._observer = Observer(settings, rig, models.detector)
         self._tracker = Tracker(settings, camera, nearest, graph)
         self._hypotheses = Hypotheses(settings, self._tracker)
@@ -133,7 +138,11 @@ class OdometryEngine:
         with clock('observe'):
             observation = self._observer.observe(frame)
         if not fault and len(observation) < self.settings.image_quality.min_keypoints:
-            fault = f'image without texture: {len(observation)} keypoints'
+            fault = (
+                f'image without texture: {len(observation)} keypoints, '
+                f'{self.settings.image_quality.min_keypoints} are needed '
+                '(image_quality.min_keypoints)'
+            )
         return observation, fault
 
     # ------------------------------------------------------------------ start

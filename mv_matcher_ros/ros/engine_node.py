@@ -149,6 +149,7 @@ class OdometryNode(Node):
             'sensor': self.settings.sensor,
             'scale': metric,
             'policy': 'lossless' if self.settings.ros.lossless else 'newest frame',
+            **self._networks(),
             **self._counters(),
             **self._health.values(),
         }
@@ -168,6 +169,14 @@ class OdometryNode(Node):
             'dropped': self._mailbox.dropped,
             'unsynchronised': self._inputs.unsynchronised,
             **self._health.counts,
+        }
+
+    def _networks(self) -> dict[str, str]:
+        """Where and with which weights networks run; nothing before the cameras are known."""
+        networks = {} if self._engine is None else self._engine.networks
+        return {
+            f'{part} network': f'{use["weights"]} on {use["place"]} (sha256 {use["sha256"][:12]})'
+            for part, use in networks.items()
         }
 
     def _metric(self) -> bool:
@@ -248,6 +257,8 @@ class OdometryNode(Node):
             f'{self.settings.sensor} odometry of {cameras}{baseline}; '
             f'poses are of "{self._outputs.body}" in "{self.settings.ros.frames.odom}"'
         )
+        for part, use in self._networks().items():
+            self.get_logger().info(f'{part}: {use}')
         body = self.settings.ros.frames.body
         if body not in ('', self._outputs.body):
             self.get_logger().info(

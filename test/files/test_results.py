@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ STATUSES = [
 class Scripted:
     """An engine that answers with given poses and statuses."""
 
+    networks: Mapping[str, Mapping[str, str]] = {}
+
     def __init__(self, poses: np.ndarray, metric: bool = True) -> None:
         self.poses, self.metric, self.index = poses, metric, 0
 
@@ -62,8 +64,13 @@ def test_everything_comes_back(tmp_path: Path, make_source: Make, poses: Poses) 
     source = make_source('stereo', count=8)
     source.faults = {'unreadable image, frame skipped': 2}
     some = poses(8)
+    networks = {'matcher': {'place': 'cpu fp32', 'weights': 'm.safetensors', 'sha256': 'ab'}}
     writer = RunWriter(
-        tmp_path / 'out' / 'run', source, Settings(sensor='stereo'), covariances=True
+        tmp_path / 'out' / 'run',
+        source,
+        Settings(sensor='stereo'),
+        covariances=True,
+        networks=networks,
     )
     run(source, Scripted(some), [writer])
     back = read_run(tmp_path / 'out' / 'run')
@@ -87,6 +94,7 @@ def test_everything_comes_back(tmp_path: Path, make_source: Make, poses: Poses) 
     assert summary['source'] == 'memory'
     assert summary['sensor'] == 'stereo'
     assert summary['settings']['sensor'] == 'stereo'
+    assert summary['networks'] == networks
     assert summary['latency_ms']['detect'] == {'p50': 45.0, 'p95': 76.5}
     assert summary['latency_ms']['total'] == {'p50': 46.0, 'p95': 77.5}
     assert summary['fps'] > 0

@@ -43,6 +43,7 @@ class FakeEngine:
         self.frames: list[Frame] = []
         self.resets = 0
         self.since_reset = 0
+        self.networks: dict[str, dict[str, str]] = {}
         self.go = threading.Event()
         self.go.set()
         self.answer: Callable[[Frame, Estimate], Estimate] = lambda frame, estimate: estimate

@@ -14,6 +14,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
+from rcl_interfaces.msg import Log
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -108,6 +109,25 @@ def test_uncalibrated_camera_is_refused_and_a_good_calibration_helps(
     camera.shoot(3 * MS)
     bench.wait(lambda: len(states) == 2, 'the answer')
     assert states[1]['status'] == 'TRACKING'
+
+
+def test_networks_are_named_with_their_place(bench: Any, camcorder: Callable[..., Any]) -> None:
+    def with_network(settings: Any, rig: Any) -> Any:
+        engine = bench.fake_engine(settings, rig)
+        engine.networks = {
+            'matcher': {'place': 'cpu fp32', 'weights': 'm.safetensors', 'sha256': 'ab' * 32}
+        }
+        return engine
+
+    bench.start(LOSSLESS, engine_factory=with_network)
+    diagnostics = bench.collect(DiagnosticArray, '/diagnostics')
+    logs = bench.collect(Log, '/rosout')
+    camcorder().calibrate(1 * MS)
+    said = 'm.safetensors on cpu fp32 (sha256 abababababab)'
+    bench.wait(
+        lambda: diagnostics and values(diagnostics).get('matcher network') == said, 'its key'
+    )
+    bench.wait(lambda: any(log.msg == f'matcher network: {said}' for log in logs), 'the log')
 
 
 def test_incompatible_qos_is_named(bench: Any) -> None:
