@@ -20,7 +20,6 @@ from mv_matcher_ros.datatypes import Trajectory
 from mv_matcher_ros.errors import MvMatcherError
 from mv_matcher_ros.files.trajectory import read_tum, write_tum
 
-pytest.importorskip('rosbags')
 FRAMES = 14
 RUN_KEYS = {'frames', 'keyframes', 'lost', 'fps', 'latency_ms', 'settings', 'versions', 'faults'}
 EVAL_KEYS = {'ate_rmse_m', 'scale', 'coverage', 'rpe', 't_rel_percent', 'r_rel_deg_per_100m'}

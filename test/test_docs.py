@@ -60,8 +60,10 @@ def test_make_targets_in_documents_exist() -> None:
                 assert name in targets, f'{path.name}: make {name}'
 
 
+@pytest.mark.ros
 def test_readme_names_every_topic_of_the_node() -> None:
-    inputs = pytest.importorskip('mv_matcher_ros.ros.inputs')
+    from mv_matcher_ros.ros import inputs
+
     table = text_of('docs/ros.md')
     for images, infos in inputs.TOPICS.values():
         for topic in (*images, *infos):
@@ -92,9 +94,9 @@ def commands_in(name: str, command: str) -> list[list[str]]:
     return [words[1:] for words in found if words and words[0] == command]
 
 
+@pytest.mark.ros
 @pytest.mark.parametrize('command', ['bag_player', 'trajectory_recorder'])
 def test_examples_of_the_ros_tools_have_the_options_they_name(command: str) -> None:
-    pytest.importorskip('rclpy')
     module = importlib.import_module(f'mv_matcher_ros.ros.{command}')
     examples = commands_in('docs/ros.md', command)
     assert examples
@@ -102,9 +104,11 @@ def test_examples_of_the_ros_tools_have_the_options_they_name(command: str) -> N
         module._parser().parse_args(words)
 
 
+@pytest.mark.ros
 def test_examples_of_the_node_name_parameters_and_topics_there_are() -> None:
     """Who remaps one topic of a sensor has to remap all of them."""
-    inputs = pytest.importorskip('mv_matcher_ros.ros.inputs')
+    from mv_matcher_ros.ros import inputs
+
     examples = commands_in('docs/ros.md', 'odometry_node')
     assert examples
     known = {name for name, _ in leaves()}
@@ -117,8 +121,10 @@ def test_examples_of_the_node_name_parameters_and_topics_there_are() -> None:
         assert remapped in (set(), {*images, *infos}), words
 
 
+@pytest.mark.ros
 def test_topics_of_the_player_are_listed_by_sensor() -> None:
-    inputs = pytest.importorskip('mv_matcher_ros.ros.inputs')
+    from mv_matcher_ros.ros import inputs
+
     for sensor, (images, infos) in inputs.TOPICS.items():
         listed = ', '.join(f'`/{topic}`' for topic in (*images, *infos))
         assert f'| {sensor} | {listed} |' in text_of('docs/ros.md')

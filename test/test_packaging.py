@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope='module')
 def promised() -> dict[str, Any]:
     """The arguments of setup() in setup.py."""
-    setuptools = pytest.importorskip('setuptools')
+    setuptools = pytest.importorskip(
+        'setuptools', reason='from Python 3.12 on an environment need not have it'
+    )
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setuptools, 'setup', lambda **arguments: found.update(arguments))

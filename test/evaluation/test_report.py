@@ -250,7 +250,6 @@ def test_ticks_are_round(low, high, expected):
 
 
 def test_plots_are_written(noisy, folder):
-    pytest.importorskip('matplotlib')
     files = save_plots(folder, evaluate_run(folder, noisy[0]))
     assert {file.name for file in files} >= {'trajectory.png', 'error.png'}
     for file in files:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from rosbags import rosbag1, rosbag2, typesys
 
 from mv_matcher_ros.datatypes import Camera, Rig
 from mv_matcher_ros.errors import CalibrationError, MissingDependencyError, SourceError
@@ -27,10 +28,6 @@ from mv_matcher_ros.files.rotations import (
     rigid_transform,
 )
 from mv_matcher_ros.runner import Source
-
-rosbag1 = pytest.importorskip('rosbags.rosbag1')
-rosbag2 = pytest.importorskip('rosbags.rosbag2')
-typesys = pytest.importorskip('rosbags.typesys')
 
 Make = Callable[..., Any]
 WIDTH, HEIGHT = 48, 32

@@ -90,7 +90,6 @@ def test_tartanair_by_its_folder_and_by_its_file(tmp_path: Path, write_images: M
 
 
 def test_a_bag_with_its_truth(tmp_path: Path, make_source: Make) -> None:
-    pytest.importorskip('rosbags')
     from mv_matcher_ros.files.bag import write_bag
 
     for truth in (True, False):

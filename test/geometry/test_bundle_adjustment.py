@@ -86,7 +86,7 @@ def test_float32_stays_near_float64() -> None:
 
 def gtsam_solution(problem: Problem, relative: float = 1e-14):  # type: ignore[no-untyped-def]
     """The same problem in GTSAM: graph, optimum, keys."""
-    gtsam = pytest.importorskip('gtsam', reason='gtsam has no wheel for this Python')
+    gtsam = pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
     graph, values = gtsam.NonlinearFactorGraph(), gtsam.Values()
     calibration = gtsam.Cal3_S2(1, 1, 0, 0, 0)
     cameras = problem.camera_from_body
