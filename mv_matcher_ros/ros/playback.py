@@ -210,11 +210,17 @@ class BagPlayer:
             if time.monotonic() - start_s > min(patience_s, self._playback.timeout_s):
                 break
             self._spin()
-        if self.published and not self.answers:
+        if not self.published or self.answers:
+            return
+        if not self._node.count_publishers(state):
             raise SourceError(
-                f'none of {self.published} frames was answered on {state}: see the log of the '
-                f'node, or name its topic with --state-topic{self._words_of_the_node()}'
+                f'{self.published} frames were published, but nobody publishes {state}: whoever '
+                'listened (RViz?) is no odometry node, or --state-topic has to name its topic'
             )
+        raise SourceError(
+            f'none of {self.published} frames was answered on {state}: see the log of the '
+            f'node, or name its topic with --state-topic{self._words_of_the_node()}'
+        )
 
     def _words_of_the_node(self) -> str:
         """What its diagnostics say, to be put behind an error."""

@@ -34,6 +34,8 @@ _UNMATCHED_KEPT = 2000
 # been read; a node that goes on publishing does not keep the recorder alive.
 _SILENCE_S = 0.3
 _LAST_WORDS_S = 3.0
+# Nothing came for this long: what is waited for is said, and again after as long.
+_SAY_S = 5.0
 
 
 class Times(NamedTuple):
@@ -67,6 +69,7 @@ class TrajectoryRecorder:
         camera_info: Sequence[str] = CAMERA_INFOS,
     ) -> None:
         from nav_msgs.msg import Odometry
+        from rclpy.clock import Clock, ClockType
         from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
         from sensor_msgs.msg import CameraInfo
         from std_msgs.msg import String
@@ -97,6 +100,25 @@ class TrajectoryRecorder:
         # A player may wait for this, see `Playback.wait_for`.
         ready = node.create_publisher(String, '~/ready', latched)
         self._handshake = Handshake(node, state, lambda: ready.publish(String(data='ready')))
+        self._node = node
+        self._awaited = [node.resolve_topic_name(topic) for topic in (odometry, state)]
+        # A steady clock: with use_sim_time the node's own stands still until somebody plays.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._reminder = node.create_timer(_SAY_S, self._say_what_is_missing, clock=steady)
+
+    def _say_what_is_missing(self) -> None:
+        """Until the first message: that nobody publishes, or what the node says of itself."""
+        if self.last_s is not None:
+            self._reminder.cancel()
+            return
+        silent = [topic for topic in self._awaited if not self._node.count_publishers(topic)]
+        if silent:
+            said = f'waiting: nobody publishes {", ".join(silent)}'
+        else:
+            words = self._handshake.said
+            said = f'waiting: nothing on {self._awaited[0]} yet'
+            said += f'; the node says: {words}' if words else ''
+        self._node.get_logger().info(said)
 
     def _on_camera_info(self, message: Any, times: Times) -> None:
         self._measure(stamp_ns(message.header.stamp), self._sent_ns, times.sent_ns)

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from sensor_msgs.msg import CameraInfo, Image
 
 from mv_matcher_ros.datatypes import Sensor
 from mv_matcher_ros.errors import SourceError
@@ -90,6 +91,15 @@ def test_nothing_answered_is_code_2_and_says_why(bench: Any, play: Played, bag: 
     (line,) = [line for line in error.splitlines() if line.startswith('bag_player: ')]
     assert f'none of {FRAMES} frames was answered on /odometry/state' in line
     assert 'the node says: no transform base_link <- left_camera in TF' in line
+
+
+def test_listeners_that_are_no_node_are_code_2_too(bench: Any, play: Played, bag: Path) -> None:
+    for side in ('left', 'right'):
+        bench.tester.create_subscription(Image, f'/{side}/image', lambda _: None, 10)
+        bench.tester.create_subscription(CameraInfo, f'/{side}/camera_info', lambda _: None, 10)
+    code, counted, error = play(bag, '--timeout', 10)
+    assert (code, counted['published'], counted['answers']) == (2, FRAMES, {})
+    assert f'{FRAMES} frames were published, but nobody publishes /odometry/state' in error
 
 
 @pytest.mark.parametrize('sensor', ['mono', 'stereo', 'rgbd'])

@@ -30,8 +30,10 @@ from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.files.open import open_source
 from mv_matcher_ros.files.trajectory import read_tum
 from mv_matcher_ros.odometry.engine import OdometryEngine
+from mv_matcher_ros.ros import trajectory_recorder
 from mv_matcher_ros.ros.messages import matrix_from_pose, stamp_ns
 from mv_matcher_ros.ros.playback import BagPlayer, Playback
+from mv_matcher_ros.ros.stopping import spin_until
 from mv_matcher_ros.ros.trajectory_recorder import Times, TrajectoryRecorder
 from mv_matcher_ros.worlds.presets import room_loop
 
@@ -201,6 +203,36 @@ def test_recorder_reads_what_was_sent_before_the_signal(
     code, _, error = end(recorder)
     assert code == 0, error
     assert len(read_tum(tmp_path / 'odometry.tum')) == 500
+
+
+def test_recorder_says_what_it_waits_for(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trajectory_recorder, '_SAY_S', 0.1)
+    recorder = TrajectoryRecorder(bench.lonely, tmp_path)
+    said = ''
+
+    def heard(line: str) -> bool:
+        nonlocal said
+        said += capfd.readouterr().err
+        return line in said
+
+    end_s = time.monotonic() + START_S
+    nobody = 'waiting: nobody publishes /odometry, /odometry/state'
+    spin_until(bench.lonely, lambda: heard(nobody) or time.monotonic() > end_s)
+    assert nobody in said
+    bench.start({'sensor': 'mono'})  # there, but without a camera
+    waits = 'waiting: nothing on /odometry yet; the node says: no image on /image'
+    spin_until(bench.lonely, lambda: heard(waits) or time.monotonic() > end_s)
+    assert waits in said
+    recorder._on_state(
+        String(data='{"stamp_ns": 1, "status": "LOST", "latency_ms": 1}'), Times(0, 0)
+    )
+    capfd.readouterr()
+    quiet_s = time.monotonic() + 0.5
+    spin_until(bench.lonely, lambda: time.monotonic() > quiet_s)
+    assert 'waiting' not in capfd.readouterr().err
+    recorder.close()
 
 
 def test_both_latencies_are_of_the_same_frames(bench: Any, tmp_path: Path) -> None:
