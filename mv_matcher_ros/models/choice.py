@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Rig
 from mv_matcher_ros.errors import ModelError, SettingsError
 from mv_matcher_ros.models.classical import (
     ClassicalDetector,
@@ -81,6 +82,14 @@ class Models:
         graph = LearnedMatcher(network, settings.matching, settings.runtime)
         used = NetworkUse(graph.place.name, Path(path).name, sha256)
         return cls(detector, nearest, graph, {**networks, 'matcher': used})
+
+    def prepare(self, rig: Rig) -> None:
+        """Capture or load what runs in fixed shapes, before the first image comes."""
+        if isinstance(self.detector, LearnedDetector):
+            for width, height in {(camera.width, camera.height) for camera in rig.cameras}:
+                self.detector.prepare(width, height)
+        if self.graph is not None:
+            self.graph.prepare()
 
     def moved(self, place: Place) -> Models:
         """The same with networks at a place, also at one that the settings refuse as slow.

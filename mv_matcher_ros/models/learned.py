@@ -51,6 +51,11 @@ class LearnedDetector:
     def _trial(self, network: DetectorNetwork, place: Place) -> object:
         return network.dense(torch.zeros(1, 1, 240, 320, device=place.device))
 
+    def prepare(self, width: int, height: int) -> None:
+        """Capture or load what runs for images of this size; nothing when eager."""
+        if self._run.fixed:
+            self.detect(np.zeros((height, width), np.uint8))
+
     def detect(self, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None) -> Features:
         """Features of a (H, W) grey or (H, W, 3) BGR image; none where `mask` is False."""
         # One image a call: on a CPU two together take longer (docs/results.md).

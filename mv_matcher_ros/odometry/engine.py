@@ -77,6 +77,7 @@ class OdometryEngine:
         self.rig = rig
         camera = rig.cameras[0]
         models = Models.of(settings) if models is None else models
+        models.prepare(rig)
         nearest, graph = models.nearest, models.graph
         self.networks = {name: asdict(use) for name, use in models.networks.items()}
         self._observer = Observer(settings, rig, models.detector)

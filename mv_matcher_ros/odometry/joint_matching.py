@@ -72,7 +72,6 @@ class JointMatcher:
         self._streaming = (
             StreamingMatcher(matcher) if self._settings.matcher == 'streaming' else None
         )
-        matcher.prepare()
         if self._streaming is not None:
             self._streaming.prepare()
         self._focal = rig.cameras[0].focal_px

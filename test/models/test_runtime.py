@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mv_matcher_ros.config import DetectorSettings, MatchingSettings, RuntimeSettings
+from mv_matcher_ros.config import (
+    DetectorSettings,
+    MatchingSettings,
+    RuntimeSettings,
+    read_settings,
+)
 from mv_matcher_ros.datatypes import Features, Matches
 from mv_matcher_ros.errors import MissingDependencyError, ModelError, SettingsError
 from mv_matcher_ros.models import engine_files, runtime
@@ -29,6 +34,9 @@ from mv_matcher_ros.models.profiles import DetectorProfile, MatcherProfile
 from mv_matcher_ros.models.runtime import Runner
 from mv_matcher_ros.models.static import StaticDetector, StaticMatcher
 from mv_matcher_ros.models.streaming import StreamingNetwork
+from mv_matcher_ros.models.weights import save_detector, save_matcher
+from mv_matcher_ros.odometry.engine import VisualOdometry
+from mv_matcher_ros.worlds.presets import make_rig
 
 CPU = torch.device('cpu')
 MATCHER = MatcherProfile(
@@ -161,6 +169,23 @@ def test_fixed_shapes_change_nothing_one_view_after_another(
         same(one, other)
     assert len(uncompiled) == 1
     assert sum(map(len, expected)) > 60
+
+
+def test_an_engine_is_ready_when_the_odometry_is_made(
+    tmp_path: Path, uncompiled: list[Any]
+) -> None:
+    profile = MATCHER.model_copy(update={'descriptor_size': 8})
+    save_matcher(tmp_path / 'm.safetensors', MatcherNetwork(profile))
+    save_detector(tmp_path / 'd.safetensors', DetectorNetwork(DETECTOR))
+    settings = read_settings({
+        'detector.name': 'learned', 'detector.weights': str(tmp_path / 'd.safetensors'),
+        'matching.matcher': 'streaming', 'matching.weights': str(tmp_path / 'm.safetensors'),
+        'matching.graph_keypoints': 32, 'runtime.execution': 'compiled', 'runtime.device': 'cpu',
+        'sensor': 'mono',
+    })  # fmt: skip
+    VisualOdometry(settings, make_rig('mono', (160, 120)))
+    assert len(uncompiled) == 4  # detector, two views, a window, one view after another
+    assert uncompiled[0] == ((1, 1, 120, 160), (1, 120, 160))
 
 
 def test_graphs_and_engines_not_used_for_long_are_forgotten(uncompiled: list[Any]) -> None:
@@ -313,9 +338,7 @@ def modules() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
     calls = [*map(recorded, (learned._run, streaming._run, detector._run))]
     learned.prepare()
     streaming.prepare()
-    import numpy as np
-
-    detector.detect(np.zeros((75, 100), np.uint8))
+    detector.prepare(100, 75)
     return {
         'two views': calls[0][0],
         'a window': calls[0][-1],
