@@ -58,7 +58,11 @@ class MatchingSettings(Section):
     )
     weights: str = Field('', description='File of weights of the graph network.')
     views: int = Field(
-        5, ge=2, le=10, description='Views in one graph: the new one, keyframes, other cameras.'
+        5,
+        ge=2,
+        le=10,
+        description='Views in one graph: the new one, keyframes, other cameras; and at most that '
+        'many begin a map.',
     )
     graph_keypoints: int = Field(
         512, ge=16, le=4096, description='Strongest keypoints of a view that enter the graph.'
@@ -177,9 +181,11 @@ class KeyframeSettings(Section):
 
 
 class InitialisationSettings(Section):
-    """Two-view start without metric scale."""
+    """Start of a map without metric scale."""
 
-    min_matches: int = Field(60, ge=20, description='Fewest matches for a two-view start.')
+    min_matches: int = Field(
+        60, ge=20, description='Fewest matches of the first and the newest view.'
+    )
     min_parallax_deg: float = Field(
         1.0, gt=0.0, description='Angle between the rays that `min_landmarks` points must reach.'
     )

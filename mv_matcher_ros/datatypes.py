@@ -274,6 +274,8 @@ class Estimate:
         is_keyframe: True if the frame became a keyframe.
         message: one line saying why the status is not TRACKING, or what changed (a scale break);
             empty otherwise.
+        started_by: what the poses of a map that begins with this frame come from: depth,
+            or the methods of the pairs of views; empty otherwise.
         counts: features, matches, inliers, landmarks, keyframes, …
         latency_ms: time of each stage.
         tracks: for drawing, first view.
@@ -289,6 +291,7 @@ class Estimate:
     metric: bool = False
     is_keyframe: bool = False
     message: str = ''
+    started_by: str = ''
     counts: Mapping[str, int] = field(default_factory=dict)
     latency_ms: Mapping[str, float] = field(default_factory=dict)
     tracks: TrackView | None = None

@@ -43,7 +43,7 @@ class RunWriter:
     `odometry.tum` (poses of the body in odom, as published), `status.csv` (every frame) and, if
     asked for, `covariance.txt` are written row by row, so a crash keeps them; `run.json` at
     `close`, also after a failure. Its `lost` counts how often tracking was lost, `status` the
-    frames of each status.
+    frames of each status, `starts` what each map began with.
 
     Args:
         folder: made if it is not there; files of an earlier run in it are replaced.
@@ -139,6 +139,7 @@ class _Summary:
         self.statuses: Counter[str] = Counter()
         self.latencies: dict[str, list[float]] = {}
         self.metric = True
+        self.starts: list[str] = []
         self.times: list[float] = []
         self._last_status: Status | None = None
 
@@ -151,6 +152,8 @@ class _Summary:
         self.lost += estimate.status is Status.LOST and self._last_status is not Status.LOST
         self._last_status = estimate.status
         self.statuses[estimate.status.value] += 1
+        if estimate.started_by:
+            self.starts.append(estimate.started_by)
         if estimate.odom_from_body is not None:
             self.metric &= estimate.metric
         latency = dict(estimate.latency_ms)
@@ -168,6 +171,7 @@ class _Summary:
             'keyframes': self.keyframes,
             'lost': self.lost,
             'status': dict(self.statuses),
+            'starts': self.starts,
             'metric': self.metric and self.poses > 0,
             'fps': round((self.frames - 1) / elapsed_s, 3) if elapsed_s > 0 else None,
             'latency_ms': {

@@ -23,7 +23,7 @@ from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.odometry.background import Background, Work, limit_threads
 from mv_matcher_ros.odometry.flow import FlowTracker, Followed, Target
 from mv_matcher_ros.odometry.hypotheses import Hypotheses
-from mv_matcher_ros.odometry.initialisation import TwoViewInitialiser, TwoViewStart
+from mv_matcher_ros.odometry.initialisation import MapInitialiser
 from mv_matcher_ros.odometry.joint_matching import JointMatcher
 from mv_matcher_ros.odometry.keyframes import KeyframePolicy
 from mv_matcher_ros.odometry.local_mapping import LocalMapper
@@ -84,7 +84,7 @@ class OdometryEngine:
         self._tracker = Tracker(settings, camera, nearest, graph)
         self._hypotheses = Hypotheses(settings, self._tracker)
         self._flow = FlowTracker(camera, self._observer, self._tracker)
-        self._initialiser = TwoViewInitialiser(settings, camera, models.matcher)
+        self._initialiser = MapInitialiser(settings, camera, models.matcher)
         joint = None if graph is None else JointMatcher(settings, rig, graph)
         self._mapper = LocalMapper(settings, rig, self._observer, self._tracker, nearest, joint)
         self._policy = KeyframePolicy(settings, camera)
@@ -155,9 +155,9 @@ class OdometryEngine:
             return self._unknown(frame, waiting, fault)
         with clock('initialise'):
             if self._metric:
-                message = self._start_from_depth(frame, observation)
+                started_by, message = self._start_from_depth(frame, observation)
             else:
-                message = self._start_from_two_views(observation)
+                started_by, message = self._start_from_views(observation)
         keyframes = self._mapper.window.keyframes
         self._rig_fault = self._mapper.rig_fault
         if not keyframes:
@@ -165,7 +165,7 @@ class OdometryEngine:
         newest = keyframes[-1].world_from_body
         self._motion = Motion(frame.stamp_ns, newest)
         if len(keyframes) > 1:
-            before = Motion(keyframes[0].observation.stamp_ns, keyframes[0].world_from_body)
+            before = Motion(keyframes[-2].observation.stamp_ns, keyframes[-2].world_from_body)
             self._motion = before.measured(frame.stamp_ns, newest)
         self._continuity.rebase(newest)
         self._compare_with(self._mapper.newest_target(), frame)
@@ -173,39 +173,24 @@ class OdometryEngine:
         status = Status.TRACKING if self._before_loss is None else Status.RELOCALISED
         self._before_loss, self._lost = None, False
         estimate = self._known(frame, status, message, features=len(observation))
-        return replace(estimate, is_keyframe=True)
+        return replace(estimate, is_keyframe=True, started_by=started_by)
 
-    def _start_from_depth(self, frame: Frame, observation: Observation) -> str:
+    def _start_from_depth(self, frame: Frame, observation: Observation) -> tuple[str, str]:
         made = self._mapper.begin_with_depth(frame, observation, self._origin)
         if not self._mapper.window.keyframes:
-            return f'waiting: only {made} features have depth'
+            return '', f'waiting: only {made} features have depth'
         if self._before_loss is None:
-            return ''
-        return 'new map at the last known pose: the way travelled while lost is missing'
+            return 'depth', ''
+        return 'depth', 'new map at the last known pose: the way travelled while lost is missing'
 
-    def _start_from_two_views(self, observation: Observation) -> str:
-        start, waiting_for = self._initialiser.offer(observation)
+    def _start_from_views(self, observation: Observation) -> tuple[str, str]:
+        start, message = self._initialiser.offer(observation)
         if start is None:
-            return waiting_for
-        start, message = self._with_old_scale(start, observation)
-        self._mapper.begin_with_two_views(start, observation, self._origin)
-        return message
-
-    def _with_old_scale(
-        self, start: TwoViewStart, observation: Observation
-    ) -> tuple[TwoViewStart, str]:
-        """A start after LOST takes over the scale by supposing the speed of before."""
-        if self._before_loss is None:
-            return start, ''
-        speed = self._before_loss.speed
-        elapsed = seconds(observation.stamp_ns - start.first.stamp_ns)
-        length = float(start.second_from_first[:3, 3].norm())
-        if speed * elapsed <= 0.0 or length <= 0.0:
-            return start, 'new map with a new scale: lengths before and after do not compare'
-        return start.scaled(speed * elapsed / length), (
-            'new map: its scale is that of the speed before the loss, lengths before and after '
-            'compare only roughly'
-        )
+            return '', message
+        if self._before_loss is not None:
+            start, message = start.at_speed(self._before_loss.speed)
+        self._mapper.begin_with_views(start, self._origin)
+        return start.method, message
 
     def _compare_with(self, target: Target, frame: Frame) -> None:
         """Follow, hold still and judge parallax against this target from now on."""

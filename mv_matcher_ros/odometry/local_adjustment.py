@@ -39,15 +39,15 @@ class LocalAdjustment:
         self._newest_covariance = torch.zeros(6, 6, dtype=torch.float64)
 
     def anchor(self, window: Window, hold_scale: bool) -> None:
-        """A prior that holds the first pose and, if asked to, the distance of the second."""
+        """A prior that holds the first pose and, if asked to, the distance of the newest."""
         poses = window.poses()
         information = torch.zeros(6 * len(poses), 6 * len(poses), dtype=torch.float64)
         information[:6, :6] = torch.eye(6, dtype=torch.float64) / ANCHOR_SIGMA**2
         if hold_scale and len(poses) > 1:
-            step = poses[1, :3, :3].T @ (poses[1, :3, 3] - poses[0, :3, 3])
+            step = poses[-1, :3, :3].T @ (poses[-1, :3, 3] - poses[0, :3, 3])
             direction = step / step.norm()
             sigma = ANCHOR_SIGMA * float(step.norm())
-            information[6:9, 6:9] = direction[:, None] * direction[None, :] / sigma**2
+            information[-6:-3, -6:-3] = direction[:, None] * direction[None, :] / sigma**2
         gradient = torch.zeros(1, 6 * len(poses), dtype=torch.float64)
         window.prior = PosePrior(information[None], gradient, poses[None])
 

@@ -17,10 +17,10 @@ from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.disparity_offset import DisparityOffset
 from mv_matcher_ros.odometry.flow import Followed, Target
-from mv_matcher_ros.odometry.initialisation import TwoViewStart
 from mv_matcher_ros.odometry.joint_matching import JointMatcher, JointMatches, SecondView
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker
 from mv_matcher_ros.odometry.local_adjustment import LocalAdjustment
+from mv_matcher_ros.odometry.map_start import MapStart
 from mv_matcher_ros.odometry.observation import Observation, Observer
 from mv_matcher_ros.odometry.rig_check import RigCheck
 from mv_matcher_ros.odometry.stereo import StereoMatcher
@@ -113,21 +113,26 @@ class LocalMapper:
             keyframe.world_from_body = pose  # by definition, to the last bit
         return made
 
-    def begin_with_two_views(
-        self, start: TwoViewStart, observation: Observation, pose: Tensor
-    ) -> None:
-        """A window of two keyframes, the first at `pose`."""
-        camera_step = se3.inverse(start.second_from_first)
-        body_step = self._body_from_camera @ camera_step @ se3.inverse(self._body_from_camera)
-        first = Keyframe.of(start.first, pose)
-        second = Keyframe.of(observation, pose @ body_step)
+    def begin_with_views(self, start: MapStart, pose: Tensor) -> None:
+        """A window of one keyframe a view, the first at `pose`."""
         window = Window()
+        descriptors = start.views[0].features.descriptors
+        newest = descriptors.new_zeros(len(start.points), descriptors.shape[1])
+        keyframes = []
+        camera_from_body = se3.inverse(self._body_from_camera)
+        steps = self._body_from_camera @ se3.inverse(start.camera_from_first) @ camera_from_body
+        for number, view in enumerate(start.views):
+            keyframe = Keyframe.of(view, pose @ steps[number])
+            points = (start.feature[:, number] >= 0).nonzero()[:, 0]
+            feature = start.feature[points, number]
+            newest[points] = view.features.descriptors[feature]
+            keyframe.landmark[feature] = points
+            if self._joint is not None:
+                keyframe.weight[feature] = start.confidence[points, number]
+            keyframes.append(keyframe)
         world = se3.transform(pose @ self._body_from_camera, start.points)
-        descriptors = observation.features.descriptors[start.pairs[:, 1]]
-        rows = window.landmarks.add(world, descriptors)
-        first.landmark[start.pairs[:, 0]] = rows
-        second.landmark[start.pairs[:, 1]] = rows
-        self._begin(window, [first, second])
+        window.landmarks.add(world, newest)
+        self._begin(window, keyframes)
 
     def _begin(self, window: Window, keyframes: list[Keyframe]) -> None:
         window.keyframes = keyframes

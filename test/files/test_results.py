@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,20 @@ def test_a_run_without_a_pose(tmp_path: Path, make_source: Make, poses: Poses) -
     assert back.summary['poses'] == 0
     assert back.summary['metric'] is False
     assert back.summary['fps'] is None
+
+
+def test_what_maps_began_with_is_said(tmp_path: Path, make_source: Make) -> None:
+    class Begins(Scripted):
+        def process(self, frame: Frame) -> Estimate:
+            how = {1: 'depth', 4: 'robust (1 pair) of 2 views'}.get(self.index, '')
+            return replace(super().process(frame), started_by=how)
+
+    run(
+        make_source(count=8),
+        Begins(np.tile(np.eye(4), (8, 1, 1))),
+        [RunWriter(tmp_path, make_source(count=8))],
+    )
+    assert read_run(tmp_path).summary['starts'] == ['depth', 'robust (1 pair) of 2 views']
 
 
 def test_mono_is_not_metric(tmp_path: Path, make_source: Make, poses: Poses) -> None:

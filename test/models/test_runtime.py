@@ -35,7 +35,7 @@ from mv_matcher_ros.models.runtime import Runner
 from mv_matcher_ros.models.static import StaticDetector, StaticMatcher
 from mv_matcher_ros.models.streaming import StreamingNetwork
 from mv_matcher_ros.models.weights import save_detector, save_matcher
-from mv_matcher_ros.odometry.engine import VisualOdometry
+from mv_matcher_ros.odometry.engine import OdometryEngine
 from mv_matcher_ros.worlds.presets import make_rig
 
 CPU = torch.device('cpu')
@@ -183,7 +183,7 @@ def test_an_engine_is_ready_when_the_odometry_is_made(
         'matching.graph_keypoints': 32, 'runtime.execution': 'compiled', 'runtime.device': 'cpu',
         'sensor': 'mono',
     })  # fmt: skip
-    VisualOdometry(settings, make_rig('mono', (160, 120)))
+    OdometryEngine(settings, make_rig('mono', (160, 120)))
     assert len(uncompiled) == 4  # detector, two views, a window, one view after another
     assert uncompiled[0] == ((1, 1, 120, 160), (1, 120, 160))
 

@@ -18,6 +18,7 @@ from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
 from mv_matcher_ros.odometry.local_adjustment import step_covariance
 from mv_matcher_ros.odometry.local_mapping import LocalMapper
+from mv_matcher_ros.odometry.map_start import MapStart
 from mv_matcher_ros.odometry.observation import Observation, Observer
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 from mv_matcher_ros.odometry.window import Keyframe, Window
@@ -103,6 +104,45 @@ class TestMapped:
             inserted.target.landmarks.position[alive],
             mapper.window.landmarks.position[newest.landmark[alive]],
         )
+
+    def test_a_map_begins_with_all_views_of_a_start(self, make_scene: Make, pose: Make) -> None:
+        scene = make_scene(60, seed=4)
+        poses = torch.stack([pose(0), pose(0.1, 0, 0, 0, 0.02), pose(0.4, 0, 0.1)])
+        views = tuple(scene.observe(at, number) for number, at in enumerate(poses))
+        feature = torch.arange(60)[:, None].repeat(1, 3)
+        feature[:20, 1] = -1
+        start = MapStart(
+            views,
+            se3.inverse(poses),
+            feature,
+            torch.where(feature >= 0, 0.5, 0.0).double(),
+            scene.points,
+            torch.ones(60, dtype=torch.float64),
+            '',
+        )
+        mapper, origin = mapper_for(scene.camera, 'mono'), pose(3.0, 2.0, 1.0, 0.3)
+        mapper.begin_with_views(start, origin)
+        keyframes = mapper.window.keyframes
+        found = torch.stack([keyframe.world_from_body for keyframe in keyframes])
+        torch.testing.assert_close(found, origin @ poses, rtol=0, atol=1e-6)
+        assert [int((k.landmark >= 0).sum()) for k in keyframes] == [60, 40, 60]
+        assert all(float(k.weight.min()) == 1.0 for k in keyframes)  # no graph made the matches
+        landmarks = mapper.window.landmarks
+        world = se3.transform(origin, scene.points)
+        torch.testing.assert_close(landmarks.position, world, rtol=0, atol=1e-5)
+        assert torch.equal(landmarks.descriptor, views[-1].features.descriptors)
+
+    def test_views_at_one_place_do_not_hide_the_scale(self, make_scene: Make, pose: Make) -> None:
+        scene = make_scene(60, seed=4)
+        poses = torch.stack([pose(0), pose(0), pose(0.4)])  # held: the distance to the newest
+        views = tuple(scene.observe(at, number) for number, at in enumerate(poses))
+        feature = torch.arange(60)[:, None].repeat(1, 3)
+        ones = torch.ones(60, 3, dtype=torch.float64)
+        start = MapStart(views, se3.inverse(poses), feature, ones, scene.points, ones[:, 0], '')
+        mapper = mapper_for(scene.camera, 'mono')
+        mapper.begin_with_views(start, pose(0))
+        found = torch.stack([k.world_from_body for k in mapper.window.keyframes])
+        torch.testing.assert_close(found, poses, rtol=0, atol=1e-6)
 
     def test_the_window_does_not_outgrow_its_limit(self, make_scene: Make, pose: Make) -> None:
         scene = make_scene(200, seed=4)
