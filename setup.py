@@ -22,7 +22,7 @@ bags = ['rosbags>=0.11', 'rosbags-image>=0.10']
 cli = ['typer>=0.12', 'rich>=13']
 report = ['matplotlib>=3.5']
 robust = ['poselib>=2.0.5']
-# Embree's wheels are for x86_64 and macOS; elsewhere shards are read, and rendered on another machine.
+# No wheels of embreex for Linux on aarch64: shards are rendered elsewhere and read there.
 train = [
     'trimesh>=4.6',
     'pillow>=9',
