@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mv_matcher_ros.datatypes import REP103_FROM_OPTICAL, Array, Camera
-from mv_matcher_ros.errors import GeometryError, SourceError
+from mv_matcher_ros.errors import GeometryError, MissingDependencyError, SourceError
 from mv_matcher_ros.worlds.lighting import Lamp
 from mv_matcher_ros.worlds.mesh import MeshWorld, load_mesh
 from mv_matcher_ros.worlds.mesh_rendering import Shading, render_mesh
@@ -172,6 +173,15 @@ def test_faulty_files_are_said(tmp_path: Path) -> None:
     cut.write_bytes(plain.read_bytes()[:100])
     with pytest.raises(SourceError, match='cannot be read'):
         load_mesh(cut)
+
+
+@pytest.mark.parametrize('package', ['trimesh', 'embreex.mesh_construction'])
+def test_what_is_not_installed_is_said(
+    package: str, box_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependencyError, match=r'mv_matcher_ros\[train\]'):
+        load_mesh(box_world).cast(np.zeros(3), np.array([[1.0, 0, 0]]))
 
 
 def test_poses_and_arrays_that_make_no_sense_are_refused() -> None:
