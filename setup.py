@@ -22,6 +22,12 @@ bags = ['rosbags>=0.11', 'rosbags-image>=0.10']
 cli = ['typer>=0.12', 'rich>=13']
 report = ['matplotlib>=3.5']
 robust = ['poselib>=2.0.5']
+# No wheels of embreex for Linux on aarch64: shards are rendered elsewhere and read there.
+train = [
+    'trimesh>=4.6',
+    'pillow>=9',
+    'embreex>=2.17.7.post5; platform_machine != "aarch64"',
+]
 export = ['onnx>=1.16', 'onnxscript>=0.3']
 test = [
     'pytest>=7',
@@ -30,6 +36,7 @@ test = [
     'pot>=0.9',
     'onnxruntime>=1.18',
     *export,
+    *train,
     'gtsam>=4.3.0; python_version >= "3.11"',
 ]
 
@@ -69,6 +76,7 @@ setup(
         'report': report,
         'robust': robust,
         'export': export,
+        'train': train,
         'bench': ['kornia>=0.8'],
         'tensorrt': ['torch-tensorrt>=2.8'],
         'mapping': ['gtsam>=4.3.0; python_version >= "3.11"'],

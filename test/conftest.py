@@ -50,3 +50,43 @@ def data_root() -> Path:
 def sequences(data_root: Path) -> Path:
     """Folder that holds one folder a sequence."""
     return data_root / 'sequences'
+
+
+@pytest.fixture(scope='session')
+def box_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .glb: a room of 6 x 5 x 3 m with textured walls, a plain one at x = 3, and a crate."""
+    trimesh = pytest.importorskip('trimesh')
+    pytest.importorskip('embreex')
+    image_of = pytest.importorskip('PIL.Image').fromarray
+    import cv2
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    noise = cv2.resize(rng.integers(0, 256, (64, 64, 3), np.uint8), (256, 256))
+    low, high = np.array((-3.0, -2.5, 0.0)), np.array((3.0, 2.5, 3.0))
+    scene = trimesh.Scene()
+    for axis in range(3):
+        for side in (low, high):
+            others = [i for i in range(3) if i != axis]
+            corners = np.tile(side, (4, 1))
+            for k, (a, b) in enumerate(((0, 0), (1, 0), (1, 1), (0, 1))):
+                corners[k, others] = (low, high)[a][others[0]], (low, high)[b][others[1]]
+            uv = np.array(((0, 0), (2, 0), (2, 2), (0, 2)), np.float64)  # twice: it wraps
+            plain = axis == 0 and side is high
+            pixels = np.full((4, 4, 3), 180, np.uint8) if plain else noise
+            material = trimesh.visual.material.PBRMaterial(baseColorTexture=image_of(pixels))
+            scene.add_geometry(
+                trimesh.Trimesh(
+                    corners,
+                    ((0, 1, 2), (0, 2, 3)),
+                    visual=trimesh.visual.TextureVisuals(uv, material=material),
+                    process=False,
+                )
+            )
+    crate = trimesh.creation.box((0.6, 0.6, 0.8))  # no texture
+    place = np.eye(4)
+    place[:3, 3] = (1.0, 1.0, 0.4)
+    scene.add_geometry(crate, transform=place)
+    path = tmp_path_factory.mktemp('worlds') / 'box.glb'
+    path.write_bytes(scene.export(file_type='glb'))
+    return path

@@ -54,6 +54,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     'poselib': ('odometry/robust_pose.py',),
     'kornia': ('cli/bench_networks.py',),  # the benchmark compares with it
     'safetensors': ('models/weights.py',),
+    'trimesh': ('worlds/mesh.py',),
+    'embreex': ('worlds/mesh.py',),
     'typer': ('cli/',),
     'rich': ('cli/',),
     'matplotlib': ('evaluation/', 'cli/'),
@@ -241,7 +243,7 @@ def test_the_core_loads_with_nothing_optional_installed() -> None:
     ]
     optional = [
         'rosbags', 'matplotlib', 'gtsam', 'typer', 'rich', 'rclpy', 'scipy', 'evo', 'trimesh',
-        'pandas', 'PIL', 'poselib',
+        'pandas', 'PIL', 'poselib', 'embreex',
     ]  # fmt: skip
     code = (
         f'import sys, importlib\nfor name in {optional}: sys.modules[name] = None\n'

@@ -18,6 +18,7 @@ from mv_matcher_ros.cli.pairs import pairs
 from mv_matcher_ros.cli.run import run
 from mv_matcher_ros.cli.settings_list import settings
 from mv_matcher_ros.cli.stress import stress
+from mv_matcher_ros.cli.train import train
 
 app = typer.Typer(
     name='mv-matcher',
@@ -61,3 +62,4 @@ app.command()(settings)
 app.command()(doctor)
 app.add_typer(bench, name='bench')
 app.add_typer(export, name='export')
+app.add_typer(train, name='train')

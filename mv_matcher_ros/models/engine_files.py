@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled engines on disk: built once for this machine, then loaded.
 
-An engine belongs to what it was built for: weights, shapes, precision, device, threads and version
-of torch. All of it is in the name of its file (as a hash) and readable beside it. Engines hold
+An engine belongs to what it was built for: weights, the networks' source, shapes, precision,
+device, threads and version of torch. All of it is in the name of its file (as a hash) and readable beside it. Engines hold
 machine code: load none that somebody else built.
 """
 
@@ -16,6 +16,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,7 +85,19 @@ def description(module: nn.Module, example: Sequence[Tensor], place: Place) -> d
         ),
         'threads': 0 if cuda else torch.get_num_threads(),
         'torch': torch.__version__,
+        'source': _source_hash(),
     }
+
+
+@cache
+def _source_hash() -> str:
+    """Of all code an engine can hold: another version of a network is another engine."""
+    digest = hashlib.sha256()
+    package = Path(__file__).resolve().parents[1]
+    for folder in ('geometry', 'models'):
+        for path in sorted((package / folder).glob('*.py')):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _cache() -> Path:

@@ -222,7 +222,7 @@ class MatcherNetwork(nn.Module):
             if final.dtype != torch.float64:
                 final = final.float()
             a, b = pairs.T
-            scores = final[:, a] @ final[:, b].mT * self.profile.width**-0.5
+            scores = (final * self.profile.width**-0.5)[:, a] @ final[:, b].mT
             if penalty is not None:
                 scores = scores - penalty
             log_probability = log_optimal_transport(

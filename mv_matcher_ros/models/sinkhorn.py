@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 # Logarithm of "nothing" that arithmetic survives, gradients included.
 LOG_NOTHING = -1e9
@@ -57,19 +58,20 @@ def log_optimal_transport(
         )
         valid = rows[..., :, None] & columns[..., None, :]
         padded = _with_dustbins(scores, dustbin.to(scores.dtype))
-        padded = torch.where(valid, padded, LOG_NOTHING)
+        padded = padded.masked_fill_(~valid, LOG_NOTHING)
         count_a, count_b = (v.sum(-1, keepdim=True).to(scores.dtype) for v in (valid_a, valid_b))
         mass_a = torch.cat([valid_a.to(scores.dtype), count_b], dim=-1)
         mass_b = torch.cat([valid_b.to(scores.dtype), count_a], dim=-1)
         normalise = _normalise_logarithms if form == 'log' else _normalise_kernel
         log_assignment = normalise(padded, mass_a, mass_b, iterations)
-        return log_assignment.masked_fill(~valid, -torch.inf)
+        return log_assignment.masked_fill_(~valid, -torch.inf)
 
 
 def _with_dustbins(scores: Tensor, dustbin: Tensor) -> Tensor:
-    row = dustbin.expand(*scores.shape[:-2], 1, scores.shape[-1])
-    column = dustbin.expand(*scores.shape[:-2], scores.shape[-2] + 1, 1)
-    return torch.cat([torch.cat([scores, row], dim=-2), column], dim=-1)
+    padded = functional.pad(scores, (0, 1, 0, 1))
+    padded[..., -1] = dustbin
+    padded[..., -1, :] = dustbin
+    return padded
 
 
 def _logarithm(mass: Tensor) -> Tensor:
@@ -96,8 +98,6 @@ def _normalise_kernel(scores: Tensor, mass_a: Tensor, mass_b: Tensor, iterations
     a match is the geometric mean of one with exact rows and one with exact columns. Scores of a
     row that lie 80 below those of its columns are lost.
     """
-    valid = (mass_a > 0)[..., :, None] & (mass_b > 0)[..., None, :]
-    scores = torch.where(valid, scores, LOG_NOTHING)
     largest = scores.amax(dim=-1, keepdim=True), scores.amax(dim=-2, keepdim=True)
     # An entry is at most the mean of the largest of its row and its column: at most one here.
     scaled = scores - 0.5 * torch.where(largest[0] > LOG_NOTHING, largest[0], 0.0)
@@ -112,15 +112,16 @@ def _normalise_kernel(scores: Tensor, mass_a: Tensor, mass_b: Tensor, iterations
             log_u, log_v = 0.5 * (log_u + exact_u), 0.5 * (log_v + exact_v)
         u, v = log_u.clamp_max(LARGEST).exp(), log_v.clamp_max(LARGEST).exp()
         # What makes the rows exact with these columns, and the columns with these rows.
-        exact_u = log_a - (kernel @ v[..., None])[..., 0].clamp_min(least).log()
+        # A row vector times a matrix: kernels for matrix times column are ten times slower.
+        exact_u = log_a - (v[..., None, :] @ kernel.mT)[..., 0, :].clamp_min(least).log()
         exact_v = log_b - (u[..., None, :] @ kernel)[..., 0, :].clamp_min(least).log()
-    rows = scaled + exact_u[..., :, None] + log_v[..., None, :]
-    columns = scaled + log_u[..., :, None] + exact_v[..., None, :]
+    # A match: the mean (in logarithms) of what exact rows and what exact columns say of it.
+    mean_u, mean_v = 0.5 * (exact_u + log_u), 0.5 * (exact_v + log_v)
+    assignment = scaled + mean_u[..., :, None] + mean_v[..., None, :]
     # What stays alone is counted in its own row or column, where no probability exceeds one.
-    both = 0.5 * (rows + columns)
-    upper = torch.cat([both[..., :-1, :-1], rows[..., :-1, -1:]], dim=-1)
-    lower = torch.cat([columns[..., -1:, :-1], both[..., -1:, -1:]], dim=-1)
-    return torch.cat([upper, lower], dim=-2)
+    assignment[..., :-1, -1] = scaled[..., :-1, -1] + exact_u[..., :-1] + log_v[..., -1:]
+    assignment[..., -1, :-1] = scaled[..., -1, :-1] + exact_v[..., :-1] + log_u[..., -1:]
+    return assignment
 
 
 def mutual_matches(log_assignment: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

@@ -45,12 +45,15 @@ class LabelView:
         depth: (H, W) metres along the optical axis, 0 where unknown.
         intrinsics: (3, 3) pinhole.
         world_from_camera: (4, 4) metres.
+        foreign: (H, W) bool, True where something stands in the way or moves that no other view
+            sees at the same place of the world; None: nowhere.
     """
 
     keypoints_xy: Tensor
     depth: Tensor
     intrinsics: Tensor
     world_from_camera: Tensor
+    foreign: Tensor | None = None
 
 
 def match_labels(
@@ -87,7 +90,7 @@ class _Carried:
 
     xy: Tensor  # (N, 2)
     seen: Tensor  # (N,) bool: in the image, and nothing nearer is in the way
-    gone: Tensor  # (N,) bool: outside the image, behind the camera, or hidden
+    gone: Tensor  # (N,) bool: outside the image, behind the camera, hidden, or foreign
 
 
 def _carried(source: LabelView, target: LabelView, limits: LabelLimits) -> _Carried:
@@ -99,7 +102,24 @@ def _carried(source: LabelView, target: LabelView, limits: LabelLimits) -> _Carr
     there, there_known = depth_at_points(target.depth, torch.where(inside[:, None], xy, 0.0))
     agrees = (z - there).abs() < limits.depth_share * there
     hidden = inside & there_known & (z > (1.0 + limits.depth_share) * there)
-    return _Carried(xy, known & inside & there_known & agrees, known & (~inside | hidden))
+    covered = inside & _is_foreign(target, torch.where(inside[:, None], xy, 0.0))
+    alone = _is_foreign(source, source.keypoints_xy)
+    seen = known & inside & there_known & agrees & ~covered & ~alone
+    return _Carried(xy, seen, alone | (known & (~inside | hidden | covered)))
+
+
+def _is_foreign(view: LabelView, xy: Tensor) -> Tensor:
+    """(N,) whether something foreign is seen at pixels (N, 2) inside the image."""
+    if view.foreign is None:
+        return torch.zeros(len(xy), dtype=torch.bool)
+    row, column = _nearest(view.foreign, xy)
+    return view.foreign[row, column]
+
+
+def _nearest(image: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
+    height, width = image.shape
+    row = xy[:, 1].round().long().clamp(0, height - 1)
+    return row, xy[:, 0].round().long().clamp(0, width - 1)
 
 
 def carried(source: LabelView, target: LabelView, depth: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,8 +140,7 @@ def depth_at_points(depth: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
     At the edge of an object the depth of a keypoint could be either one: not known.
     """
     height, width = depth.shape
-    column = xy[:, 0].round().long().clamp(0, width - 1)
-    row = xy[:, 1].round().long().clamp(0, height - 1)
+    row, column = _nearest(depth, xy)
     steps = torch.tensor([-1, 0, 1])
     rows = (row[:, None, None] + steps[:, None]).clamp(0, height - 1)
     columns = (column[:, None, None] + steps).clamp(0, width - 1)

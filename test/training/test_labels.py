@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.training.labels import (
     IGNORED,
     UNMATCHED,
+    LabelLimits,
     LabelView,
     depth_at_points,
     match_labels,
@@ -84,6 +87,34 @@ def test_depth_at_an_edge_is_not_known() -> None:
     depth[:, 10:] = 2.0
     _, known = depth_at_points(depth, torch.tensor([[5.0, 5.0], [9.4, 5.0], [15.0, 5.0]]))
     assert known.tolist() == [True, False, True]
+
+
+def test_what_is_foreign_has_no_partner() -> None:
+    """Something stands before the wall in the second view: no depth, but surely no partner."""
+    a = wall([(80, 60), (30, 100)])
+    b = wall([(80 - SHIFT_PX, 60), (30 - SHIFT_PX, 100)], SHIFT_M)
+    foreign = torch.zeros(120, 160, dtype=torch.bool)
+    foreign[40:80, 40:80] = True
+    b = replace(b, depth=torch.where(foreign, 0.0, b.depth), foreign=foreign)
+    of_a, of_b = match_labels(a, b)
+    assert of_a.tolist() == [UNMATCHED, 1]
+    assert of_b.tolist() == [UNMATCHED, 1]
+
+
+def test_behind_the_camera_there_is_no_partner() -> None:
+    a, b = wall([(80, 60)]), wall([(80, 60)])
+    turned = torch.diag(torch.tensor([-1.0, 1, -1, 1], dtype=torch.float64))
+    of_a, of_b = match_labels(a, replace(b, world_from_camera=turned))
+    assert of_a.tolist() == of_b.tolist() == [UNMATCHED]
+
+
+def test_limits_are_where_the_plan_puts_them() -> None:
+    limits = LabelLimits()
+    assert 3.0 <= limits.match_px <= 5.0
+    assert 10.0 <= limits.far_px <= 15.0
+    for off, wanted in ((2.9, 0), (3.1, IGNORED), (9.9, IGNORED), (10.1, UNMATCHED)):
+        of_a, _ = match_labels(wall([(70, 60)]), wall([(70 - SHIFT_PX + off, 60)], SHIFT_M))
+        assert of_a.tolist() == [wanted]
 
 
 def test_views_without_keypoints() -> None:
