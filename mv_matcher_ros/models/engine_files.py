@@ -2,8 +2,8 @@
 """Compiled engines on disk: built once for this machine, then loaded.
 
 An engine belongs to what it was built for: weights, the networks' source, shapes, precision,
-device, threads and version of torch. All of it is in the name of its file (as a hash) and readable beside it. Engines hold
-machine code: load none that somebody else built.
+device, threads and version of torch. All of it is in the name of its file (as a hash) and readable
+beside it. Engines hold machine code: load none that somebody else built.
 """
 
 from __future__ import annotations
