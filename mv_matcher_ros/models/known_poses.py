@@ -54,17 +54,21 @@ class KnownPoses:
             self.plane_xy.to(device), self.target_from_source.to(device), self.sigma.to(device)
         )
 
-    def squared_distance(self) -> Tensor:
-        """(B, V, V, N, N) squared distances from epipolar lines, at most `FARTHEST`.
+    def squared_distance(self, others: Tensor) -> Tensor:
+        """(B, V, W, N, N) squared distances from epipolar lines, at most `FARTHEST`.
 
-        [batch, source, target, i, j] is that of keypoint j of the target view from the line of
+        [batch, source, w, i, j] is that of keypoint j of view others[source, w] from the line of
         keypoint i of the source view, in units of sigma; 0 where the pose is unknown or a pure
         rotation, which has no epipolar lines.
+
+        Args:
+            others: (V, W) int64 views.
         """
-        pose = self.target_from_source.transpose(1, 2)
-        rays = self.plane_xy
-        sigma = self.sigma.transpose(1, 2)
-        return squared_epipolar_distance(rays[:, :, None], rays[:, None], pose, sigma)
+        source = torch.arange(len(others), device=others.device)[:, None]
+        pose, sigma = self.target_from_source[:, others, source], self.sigma[:, others, source]
+        return squared_epipolar_distance(
+            self.plane_xy[:, :, None], self.plane_xy[:, others], pose, sigma
+        )
 
 
 def squared_epipolar_distance(
@@ -83,7 +87,6 @@ def squared_epipolar_distance(
     known = sigma.isfinite()
     eye = torch.eye(4, dtype=target_from_source.dtype, device=target_from_source.device)
     pose = torch.where(known[..., None, None], target_from_source, eye)
-    distance = epipolar_lines(pose, source_xy) @ homogeneous(target_xy).mT
-    return (
-        (distance / torch.where(known, sigma, 1.0)[..., None, None]).square().clamp_max(FARTHEST)
-    )
+    per_sigma = torch.where(known, 1.0 / sigma, 0.0)[..., None, None]
+    distance = (per_sigma * epipolar_lines(pose, source_xy)) @ homogeneous(target_xy).mT
+    return distance.square().clamp_max(FARTHEST)

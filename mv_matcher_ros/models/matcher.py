@@ -148,8 +148,8 @@ class MatcherNetwork(nn.Module):
         index = pairs if isinstance(pairs, Tensor) else pair_index(batch.views, pairs)
         index = index.to(batch.valid.device)
         distance = None
-        if known is not None and self.geometry is not None:
-            distance = known.squared_distance()
+        if known is not None and self.geometry is not None and batch.views > 1:
+            distance = known.squared_distance(others(batch.views, batch.valid.device))
         final = self.describe(batch, sees, distance)
         penalty = None if distance is None else self.penalty(distance, index)
         return self.assign(final, batch.valid, index, penalty)
@@ -157,18 +157,19 @@ class MatcherNetwork(nn.Module):
     def describe(
         self, batch: ViewBatch, sees: Tensor | None = None, distance: Tensor | None = None
     ) -> Tensor:
-        """(B, V, N, width) matching descriptors: the keypoint encoder and all graph layers."""
+        """(B, V, N, width) matching descriptors: the keypoint encoder and all graph layers.
+
+        distance: as `KnownPoses.squared_distance` of all other views gives it.
+        """
         x = self.encode(batch).flatten(0, 1)
-        graph = Neighbourhood.of(batch, sees, distance)
+        own, across = neighbourhood(batch, sees, distance)
         for number, (kind, layer) in enumerate(zip(self.profile.layers, self.layers, strict=True)):
             assert isinstance(layer, GraphLayer)
             if kind == 'self':
-                x = layer.within(x, graph.own)
+                x = layer.updated(x, *layer.keys_and_values(x), own)
             elif batch.views > 1:
-                term = None
-                if graph.distance is not None:
-                    term = self.attention_term(graph.distance, number)
-                x = layer.across(x, graph, term)
+                keys, values = (of_others(part, batch.views) for part in layer.keys_and_values(x))
+                x = layer.updated(x, keys, values, across, self.weight_of_lines(number))
             else:
                 x = layer.alone(x)
         return self.final(x).unflatten(0, batch.valid.shape[:2])
@@ -194,19 +195,21 @@ class MatcherNetwork(nn.Module):
         return self.descriptor(self.gain * descriptors) + self.encoder(place)
 
     def penalty(self, distance: Tensor, pairs: Tensor) -> Tensor:
-        """(B, P, N, N) what the scores of pairs lose by (B, V, V, N, N) epipolar distances."""
+        """(B, P, N, N) what the scores of pairs lose by epipolar distances; see `describe`."""
         a, b = pairs.T
-        return self.penalty_of(distance[:, a, b] + distance[:, b, a].mT)
+        # The number of b among the others of a, and of a among those of b.
+        return self.penalty_of(
+            distance[:, a, b - (b > a).long()] + distance[:, b, a - (a > b).long()].mT
+        )
 
     def penalty_of(self, both_ways: Tensor) -> Tensor:
         """What scores lose by the sum of the squared distances both ways, of any shape."""
         assert self.geometry is not None
         return 0.5 * functional.softplus(self.geometry[-1]).to(both_ways.dtype) * both_ways
 
-    def attention_term(self, distance: Tensor, layer: int) -> Tensor:
-        """What attention of a layer gets added for squared epipolar distances of any shape."""
-        assert self.geometry is not None
-        return -functional.softplus(self.geometry[layer]).to(distance.dtype) * distance
+    def weight_of_lines(self, layer: int) -> Tensor | None:
+        """() what a squared epipolar distance takes from the logits of a layer's attention."""
+        return None if self.geometry is None else functional.softplus(self.geometry[layer])
 
     def assign(
         self, final: Tensor, valid: Tensor, pairs: Tensor, penalty: Tensor | None = None
@@ -242,46 +245,65 @@ class MatcherNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class Neighbourhood:
-    """Who may attend to whom.
+class Reach:
+    """The keys that nodes may hear.
 
     Attributes:
-        others: (V, V − 1) int64, the other views of each view.
-        own: (B·V, 1, 1, N) bool keys of the own view.
-        across: (B·V, 1, 1, (V − 1)·N) bool keys of the other views.
-        distance: (B·V, 1, N, (V − 1)·N) squared epipolar distance; None: unknown.
+        allowed: (K, 1, 1, M) bool; where nothing may be heard everything is, to no effect.
+        heard: (K, 1, 1) bool, whether there is anything to hear.
+        distance: (K, 1, N, M) squared epipolar distance; None: unknown.
     """
 
-    others: Tensor
-    own: Tensor
-    across: Tensor
-    distance: Tensor | None
+    allowed: Tensor
+    heard: Tensor
+    distance: Tensor | None = None
 
     @classmethod
-    def of(cls, batch: ViewBatch, sees: Tensor | None, distance: Tensor | None) -> Neighbourhood:
-        """The graph of a batch; see `MatcherNetwork.forward`."""
-        count, views, capacity = batch.valid.shape
-        device = batch.valid.device
-        everyone = torch.arange(views, device=device)
-        others = everyone[: max(views - 1, 0)].expand(views, -1)
-        others = others + (others >= everyone[:, None])
-        own = batch.valid.reshape(count * views, 1, 1, capacity)
-        keys = batch.valid[:, others]
-        if sees is not None:
-            seen = sees.gather(2, others.expand(count, *others.shape))
-            keys = keys & seen[..., None]
-        across = keys.reshape(count * views, 1, 1, (views - 1) * capacity)
-        if distance is not None:
-            rows = everyone[:, None]
-            distance = distance[:, rows, others].transpose(2, 3)  # (B, V, N, V − 1, N)
-            distance = distance.reshape(count * views, 1, capacity, (views - 1) * capacity)
-        return cls(others, own, across, distance)
+    def of(cls, keys: Tensor, distance: Tensor | None = None) -> Reach:
+        """Of (K, M) bool keys."""
+        heard = keys.any(dim=-1)[:, None, None]
+        return cls(keys[:, None, None] | ~heard[..., None], heard, distance)
 
-    def of_others(self, part: Tensor) -> Tensor:
-        """(B·V, heads, N, C) of each view → (B·V, heads, (V − 1)·N, C) of all others."""
-        views = self.others.shape[0]
-        gathered = part.unflatten(0, (-1, views))[:, self.others]  # (B, V, V − 1, heads, N, C)
-        return gathered.transpose(2, 3).flatten(3, 4).flatten(0, 1)
+    def mask(self, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What attention takes: bool, or what is added to its logits.
+
+        weight: () of a squared distance.
+        """
+        if self.distance is None or weight is None:
+            return self.allowed
+        hidden = torch.zeros_like(self.allowed, dtype=dtype).masked_fill(~self.allowed, -torch.inf)
+        return torch.addcmul(hidden, self.distance.to(dtype), -weight.to(dtype))
+
+
+def others(views: int, device: torch.device) -> Tensor:
+    """(V, V − 1) int64, the other views of each view in order."""
+    everyone = torch.arange(views, device=device)
+    rest = everyone[: max(views - 1, 0)].expand(views, -1)
+    return rest + (rest >= everyone[:, None])
+
+
+def of_others(part: Tensor, views: int) -> Tensor:
+    """(B·V, heads, N, C) of each view → (B·V, heads, (V − 1)·N, C) of all others."""
+    gathered = part.unflatten(0, (-1, views))[:, others(views, part.device)]
+    return gathered.transpose(2, 3).flatten(3, 4).flatten(0, 1)
+
+
+def neighbourhood(
+    batch: ViewBatch, sees: Tensor | None, distance: Tensor | None
+) -> tuple[Reach, Reach]:
+    """What each of the B·V views may hear of itself, and of the others; see `describe`."""
+    count, views, capacity = batch.valid.shape
+    rest = others(views, batch.valid.device)
+    keys = batch.valid[:, rest]
+    if sees is not None:
+        keys = keys & sees.gather(2, rest.expand(count, *rest.shape))[..., None]
+    room = (views - 1) * capacity
+    if distance is not None:  # (B, V, V − 1, N, N)
+        distance = distance.transpose(2, 3).reshape(count * views, 1, capacity, room)
+    return (
+        Reach.of(batch.valid.reshape(count * views, capacity)),
+        Reach.of(keys.reshape(count * views, max(room, 0)), distance),
+    )
 
 
 class GraphLayer(nn.Module):
@@ -298,20 +320,6 @@ class GraphLayer(nn.Module):
         self.merge = nn.Linear(size, width)
         self.update = perceptron((2 * width, 2 * width, width), profile.normalised)
 
-    def within(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Each view attends to itself. x: (B·V, N, width)."""
-        return self.updated(x, *self.keys_and_values(x), mask)
-
-    def across(self, x: Tensor, graph: Neighbourhood, term: Tensor | None) -> Tensor:
-        """Each view attends to the keypoints of all others together.
-
-        Args:
-            x: (B·V, N, width).
-            term: (B·V, 1, N, (V − 1)·N) added to the attention's logits, or None.
-        """
-        keys, values = (graph.of_others(part) for part in self.keys_and_values(x))
-        return self.updated(x, keys, values, attention_mask(graph.across, term, x.dtype))
-
     def alone(self, x: Tensor) -> Tensor:
         """There is nobody to attend to: the message is nothing."""
         return x + self.update(torch.cat([x, torch.zeros_like(x)], dim=-1))
@@ -321,33 +329,23 @@ class GraphLayer(nn.Module):
         keys, values = self.source(x).chunk(2, dim=-1)
         return self._by_head(keys), self._by_head(values)
 
-    def updated(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    def updated(
+        self, x: Tensor, keys: Tensor, values: Tensor, reach: Reach, weight: Tensor | None = None
+    ) -> Tensor:
         """Nodes x (K, N, width) after a message from keys and values (K, heads, M, size).
 
-        mask: (K, 1, 1 or N, M), bool or additive. A view without any allowed key gets no message.
+        weight: of squared epipolar distances, see `Reach`. Who can hear nothing gets no message.
         """
-        allowed = mask if mask.dtype == torch.bool else mask > -torch.inf
-        heard = allowed.any(dim=-1, keepdim=True)
-        mask = mask | ~heard if mask.dtype == torch.bool else mask.where(heard, 0.0)
         query = self._by_head(self.query(x))
-        message = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        message = functional.scaled_dot_product_attention(
+            query, keys, values, attn_mask=reach.mask(weight, x.dtype)
+        )
         message = self.merge(message.transpose(1, 2).flatten(2))
-        message = torch.where(heard[:, 0], message, 0.0)
+        message = torch.where(reach.heard, message, 0.0)
         return x + self.update(torch.cat([x, message], dim=-1))
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-def attention_mask(keys: Tensor, term: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Which keys may be heard, and what is added to the logits: what attention takes as a mask.
-
-    Args:
-        keys: (K, 1, 1, M) bool.
-        term: (K, 1, N, M), or None.
-        dtype: of the attention.
-    """
-    return keys if term is None else term.to(dtype).masked_fill(~keys, -torch.inf)
 
 
 class ConfidenceHead(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mv_matcher_ros.geometry.se3 import inverse
 from mv_matcher_ros.models.known_poses import squared_epipolar_distance
-from mv_matcher_ros.models.matcher import Assignment, GraphLayer, MatcherNetwork, attention_mask
+from mv_matcher_ros.models.matcher import Assignment, GraphLayer, MatcherNetwork, Reach
 from mv_matcher_ros.models.view_batch import ViewBatch, padded
 
 
@@ -177,9 +177,9 @@ class StreamingNetwork(nn.Module):
         network = self.network
         x = network.encode(batch)[0]
         valid = batch.valid[0]
-        own, others = valid[:, None, None], past.valid.reshape(1, 1, 1, -1)
         if distance is not None:
             distance = distance.transpose(0, 1).flatten(1)[None, None]
+        own, across = Reach.of(valid), Reach.of(past.valid.reshape(1, -1), distance)
         offered: list[tuple[Tensor, Tensor]] = []
         for number, (kind, layer) in enumerate(
             zip(network.profile.layers, network.layers, strict=True)
@@ -190,14 +190,13 @@ class StreamingNetwork(nn.Module):
                 x = layer.updated(x, keys, values, own)
                 continue
             offered.append((keys[0], values[0]))
-            if not others.numel():
+            if not past.valid.numel():
                 x = layer.alone(x)
                 continue
             keys, values = (
                 part[:, len(offered) - 1].transpose(0, 1).flatten(1, 2)[None]
                 for part in (past.keys, past.values)
             )
-            term = None if distance is None else network.attention_term(distance, number)
-            x = layer.updated(x, keys, values, attention_mask(others, term, x.dtype))
+            x = layer.updated(x, keys, values, across, network.weight_of_lines(number))
         kept, given = (torch.stack(parts) for parts in zip(*offered, strict=True))
         return ViewState(kept, given, network.final(x)[0], valid[0])

@@ -16,7 +16,7 @@ from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.known_poses import FARTHEST, KnownPoses
-from mv_matcher_ros.models.matcher import Assignment, MatcherNetwork
+from mv_matcher_ros.models.matcher import Assignment, MatcherNetwork, others
 from mv_matcher_ros.models.profiles import MATCHERS, MatcherProfile
 from mv_matcher_ros.models.public_weights import superglue_weights
 from mv_matcher_ros.models.view_batch import ViewBatch
@@ -258,6 +258,14 @@ def test_chosen_pairs_are_those_of_the_whole() -> None:
 
 # ------------------------------------------------------------- known poses
 
+BOTH = torch.tensor([[1], [0]])  # the other one of two views
+
+
+def test_other_views_are_all_but_the_own() -> None:
+    cpu = torch.device('cpu')
+    assert others(3, cpu).tolist() == [[1, 2], [0, 2], [0, 1]]
+    assert others(1, cpu).shape == (1, 0)
+
 
 def test_epipolar_distance_is_that_of_the_point_from_the_line_of_its_partner() -> None:
     generator = torch.Generator().manual_seed(0)
@@ -272,9 +280,9 @@ def test_epipolar_distance_is_that_of_the_point_from_the_line_of_its_partner() -
     known = KnownPoses.of(
         plane[None], world_from_camera, torch.full((1, 2, 2), 0.01, dtype=torch.float64)
     )
-    distance = known.squared_distance()
+    distance = known.squared_distance(BOTH)
     for source, target in ((0, 1), (1, 0)):
-        table = distance[0, source, target]
+        table = distance[0, source, 0]
         assert float(table.diagonal().max()) < 1e-18
         # A ray's points at two depths span its line; the distance is to that line.
         relative = known.target_from_source[0, target, source]
@@ -296,11 +304,11 @@ def test_poses_that_are_unknown_or_pure_rotations_say_nothing() -> None:
     turn[0, 1] = se3.exp(torch.tensor([0, 0, 0, 0.1, 0.2, 0.3], dtype=torch.float64))
     sigma = torch.full((1, 2, 2), 0.01, dtype=torch.float64)
     plane = batch.keypoints_xy / 500.0
-    assert float(KnownPoses.of(plane, turn, sigma).squared_distance().max()) == 0.0
+    assert float(KnownPoses.of(plane, turn, sigma).squared_distance(BOTH).max()) == 0.0
     turn[0, 1, :3, 3] = 1.0
-    assert float(KnownPoses.of(plane, turn, sigma).squared_distance().max()) > 1.0
+    assert float(KnownPoses.of(plane, turn, sigma).squared_distance(BOTH).max()) > 1.0
     unknown = KnownPoses.of(plane, turn, torch.full_like(sigma, torch.inf))
-    assert float(unknown.squared_distance().max()) == 0.0
+    assert float(unknown.squared_distance(BOTH).max()) == 0.0
     matcher = network()
     close(matcher(batch, known=unknown), matcher(batch))
 
@@ -313,7 +321,7 @@ def test_known_poses_far_from_the_origin_are_the_same() -> None:
     far = poses.clone()
     far[..., :3, 3] += 1e5
     plane, sigma = near.plane_xy.float(), torch.full((1, 2, 2), 0.01)
-    a, b = (KnownPoses.of(plane, p, sigma).squared_distance() for p in (poses, far))
+    a, b = (KnownPoses.of(plane, p, sigma).squared_distance(BOTH) for p in (poses, far))
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
@@ -330,7 +338,8 @@ def test_a_known_pose_takes_probability_from_what_lies_off_the_line() -> None:
     batch = doubled(ViewBatch.of(views((30, 30), 12)))
     known = known_poses(batch)
     known = replace(known, sigma=torch.full_like(known.sigma, 0.02))
-    far = known.squared_distance()[0, 0, 1] + known.squared_distance()[0, 1, 0].T > FARTHEST
+    there, back = known.squared_distance(BOTH)[0, :, 0]
+    far = there + back.T > FARTHEST
     informed, blind = matcher(batch, known=known), matcher(batch)
     share = [a.log_probability[0, 0, :-1, :-1].exp()[far].sum().item() for a in (blind, informed)]
     assert share[1] < 0.5 * share[0]
