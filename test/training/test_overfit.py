@@ -15,7 +15,7 @@ from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.classical import ClassicalDetector
 from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.profiles import MATCHERS
-from mv_matcher_ros.models.view_batch import ViewBatch
+from mv_matcher_ros.models.view_batch import ViewBatch, padded
 from mv_matcher_ros.odometry.pose_estimator import PoseEstimator
 from mv_matcher_ros.training.labels import IGNORED, LabelView, match_labels, packed
 from mv_matcher_ros.training.losses import confidence_loss, matching_loss, pose_angles
@@ -24,7 +24,7 @@ from mv_matcher_ros.worlds.presets import make_rig
 from mv_matcher_ros.worlds.rendering import render
 from mv_matcher_ros.worlds.trajectories import pose_matrices
 
-KEYPOINTS, STEPS = 400, 110
+KEYPOINTS, STEPS = 400, 120
 POSITIONS_M = np.array([
     [-2.4, -1.2, 1.35], [-1.9, -1.0, 1.2], [-1.5, -1.5, 1.5], [-1.1, -0.8, 1.3], [-2.0, -0.5, 1.5],
 ])  # fmt: skip
@@ -36,8 +36,10 @@ PAIRS = list(combinations(range(5), 2))
 
 def rendered_tuple() -> tuple[list[Features], list[LabelView], tuple[float, ...]]:
     """SIFT features of five views of a room, with depth and pose."""
-    world, camera = scenes.room(3), make_rig('mono', (640, 480)).cameras[0]
-    detector = ClassicalDetector(DetectorSettings(max_keypoints=KEYPOINTS))
+    # Keypoints are off by a fraction of a pixel: large images leave little of it as an angle.
+    world, camera = scenes.room(3), make_rig('mono', (1600, 1200)).cameras[0]
+    settings = DetectorSettings(max_keypoints=KEYPOINTS, working_width=0)
+    detector = ClassicalDetector(settings)
     fx, fy, cx, cy = camera.intrinsics
     intrinsics = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]).double()
     features, views = [], []
@@ -79,7 +81,7 @@ def test_a_tuple_of_five_views_is_learned_by_heart() -> None:
     kept = matches.confidence > 0.5
     matches = Matches(matches.views[kept], matches.keypoints[kept], matches.confidence[kept])
     plane = (batch.keypoints_xy[0] - torch.tensor([cx, cy])) / torch.tensor([fx, fy])
-    sigma = torch.full(plane.shape[:2], 0.7 / fx, dtype=torch.float64)
+    sigma = torch.stack([padded(f.sigma_px, batch.capacity) for f in features]).double() / fx
     found = PoseEstimator(PoseEstimatorSettings()).estimate(plane.double(), sigma, matches)
     truth = torch.stack([view.world_from_camera for view in views])
     relative, expected = (
@@ -92,6 +94,6 @@ def test_a_tuple_of_five_views_is_learned_by_heart() -> None:
         f'deg mean {translation.max():.3f} deg largest, {found.methods}'
     )
     assert precision >= 0.99
-    assert recall >= 0.98
+    assert recall >= 0.975
     assert float(rotation.max()) < 0.1
-    assert float(translation.max()) < 0.4
+    assert float(translation.max()) < 0.1
