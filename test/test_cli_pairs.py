@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -195,3 +196,67 @@ def test_settings_of_the_estimator_count() -> None:
     np.testing.assert_allclose(found[:2, 3] / found[0, 3], [1.0, 0.2], atol=0.01)
     strict = PoseEstimatorSettings(min_robust_share=0.9, min_inlier_share=0.9)
     assert PairSolver(Solver.estimator, 1.0, strict)(matched) is None
+
+
+# ------------------------------------------------------------- ways side by side
+
+WAYS = """
+- name: SIFT
+- name: ORB
+  settings: {detector.name: orb, matching.ratio: 0.9}
+"""
+
+
+def test_ways_are_measured_on_the_same_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, ways = pairs_file(tmp_path), tmp_path / 'ways.yaml'
+    ways.write_text(WAYS)
+    common = ['bench', 'pairs', str(file), '--ways', str(ways), '--shuffles', '2']
+    solvers = ['--solver', 'magsac', '--solver', 'loransac', '--solver', 'estimator']
+    found = prints_json([*common, *solvers, '--json'], capsys)['pairs']
+    assert found['count'] == 1
+    names = [f'{way}, {s}' for way in ('SIFT', 'ORB') for s in solvers[1::2]]
+    assert list(found['ways']) == names
+    first = found['ways']['SIFT, magsac']
+    assert first['precision']['value'] > 90.0
+    assert first['precision']['difference'] == 0.0
+    assert found['ways']['SIFT, loransac']['precision']['difference'] == 0.0
+    assert max(row['auc@20']['value'] for row in found['ways'].values()) > 90.0
+    assert all(row['solver_ms'] > 0.0 for row in found['ways'].values())
+    single = prints_json(['pairs', str(file), '--json'], capsys)
+    assert first['precision']['value'] == pytest.approx(single['precision'])
+    assert first['matching_score']['value'] == pytest.approx(single['matching_score'])
+    assert cli.exit_code([*common, '--thresholds-deg', '1,3']) == 0
+    assert 'auc@3' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('name: SIFT', 'a list of ways is expected'),
+        ('- settings: {}', 'way 1 has other keys than'),
+        ('- {name: SIFT, solver: magsac}', 'way 1 has other keys than'),
+        ('- {name: SIFT, settings: {detector.nam: sift}}', 'did you mean "detector.name"'),
+        ('- {name: X, aliked: nowhere.pth}', 'nowhere.pth: no such checkpoint|kornia'),
+    ],
+)
+def test_faults_of_ways_are_one_line(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ways = tmp_path / 'ways.yaml'
+    ways.write_text(text)
+    arguments = ['bench', 'pairs', str(pairs_file(tmp_path)), '--ways', str(ways)]
+    assert re.search(message, fails_in_one_line(arguments, capsys))
+    line = fails_in_one_line([*arguments, '--thresholds-deg', 'five'], capsys)
+    assert '--thresholds-deg five: write positive numbers' in line
+
+
+def test_poselib_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('mv_matcher_ros.odometry.robust_pose.has_poselib', lambda: False)
+    file = pairs_file(tmp_path)
+    line = fails_in_one_line(['pairs', str(file), '--solver', 'loransac'], capsys)
+    assert 'poselib' in line
+    assert '[robust]' in line

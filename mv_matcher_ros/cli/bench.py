@@ -11,6 +11,7 @@ from mv_matcher_ros.cli.bench_creep import creep
 from mv_matcher_ros.cli.bench_matcher import matcher
 from mv_matcher_ros.cli.bench_memory import memory
 from mv_matcher_ros.cli.bench_node import node
+from mv_matcher_ros.cli.bench_pairs import pairs
 from mv_matcher_ros.cli.bench_recovery import recovery
 from mv_matcher_ros.cli.bench_report import report
 from mv_matcher_ros.cli.bench_stages import FRAMES, measure_stages, print_stages, stages
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 REPEATS = 5
 
 bench = typer.Typer(
-    help='Latency, memory, the live node, bundle adjustment against gtsam.',
+    help='Latency, memory, the live node, bundle adjustment against gtsam, ways of matching.',
     rich_markup_mode=None,
     invoke_without_command=True,
     context_settings={'help_option_names': ['-h', '--help']},
@@ -32,7 +33,7 @@ bench = typer.Typer(
 
 @bench.callback()
 def everything(context: typer.Context, json: JsonOption = False) -> None:
-    """Latency, memory, the live node, bundle adjustment against gtsam.
+    """Latency, memory, the live node, bundle adjustment against gtsam, ways of matching.
 
     Without a command: stages and bundle adjustment.
     """
@@ -53,6 +54,7 @@ def everything(context: typer.Context, json: JsonOption = False) -> None:
 
 
 bench.command()(stages)
+bench.command()(pairs)
 
 
 @bench.command('ba')

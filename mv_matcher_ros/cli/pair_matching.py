@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from mv_matcher_ros.datatypes import Array, Features
@@ -73,6 +74,16 @@ class MatchedPair:
         )
         focal_px = float(np.mean([matrix[[0, 1], [0, 1]] for matrix in upright.matrices]))
         return cls(keypoints, confidence.numpy(), (first, second), focal_px)
+
+    def in_order(self, order: NDArray[np.integer]) -> MatchedPair:
+        """The same matches in another order, (K,)."""
+        first, second = (points[order] for points in self.points)
+        return replace(
+            self,
+            keypoints=self.keypoints[order],
+            confidence=self.confidence[order],
+            points=(first, second),
+        )
 
 
 def normalised(pixels: Any, matrix: Array) -> Array:

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class Solver(str, Enum):
-    """Two robust solvers of OpenCV, and the pose estimator of the odometry."""
+    """Robust solvers of OpenCV and PoseLib, and the pose estimator of the odometry."""
 
     magsac = 'magsac'
     ransac = 'ransac'
+    loransac = 'loransac'
     estimator = 'estimator'
 
     @property
@@ -26,6 +27,7 @@ class Solver(str, Enum):
         return {
             'magsac': 'opencv-usac-magsac',
             'ransac': 'opencv-ransac',
+            'loransac': 'poselib-lo-ransac-and-adjustment',
             'estimator': 'weighted-eight-point-and-adjustment',
         }[self.value]
 
@@ -54,6 +56,8 @@ class PairSolver:
         threshold = self.threshold_px / matched.focal_px
         if self.kind is Solver.estimator:
             return _by_estimator(*matched.points, matched.confidence, threshold, self.estimator)
+        if self.kind is Solver.loransac:
+            return _by_loransac(*matched.points, matched.confidence, threshold)
         return _by_opencv(*matched.points, threshold, self.kind)
 
 
@@ -86,6 +90,26 @@ def _by_estimator(
     b_from_a = np.linalg.inv(found.world_from_body[1].numpy())
     b_from_a[:3, 3] /= max(length, 1e-12)
     return np.asarray(b_from_a)
+
+
+def _by_loransac(
+    points_a: Array, points_b: Array, confidence: Array, threshold: float
+) -> Array | None:
+    """Samples are drawn from confident matches first; the pose is refined over its inliers."""
+    import numpy as np
+    import torch
+
+    from mv_matcher_ros.errors import MissingDependencyError
+    from mv_matcher_ros.odometry.robust_pose import FEWEST, has_poselib, robust_pose
+
+    if not has_poselib():
+        raise MissingDependencyError('poselib', 'robust', '--solver loransac')
+    if len(points_a) < FEWEST:
+        return None
+    order = np.argsort(-confidence, kind='stable')
+    first, second = (torch.from_numpy(points[order]) for points in (points_a, points_b))
+    found = robust_pose(first, second, threshold)
+    return None if found is None else np.asarray(found.numpy())
 
 
 def _by_opencv(points_a: Array, points_b: Array, threshold: float, solver: Solver) -> Array | None:

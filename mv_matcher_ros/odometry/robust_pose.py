@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import cv2
 import numpy as np
 import torch
@@ -15,6 +17,11 @@ from mv_matcher_ros.geometry.relative_pose import refine_relative_pose
 FEWEST = 8
 # Most samples of the robust solver: enough for a quarter of inliers.
 MOST_SAMPLES = 10_000
+
+
+def has_poselib() -> bool:
+    """PoseLib is installed."""
+    return importlib.util.find_spec('poselib') is not None
 
 
 def robust_pose(plane_a: Tensor, plane_b: Tensor, threshold: float) -> Tensor | None:
