@@ -72,7 +72,7 @@ class LearnedMatcher:
         return network(batch.to(place.device, place.dtype))
 
     def prepare(self) -> None:
-        """Capture or load what runs for two views and for a whole window; nothing when eager."""
+        """Capture or load what runs for two views and for whole windows; nothing when eager."""
         if not self._rooms.fixed:
             return
         most = self._settings.graph_keypoints
@@ -81,6 +81,8 @@ class LearnedMatcher:
                 room = self._rooms.keypoints(most >> step, views)
                 features = made_up_features(self.network, room, views)
                 self.match(features, [(view, views - 1) for view in range(views - 1)])
+                if views > 2:  # a map may begin with a whole window
+                    self.match(features)
 
     def match(
         self,

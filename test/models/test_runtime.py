@@ -128,17 +128,18 @@ def test_fixed_shapes_change_nothing(
         assert len(expected) > 10
 
 
-def test_a_window_needs_two_engines_and_no_more(uncompiled: list[Any]) -> None:
+def test_a_window_needs_three_engines_and_no_more(uncompiled: list[Any]) -> None:
     """Whatever number of views, keypoints and pairs it has, and whether poses are known."""
     fixed = matcher(COMPILED)
     fixed.prepare()
-    assert len(uncompiled) == 2
+    assert len(uncompiled) == 3
     for counts in ((40, 30), (5, 30, 20), (48, 48, 48, 48), (0, 3, 0)):
         features = seen(counts)
         pairs = [(view, len(counts) - 1) for view in range(len(counts) - 1)]
         fixed.match(features, pairs, known_poses(features))
         fixed.match(features, pairs)
-    assert len(uncompiled) == 2
+        fixed.match(features)
+    assert len(uncompiled) == 3
 
 
 def stream(learned: LearnedMatcher, features: Sequence[Features], told: bool) -> list[Matches]:
@@ -184,7 +185,7 @@ def test_an_engine_is_ready_when_the_odometry_is_made(
         'sensor': 'mono',
     })  # fmt: skip
     OdometryEngine(settings, make_rig('mono', (160, 120)))
-    assert len(uncompiled) == 4  # detector, two views, a window, one view after another
+    assert len(uncompiled) == 5  # detector, two views, windows, one view after another
     assert uncompiled[0] == ((1, 1, 120, 160), (1, 120, 160))
 
 
