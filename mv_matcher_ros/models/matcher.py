@@ -284,8 +284,9 @@ def others(views: int, device: torch.device) -> Tensor:
 
 def of_others(part: Tensor, views: int) -> Tensor:
     """(B·V, heads, N, C) of each view → (B·V, heads, (V − 1)·N, C) of all others."""
-    gathered = part.unflatten(0, (-1, views))[:, others(views, part.device)]
-    return gathered.transpose(2, 3).flatten(3, 4).flatten(0, 1)
+    by_head = part.unflatten(0, (-1, views)).transpose(1, 2)
+    gathered = by_head[:, :, others(views, part.device)].flatten(3, 4)  # (B, heads, V, M, C)
+    return gathered.transpose(1, 2).flatten(0, 1)
 
 
 def neighbourhood(
