@@ -187,6 +187,7 @@ def full_hessian(problem: Problem) -> NormalEquations:
         extrinsic: Tensor,
         measured: Tensor,
         sqrt_information: Tensor,
+        importance: Tensor,
     ) -> Tensor:
         moved = pose @ se3.exp(step[:6])
         body = moved[:3, :3].T @ (world + step[6:] - moved[:3, 3])
@@ -204,9 +205,10 @@ def full_hessian(problem: Problem) -> NormalEquations:
                 value
                 + kernel_value_and_weight(squared[2], problem.kernel, problem.kernel_width)[0]
             )
-        return 0.5 * value
+        return 0.5 * importance * value
 
     zero = torch.zeros(len(pose), 9, dtype=pose.dtype, device=pose.device)
+    importance = zero[:, 0] + 1.0 if problem.importance is None else problem.importance.flatten()
     blocks = torch.func.vmap(torch.func.hessian(observation_cost))(
         zero,
         pose,
@@ -214,6 +216,7 @@ def full_hessian(problem: Problem) -> NormalEquations:
         extrinsic,
         problem.measured.reshape(-1, size),
         problem.sqrt_information.flatten(0, 1),
+        importance,
     )
     pose_blocks = torch.zeros(batch * poses, 6, 6, dtype=pose.dtype, device=pose.device)
     pose_blocks = pose_blocks.index_add(0, pose_at, blocks[:, :6, :6]).reshape(batch, poses, 6, 6)

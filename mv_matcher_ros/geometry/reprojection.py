@@ -61,6 +61,8 @@ class Problem:
         kernel, kernel_width: robust kernel on whitened residuals; image and depth parts each have
             their own.
         points_fixed: no point moves (pose-only adjustment).
+        importance: (B, O) factor of ρ, or None for 1. Unlike a larger σ, a small one does not
+            make an outlier look like an inlier.
 
     Raises:
         GeometryError: if shapes disagree.
@@ -79,6 +81,7 @@ class Problem:
     kernel: Kernel = 'none'
     kernel_width: float = 1.0
     points_fixed: bool = False
+    importance: Tensor | None = None
 
     def __post_init__(self) -> None:
         batch, poses = self.world_from_body.shape[:2]
@@ -92,6 +95,8 @@ class Problem:
             'sqrt_information': (self.sqrt_information, tuple(self.measured.shape) + last),
             'fixed': (self.fixed, (batch, poses)),
         }
+        if self.importance is not None:
+            expected['importance'] = (self.importance, (batch, observations))
         for name, (value, shape) in expected.items():
             if tuple(value.shape) != shape:
                 raise GeometryError(f'{name} has shape {tuple(value.shape)}, expected {shape}')
@@ -196,13 +201,17 @@ def _robust(problem: Problem, whitened: Tensor) -> tuple[Tensor, Tensor]:
     The image part and the depth part each have a kernel of their own.
     """
     image = whitened[:, :2].square().sum(1)
-    value, weight = kernel_value_and_weight(image, problem.kernel, problem.kernel_width)
-    if whitened.shape[1] == 2:
-        return value, weight[:, None].expand(-1, 2)
-    depth_value, depth_weight = kernel_value_and_weight(
-        whitened[:, 2].square(), problem.kernel, problem.kernel_width
-    )
-    return value + depth_value, torch.stack([weight, weight, depth_weight], dim=1)
+    value, image_weight = kernel_value_and_weight(image, problem.kernel, problem.kernel_width)
+    weight = image_weight[:, None].expand(-1, 2)
+    if whitened.shape[1] == 3:
+        depth_value, depth_weight = kernel_value_and_weight(
+            whitened[:, 2].square(), problem.kernel, problem.kernel_width
+        )
+        value, weight = value + depth_value, torch.cat([weight, depth_weight[:, None]], dim=1)
+    if problem.importance is None:
+        return value, weight
+    importance = problem.importance.reshape(-1)
+    return importance * value, importance[:, None] * weight
 
 
 def prior_deviation(prior: PosePrior, world_from_body: Tensor) -> Tensor:

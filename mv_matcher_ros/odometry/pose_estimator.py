@@ -22,6 +22,7 @@ from mv_matcher_ros.config import PoseEstimatorSettings
 from mv_matcher_ros.datatypes import Matches
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import attach_gradient, solve
+from mv_matcher_ros.geometry.epipolar import essential_from_pose, sampson_error
 from mv_matcher_ros.geometry.reprojection import Problem
 from mv_matcher_ros.geometry.triangulation import triangulate
 from mv_matcher_ros.odometry.pair_poses import (
@@ -38,8 +39,10 @@ from mv_matcher_ros.odometry.view_tree import ViewSetup, spanning_tree
 Gradient = Literal['none', 'unrolled', 'implicit']
 # Points with less parallax start too far off to help the poses.
 MIN_PARALLAX_RAD = 0.005
-# Kernel of the adjustment, in sigma.
-KERNEL_WIDTH = 2.0
+# Kernel of the adjustment, in the noise that the matches show; gradients are those of a kernel
+# that does not depend on them, in sigma.
+KERNEL_WIDTH = {'none': 1.0, 'unrolled': 2.0, 'implicit': 2.0}
+LEAST_NOISE = 0.1
 POINT_STEPS = 1
 # Share of the cost that the last step may still save. Gradients hold at the optimum only.
 CONVERGED = {'none': 1e-4, 'unrolled': 1e-9, 'implicit': 1e-12}
@@ -112,7 +115,10 @@ class PoseEstimator:
         scales = pair_scales(pairs, poses, views, capacity)
         world_from_body, found = spanning_tree(pairs.pairs, poses, scales, setup)
         tracks = build_tracks(matches, views, capacity)
-        start = self._problem(plane_xy, sigma, tracks, world_from_body, found, setup)
+        width = KERNEL_WIDTH[gradient]
+        if gradient == 'none':
+            width *= _noise(pairs, poses)
+        start = self._problem(plane_xy, sigma, tracks, world_from_body, found, setup, width)
         adjusted = self._adjusted(start, gradient)
         return self._result(adjusted, start, tracks, found, scales, pairs, poses)
 
@@ -131,6 +137,7 @@ class PoseEstimator:
         world_from_body: Tensor,
         found: Tensor,
         setup: ViewSetup,
+        kernel_width: float,
     ) -> _Start:
         view_found = found[setup.body]
         camera_from_world = setup.camera_from_body[setup.camera] @ se3.inverse(
@@ -141,12 +148,12 @@ class PoseEstimator:
         index = tracks.keypoint.clamp_min(0)
         measured = plane_xy[column, index]  # (T, V, 2)
         noise = sigma[column, index]
-        weight = torch.where(seen, tracks.confidence.to(plane_xy.dtype) / noise, 0.0)
+        confidence = torch.where(seen, tracks.confidence.to(plane_xy.dtype), 0.0)
         with torch.no_grad():
             guess = triangulate(
                 measured.detach(),
                 camera_from_world.detach(),
-                weight.detach().square(),
+                (confidence / noise.square()).detach(),
                 min_parallax_rad=MIN_PARALLAX_RAD,
             )
         error = guess.residuals.norm(dim=-1) / noise
@@ -164,12 +171,13 @@ class PoseEstimator:
             setup.body[view][None],
             point[None],
             measured[valid][point, view][None],
-            weight[valid][point, view][None, :, None].expand(1, -1, 2),
+            (1.0 / noise)[valid][point, view][None, :, None].expand(1, -1, 2),
             fixed[None],
             setup.camera_from_body[None],
             setup.camera[view][None],
             kernel='cauchy',
-            kernel_width=KERNEL_WIDTH,
+            kernel_width=kernel_width,
+            importance=confidence[valid][point, view][None],
         )
         return _Start(problem, valid, seen, measured, noise, setup)
 
@@ -227,6 +235,21 @@ class PoseEstimator:
             poses.share,
             adjusted is not None,
         )
+
+
+def _noise(pairs: PairMatches, poses: PairPoses) -> float:
+    """Robust standard deviation of the inliers across their epipolar lines, in sigma, at most 1.
+
+    A kernel made for more noise than there is lets wrong matches near their lines pull.
+    """
+    lines = (poses.method != PairMethod.NONE) & (poses.method != PairMethod.ROTATION)
+    with torch.no_grad():
+        essential = essential_from_pose(poses.b_from_a)
+        error = sampson_error(essential, pairs.plane_xy[:, 0], pairs.plane_xy[:, 1]).abs()
+        found = (error / pairs.sigma)[poses.inlier & lines[:, None]]
+    if not len(found):
+        return 1.0
+    return float((1.4826 * found.median()).clamp(LEAST_NOISE, 1.0))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from mv_matcher_ros.errors import GeometryError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import (
     attach_gradient,
+    full_hessian,
     marginal_prior,
     pose_covariance,
     retract,
@@ -179,6 +180,48 @@ def test_robust_kernel_shrugs_off_outliers() -> None:
     plain = solve(replace(problem, measured=measured, kernel='none'), 100, 1e-10)
     assert pose_error(robust.world_from_body, poses) < 0.25 * pose_error(
         plain.world_from_body, poses
+    )
+
+
+@pytest.mark.parametrize('kernel', ['none', 'cauchy'])
+def test_importance_is_that_of_as_many_observations(kernel: str) -> None:
+    """Twice as important is seen twice, not important is not seen."""
+    problem, _, _ = window_problem(3, 12, 3, noise=2e-2, start_noise=0.005, kernel=kernel)
+    count = problem.measured.shape[1]
+    importance = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64).repeat(count)[None, :count]
+    times = importance[0].long()
+    index = torch.arange(count).repeat_interleave(times)
+    fields = ('pose_index', 'point_index', 'measured', 'sqrt_information', 'camera_index')
+    repeated = replace(problem, **{
+        name: getattr(problem, name)[:, index]
+        for name in fields
+        if getattr(problem, name) is not None
+    })  # fmt: skip
+    weighted = replace(problem, importance=importance)
+    torch.testing.assert_close(cost(weighted), cost(repeated))
+    for system in (linearise, full_hessian):
+        ours, theirs = system(weighted), system(repeated)
+        torch.testing.assert_close(ours.pose_pose, theirs.pose_pose)
+        torch.testing.assert_close(ours.point_gradient, theirs.point_gradient)
+    assert not torch.allclose(cost(weighted), cost(problem))
+
+
+def test_the_implicit_gradient_by_importance_is_that_through_the_iterations() -> None:
+    problem, _, _ = window_problem(3, 12, 3, noise=2e-2, start_noise=0.005, kernel='cauchy')
+    importance = torch.linspace(0.3, 1.0, problem.measured.shape[1], dtype=torch.float64)[None]
+    importance.requires_grad_()
+    gradients = []
+    for how in ('implicit', 'unrolled'):
+        asked = replace(problem, importance=importance)
+        if how == 'unrolled':
+            poses = solve(asked, 60, 1e-16, unroll=True).world_from_body
+        else:
+            fixed = replace(asked, importance=importance.detach())
+            poses, _ = attach_gradient(asked, solve(fixed, 300, 1e-16))
+        weights = torch.linspace(0.5, 2.0, poses.numel(), dtype=poses.dtype).reshape(poses.shape)
+        gradients += torch.autograd.grad((weights * poses).sum(), importance)
+    torch.testing.assert_close(
+        gradients[0], gradients[1], rtol=1e-4, atol=1e-5 * float(gradients[0].abs().max())
     )
 
 
