@@ -13,6 +13,7 @@ import typer
 
 from mv_matcher_ros.cli.console import Advance, progress, say
 from mv_matcher_ros.cli.options import SetOption, parse_assignments
+from mv_matcher_ros.errors import SourceError
 
 if TYPE_CHECKING:
     from mv_matcher_ros.training.feature_cache import FeatureJob, FeatureRecipe
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Where no bar can be drawn, a line this often.
 _QUIET_S = 60.0
+SIDES = ('train', 'val')
 
 
 def matcher(
@@ -41,6 +43,10 @@ def matcher(
     ] = None,
     device: Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:N.')] = 'auto',
     workers: Annotated[int, typer.Option(min=1, help='Processes that find features.')] = 1,
+    feature_minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help='Find features at most so long now; with `growing`.'),
+    ] = None,
     assignments: SetOption = None,
 ) -> None:
     """Train a matcher. The same command goes on where the last one stopped.
@@ -58,9 +64,13 @@ def matcher(
     recipe = FeatureRecipe(settings.detector, seed=settings.trainer.seed)
     check_descriptors(settings, recipe.make_detector().descriptor_size)
     with processes(device) as here:
-        files = _features(recipe, settings, tuples, features or out / 'features', workers, here,
-                          overfit)  # fmt: skip
-        task = MatcherTask(settings, *files, start, overfit)
+        wanted = _wanted(settings, tuples, overfit)
+        folder = features or out / 'features'
+        if here.first:
+            _make_missing(recipe, wanted, folder, workers, here, feature_minutes)
+        here.wait()
+        files = [_files(wanted[side], folder / side, settings.growing) for side in SIDES]
+        task = MatcherTask(settings, files[0], files[1], start, overfit)
         with _watched() as watcher:
             trainer = Trainer(
                 task,
@@ -80,53 +90,63 @@ def matcher(
         say(f'{out}: step {trainer.step} of {trainer.steps}, {rest}')
 
 
-def _features(
+def _wanted(
+    settings: MatcherTraining, tuples: Path, overfit: int | None
+) -> dict[str, list[FeatureJob]]:
+    """Files of features of both sides; to learn by heart needs only a few, and no other side."""
+    from mv_matcher_ros.training.feature_cache import PLAIN, feature_jobs, variants
+
+    if overfit:
+        return {'train': _enough(feature_jobs(tuples / 'train', [PLAIN]), overfit), 'val': []}
+    names = variants(settings.augmentations)
+    return {
+        'train': feature_jobs(tuples / 'train', names),
+        'val': feature_jobs(tuples / 'val', names[:1]),
+    }
+
+
+def _make_missing(
     recipe: FeatureRecipe,
-    settings: MatcherTraining,
-    tuples: Path,
+    wanted: Mapping[str, Sequence[FeatureJob]],
     out: Path,
     workers: int,
     here: Processes,
-    overfit: int | None,
-) -> tuple[list[list[Path]], list[list[Path]]]:
-    """For each shard of both sides its files of features, made where they are missing."""
-    from mv_matcher_ros.training.feature_cache import (
-        PLAIN,
-        feature_jobs,
-        make_features,
-        variants,
-    )
+    minutes: float | None,
+) -> None:
+    """Make what is missing; after so many minutes only what nothing can do without."""
+    from mv_matcher_ros.training.feature_cache import make_features, remember
 
-    names = [PLAIN] if overfit else variants(settings.augmentations)
-    todo = {'train': feature_jobs(tuples / 'train', names)}
-    if overfit:
-        todo['train'] = _enough(todo['train'], overfit)
-    else:
-        todo['val'] = feature_jobs(tuples / 'val', names[:1])
-    if here.first:
-        for side, jobs in todo.items():
-            missing = [job for job in jobs if not job.path(out / side).is_file()]
-            with progress(f'features, {side}', len(missing)) as advance:
-                _make(
-                    make_features(recipe, missing, out / side, workers, here.device.type), advance
-                )
-    here.wait()
-    found = []
-    for side in ('train', 'val'):
-        by_shard: dict[str, list[Path]] = {}
-        for job in todo.get(side, ()):
-            by_shard.setdefault(job.shard.stem, []).append(job.path(out / side))
-        found.append([by_shard[name] for name in sorted(by_shard)])
-    return found[0], found[1]
+    begin = last = time.monotonic()
+    for side in reversed(SIDES):
+        jobs = wanted[side]
+        missing = [job for job in jobs if not job.path(out / side).is_file()]
+        remember(recipe, out / side)
+        with progress(f'features, {side}', len(missing)) as advance:
+            made = make_features(recipe, missing, out / side, workers, here.device.type)
+            for count, job in enumerate(made, start=1):
+                advance(job.shard.name)
+                now = time.monotonic()
+                if now - last > _QUIET_S:
+                    last = now
+                    say(f'features: {count} of {len(missing)} files made')
+                if side == 'train' and minutes is not None and now - begin > 60.0 * minutes:
+                    break
 
 
-def _make(jobs: Iterator[FeatureJob], advance: Advance) -> None:
-    last = time.monotonic()
-    for count, job in enumerate(jobs, start=1):
-        advance(job.shard.name)
-        if time.monotonic() - last > _QUIET_S:
-            last = time.monotonic()
-            say(f'features: {count} files made, the last of {job.shard.name}')
+def _files(jobs: Sequence[FeatureJob], folder: Path, growing: bool) -> list[list[Path]]:
+    """For each shard its files of features.
+
+    Raises:
+        SourceError: not all are there, and the settings do not allow for that.
+    """
+    by_shard: dict[str, list[Path]] = {}
+    for job in jobs:
+        path = job.path(folder)
+        if path.is_file():
+            by_shard.setdefault(job.shard.stem, []).append(path)
+        elif not growing:
+            raise SourceError(f'{path}: not made yet; --feature-minutes needs growing: true')
+    return [by_shard[name] for name in sorted(by_shard)]
 
 
 def _enough(jobs: Sequence[FeatureJob], tuples: int) -> list[FeatureJob]:
