@@ -23,13 +23,15 @@ from mv_matcher_ros.training.matcher_batches import MatcherBatch
 
 # Pairs with less in common teach nothing of a pose.
 LEAST_OVERLAP = 0.1
+# A pose that is farther off is another solution, not a worse one: its gradient leads nowhere.
+LARGEST_RAD = 0.5
 # The plain eight-point of the paper: confidences alone decide what counts.
 PLAIN = PoseEstimatorSettings(reweightings=0)
 
 
 @dataclass(frozen=True)
 class PoseLoss:
-    """Mean angles over the pairs whose pose was found.
+    """Mean angles over the pairs whose pose was found, each at most `LARGEST_RAD`.
 
     Attributes:
         rotation, translation: () radians, zero without pairs.
@@ -43,9 +45,12 @@ class PoseLoss:
     @classmethod
     def of(cls, estimate: Tensor, truth: Tensor, use: Tensor) -> PoseLoss:
         """From (P, 4, 4) poses of b from a, where `use` (P,)."""
-        rotation, translation = pose_angles(estimate[use], truth[use])
         count = max(int(use.sum()), 1)
-        return cls(rotation.sum() / count, translation.sum() / count, int(use.sum()))
+        rotation, translation = (
+            angle.clamp_max(LARGEST_RAD).sum() / count
+            for angle in pose_angles(estimate[use], truth[use])
+        )
+        return cls(rotation, translation, int(use.sum()))
 
     @staticmethod
     def mean(parts: list[PoseLoss]) -> PoseLoss:
