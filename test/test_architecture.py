@@ -151,7 +151,7 @@ def _reason(relative: str, part: str, item: Import) -> str | None:
             )
         if target != part and target not in MAY_USE[part] | EVERYONE_MAY_USE:
             return f'{part} may not use {target}'
-        if target == 'training' != part and item.top_level:
+        if target == 'training' != part and item.top_level and not item.typing_only:
             return 'training is never imported at run time'
         return None
     if root in sys.stdlib_module_names:
@@ -224,6 +224,7 @@ def test_the_checker_finds(relative: str, source: str, fault: str) -> None:
         ('ros/conversions.py', 'import rclpy\ndef f():\n    from rosbags.image import message'),
         ('files/bag.py', 'if TYPE_CHECKING:\n    from mv_matcher_ros.runner import Source'),
         ('cli/evaluate.py', 'import typer\ndef f():\n    from mv_matcher_ros.training import x'),
+        ('cli/train.py', 'if TYPE_CHECKING:\n    from mv_matcher_ros.training import losses'),
         (
             'evaluation/report.py',
             'from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from matplotlib import axes',

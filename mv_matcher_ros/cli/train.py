@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`train`: what networks learn from."""
+"""`train`: what networks learn from, and the training of the matcher."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Annotated
 import typer
 
 from mv_matcher_ros.cli.console import progress, say
+from mv_matcher_ros.cli.train_matcher import matcher
 from mv_matcher_ros.errors import SourceError
 
 train = typer.Typer(
-    help='Render what networks learn from.',
+    help='Render what networks learn from, and train them.',
     rich_markup_mode=None,
     no_args_is_help=True,
     context_settings={'help_option_names': ['-h', '--help']},
@@ -23,7 +24,7 @@ train = typer.Typer(
 
 @train.callback()
 def root() -> None:
-    """Render what networks learn from."""
+    """Render what networks learn from, and train them."""
 
 
 @train.command()
@@ -94,3 +95,6 @@ def _size(text: str) -> tuple[int, int]:
 def _span(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 60 else f'{minutes} min'
+
+
+train.command()(matcher)
