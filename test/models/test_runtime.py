@@ -22,7 +22,7 @@ from mv_matcher_ros.config import (
 )
 from mv_matcher_ros.datatypes import Features, Matches
 from mv_matcher_ros.errors import MissingDependencyError, ModelError, SettingsError
-from mv_matcher_ros.models import engine_files, runtime
+from mv_matcher_ros.models import engine_files, learned_matcher, runtime
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.engine_files import EngineFiles
 from mv_matcher_ros.models.known_poses import KnownPoses
@@ -169,6 +169,22 @@ def test_fixed_shapes_change_nothing_one_view_after_another(
         same(one, other)
     assert len(uncompiled) == 1
     assert sum(map(len, expected)) > 60
+
+
+@pytest.mark.parametrize('counts', [(48, 30, 40, 45), (48, 10, 9, 8), (40, 0, 0, 0, 20, 20)])
+@pytest.mark.parametrize('execution', ['eager', 'graphs'])
+def test_views_that_came_when_more_room_was_needed(
+    counts: tuple[int, ...], execution: str, uncompiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they keep is larger than what is needed once their neighbours are gone."""
+    features = seen(counts)
+    in_one_room = stream(matcher(COMPILED), features, told=True)
+    if execution == 'graphs':  # as with graphs: several sizes
+        monkeypatch.setitem(learned_matcher.STEPS, 'compiled', 3)
+    got = stream(matcher(COMPILED if execution == 'graphs' else EAGER), features, told=True)
+    for one, other in zip(got, in_one_room, strict=True):
+        same(one, other)
+    assert sum(map(len, got)) > 10
 
 
 def test_an_engine_is_ready_when_the_odometry_is_made(
