@@ -68,10 +68,11 @@ class Runner:
     def _made(self, inputs: Sequence[Tensor]) -> Function:
         if self._place.execution == 'graphs':
             return CapturedGraph(self._module, inputs, self._place.device, self._staying)
-        function: Function = self._module
-        if self._place.execution != 'eager':
-            function = self._files.engine(self._module, inputs, self._place)
-        return self._direct(function)
+        if not self.fixed:
+            return self._direct(self._module)
+        engine = self._files.engine(self._module, inputs, self._place)
+        # Engines take the strides they were built with for granted.
+        return self._direct(lambda *given: engine(*(part.contiguous() for part in given)))
 
     def _direct(self, function: Function) -> Function:
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -248,6 +248,37 @@ def test_an_engine_is_built_once_for_its_weights(
     assert list(tmp_path.glob('*.pt2')) == [path]
 
 
+def test_equal_weights_in_another_profile_are_another_engine() -> None:
+    """Iterations, thresholds and heads are compiled in and leave no trace in the weights."""
+    place, example = Place(CPU, torch.float32, 'compiled'), (torch.ones(3),)
+    ours = engine_files.description(StaticMatcher(network()), example, place)
+    assert engine_files.description(StaticMatcher(network()), example, place) == ours
+    for change in ({'iterations': 9}, {'threshold': 0.5}, {'heads': 4}, {'sinkhorn': 'log'}):
+        other = MatcherNetwork(MATCHER.model_copy(update=change))
+        other.load_state_dict(network().state_dict())
+        theirs = engine_files.description(StaticMatcher(other), example, place)
+        assert theirs['weights'] == ours['weights']
+        assert theirs != ours
+
+
+def test_inputs_in_another_order_of_memory(uncompiled: list[Any]) -> None:
+    """An engine reads what it is given with the strides of the inputs it was built with."""
+
+    class Strides(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return (torch.tensor(x.stride()),)
+
+    run = Runner(Strides(), Place(CPU, torch.float32, 'compiled'), EngineFiles())
+    assert run(torch.ones(3, 2).mT)[0].tolist() == run(torch.ones(2, 3))[0].tolist() == [3, 1]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    files = EngineFiles(tmp_path / 'file')
+    with pytest.raises(ModelError, match=r'no engine can be kept here .*runtime\.engines'):
+        files.engine(Doubled(), (torch.ones(3),), Place(CPU, torch.float32, 'compiled'))
+
+
 def test_an_engine_that_does_not_load_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
