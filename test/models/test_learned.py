@@ -238,6 +238,15 @@ def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
             matcher(RuntimeSettings(device='cuda'))
 
 
+@pytest.mark.parametrize('name', ['auto', 'cuda'])
+def test_the_device_has_its_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current device is one of a thread; the keyframe thread has another."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 1)
+    assert place._device(name) == torch.device('cuda', 1)
+    assert place._device('cpu') == torch.device('cpu')
+
+
 def test_models_moved_to_a_precision_that_is_slow_here(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_matcher(tmp_path / 'm.safetensors', MatcherNetwork(MATCHER))
