@@ -70,7 +70,7 @@ class EngineFiles:
             return load(path)
         except (RuntimeError, OSError, ValueError) as error:
             raise ModelError(
-                f'{path}: this engine does not load ({_first_line(error)}): delete the file, and '
+                f'{path}: this engine does not load ({first_line(error)}): delete the file, and '
                 'it is built anew'
             ) from None
 
@@ -156,7 +156,7 @@ def _build(path: Path, build: Callable[[Path], None]) -> None:
             raise
         except Exception as error:  # whatever compilers raise
             raise ModelError(
-                f'cannot build an engine for {path.stem}: {_first_line(error)} '
+                f'cannot build an engine for {path.stem}: {first_line(error)} '
                 f'({_compiler()}; runtime.execution=eager needs none)'
             ) from error
         aside.replace(path)
@@ -167,7 +167,8 @@ def _compiler() -> str:
     return f'C++ compiler: {found}' if found else 'no C++ compiler here: install g++, or name CXX'
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of its message, shortened; the name of its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 

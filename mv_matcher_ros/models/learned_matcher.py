@@ -75,8 +75,8 @@ class LearnedMatcher:
         """Capture or load what runs for two views and for a whole window; nothing when eager."""
         if not self._rooms.fixed:
             return
-        most = self._settings.graph_keypoints
         for views in {2, self._settings.views}:
+            most = self._rooms.keypoints_of(views)
             for step in range(self._rooms.steps):
                 room = self._rooms.keypoints(most >> step, views)
                 features = made_up_features(self.network, room, views)

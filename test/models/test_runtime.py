@@ -22,7 +22,7 @@ from mv_matcher_ros.config import (
 )
 from mv_matcher_ros.datatypes import Features, Matches
 from mv_matcher_ros.errors import MissingDependencyError, ModelError, SettingsError
-from mv_matcher_ros.models import engine_files, learned_matcher, runtime
+from mv_matcher_ros.models import engine_files, learned_matcher, rooms, runtime
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.engine_files import EngineFiles
 from mv_matcher_ros.models.known_poses import KnownPoses
@@ -139,6 +139,19 @@ def test_a_window_needs_two_engines_and_no_more(uncompiled: list[Any]) -> None:
         fixed.match(features, pairs, known_poses(features))
         fixed.match(features, pairs)
     assert len(uncompiled) == 2
+
+
+def test_sizes_of_many_views_are_ready_too(
+    uncompiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a window has room for fewer keypoints a view than two views."""
+    monkeypatch.setattr(rooms, 'MOST_NODES', 96)
+    monkeypatch.setitem(learned_matcher.STEPS, 'compiled', 3)
+    fixed = matcher(COMPILED)
+    fixed.prepare()
+    assert {shapes[0][1:3] for shapes in uncompiled} == {
+        (views, most >> step) for views, most in ((2, 48), (4, 24)) for step in range(3)
+    }
 
 
 def stream(learned: LearnedMatcher, features: Sequence[Features], told: bool) -> list[Matches]:
@@ -419,6 +432,18 @@ def test_the_watch_sees_what_a_capture_does_not_allow() -> None:
     assert len(faults) == 2
     with pytest.raises((NotImplementedError, RuntimeError)):
         x[x > 0]
+
+
+def test_a_graph_that_cannot_be_captured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory\nmore')
+
+    monkeypatch.setattr(runtime, 'CapturedGraph', full)
+    run = Runner(Doubled(), Place(CPU, torch.float32, 'graphs'), EngineFiles())
+    with pytest.raises(
+        ModelError, match=r'Doubled for inputs \(3,\): CUDA out of memory \(runtime'
+    ):
+        run(torch.ones(3))
 
 
 # ------------------------------------------------------------------------- GPU
