@@ -395,8 +395,12 @@ def modules() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
     learned = matcher(COMPILED)
     streaming = StreamingMatcher(learned)
     detector = LearnedDetector(DetectorNetwork(DETECTOR), DetectorSettings(), COMPILED)
-    calls = [*map(recorded, (learned._run, streaming._run, detector._run))]
+    plain = MATCHER.model_copy(update={'threshold': 0.2, 'sinkhorn': 'log', 'normalised': False})
+    released = LearnedMatcher(MatcherNetwork(plain), MatchingSettings(), COMPILED)
+    runs = (learned._run, streaming._run, detector._run, released._run)
+    calls = [*map(recorded, runs)]
     learned.prepare()
+    released.prepare()
     streaming.prepare()
     detector.prepare(100, 75)
     return {
@@ -404,10 +408,13 @@ def modules() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         'a window': calls[0][-1],
         'streaming': calls[1][0],
         'detector': calls[2][0],
+        "SuperGlue's form": calls[3][0],
     }
 
 
-@pytest.mark.parametrize('name', ['two views', 'a window', 'streaming', 'detector'])
+@pytest.mark.parametrize(
+    'name', ['two views', 'a window', 'streaming', 'detector', "SuperGlue's form"]
+)
 def test_nothing_waits_for_the_device_or_comes_from_the_host(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,8 +469,11 @@ def test_a_gpu_says_the_same(execution: str, told: bool, tmp_path: Path) -> None
     )
     features = seen((40, 30, 44, 48))
     known = known_poses(features) if told else None
-    for _ in range(2):  # a second replay does not remember the first
-        same(matcher(there).match(features, known=known), matcher().match(features, known=known))
+    learned = matcher(there)
+    for _ in range(2):  # each replay of one graph, with other features between
+        same(learned.match(features, known=known), matcher().match(features, known=known))
+        other = features[::-1]
+        same(learned.match(other), matcher().match(other))
     got, expected = (stream(matcher(how), features, told) for how in (there, EAGER))
     for one, other in zip(got, expected, strict=True):
         same(one, other)
