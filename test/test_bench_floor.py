@@ -24,6 +24,14 @@ def test_a_linear_layer_and_an_attention() -> None:
     assert attention == 2 * 2 * 2 * 5 * 7 * 8  # scores and weighted values, two heads
 
 
+def test_an_expanded_operand_counts_once() -> None:
+    counted = Counted()
+    with torch.inference_mode(), counted:
+        torch.bmm(torch.randn(1, 3, 5).expand(4, 3, 5), torch.randn(4, 5, 2))
+    ((_, _, moved),) = counted.parts
+    assert moved == 4 * (3 * 5 + 4 * 5 * 2 + 4 * 3 * 2)
+
+
 def test_a_large_product_runs_near_its_floor() -> None:
     a = torch.randn(512, 512)
     floor = floor_ms(lambda: a @ a, CPU)

@@ -236,6 +236,7 @@ def test_ways_are_measured_on_the_same_pairs(
     [
         ('name: SIFT', 'a list of ways is expected'),
         ('- settings: {}', 'way 1 has other keys than'),
+        ('- {name: SIFT}\n- {name: SIFT}', 'two ways are named SIFT'),
         ('- {name: SIFT, solver: magsac}', 'way 1 has other keys than'),
         ('- {name: SIFT, settings: {detector.nam: sift}}', 'did you mean "detector.name"'),
         ('- {name: X, aliked: nowhere.pth}', 'nowhere.pth: no such checkpoint|kornia'),

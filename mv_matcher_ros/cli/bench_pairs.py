@@ -154,11 +154,13 @@ def read_ways(path: Path) -> list[Way]:
         raise SettingsError(f'{path}: cannot be read: {" ".join(str(error).split())}') from None
     if not isinstance(listed, list) or not listed:
         raise SettingsError(f'{path}: a list of ways is expected, each with name and settings')
-    ways = []
+    ways: list[Way] = []
     for number, item in enumerate(listed, start=1):
         if not isinstance(item, Mapping) or 'name' not in item or item.keys() - KEYS:
             raise SettingsError(f'{path}: way {number} has other keys than {sorted(KEYS)}')
         settings = read_settings(item.get('settings') or {}, f'{path}: {item["name"]}')
+        if any(way.name == str(item['name']) for way in ways):
+            raise SettingsError(f'{path}: two ways are named {item["name"]}')
         ways.append(Way(str(item['name']), settings, partial(_models, settings, item)))
     return ways
 

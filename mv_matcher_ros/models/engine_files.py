@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled engines on disk: built once for this machine, then loaded.
 
-An engine belongs to what it was built for: weights, the networks' source, shapes, precision,
-device, threads and version of torch. All of it is in the name of its file (as a hash) and readable
-beside it. Engines hold machine code: load none that somebody else built.
+An engine belongs to what it was built for: weights, profile, the networks' source, shapes,
+precision, device, threads and version of torch. All of it is in the name of its file (as a hash)
+and readable beside it. Engines hold machine code: load none that somebody else built.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from mv_matcher_ros.errors import MissingDependencyError, ModelError
+from mv_matcher_ros.models.detector import DetectorNetwork
+from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.place import Place
 from mv_matcher_ros.models.weights import tensors_hash
 
@@ -54,14 +57,20 @@ class EngineFiles:
             LOG.warning(
                 '%s: building the engine, which takes a minute or two and is done once', path
             )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _build(path, lambda aside: build(module, _moved(example, place), aside))
-            path.with_suffix('.json').write_text(json.dumps(what, indent=1), encoding='utf-8')
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _build(path, lambda aside: build(module, _moved(example, place), aside))
+                path.with_suffix('.json').write_text(json.dumps(what, indent=1), encoding='utf-8')
+            except OSError as error:
+                raise ModelError(
+                    f'{self._folder}: no engine can be kept here ({error.strerror}): name a '
+                    'folder that can be written as runtime.engines'
+                ) from None
         try:
             return load(path)
         except (RuntimeError, OSError, ValueError) as error:
             raise ModelError(
-                f'{path}: this engine does not load ({_first_line(error)}): delete the file, and '
+                f'{path}: this engine does not load ({first_line(error)}): delete the file, and '
                 'it is built anew'
             ) from None
 
@@ -73,11 +82,17 @@ def description(module: nn.Module, example: Sequence[Tensor], place: Place) -> d
         'format': FORMAT,
         'network': type(module).__name__.lower(),
         'settings': {k: v for k, v in vars(module).items() if isinstance(v, int | str | float)},
+        # Iterations, thresholds, heads and the like leave no trace in the weights.
+        'profile': [
+            part.profile.model_dump(mode='json')
+            for part in module.modules()
+            if isinstance(part, DetectorNetwork | MatcherNetwork)
+        ],
         'weights': tensors_hash(module.state_dict()),
         'inputs': [[str(part.dtype), list(part.shape)] for part in example],
         'execution': place.execution,
         'precision': place.name,
-        'device': torch.cuda.get_device_name(place.device) if cuda else platform.machine(),
+        'device': torch.cuda.get_device_name(place.device) if cuda else _processor(),
         'capability': str(
             torch.cuda.get_device_capability(place.device)
             if cuda
@@ -85,6 +100,7 @@ def description(module: nn.Module, example: Sequence[Tensor], place: Place) -> d
         ),
         'threads': 0 if cuda else torch.get_num_threads(),
         'torch': torch.__version__,
+        'torch_tensorrt': _version('torch_tensorrt') if place.execution == 'tensorrt' else '',
         'source': _source_hash(),
     }
 
@@ -100,13 +116,33 @@ def _source_hash() -> str:
     return digest.hexdigest()
 
 
+@cache
+def _processor() -> str:
+    """Kind and hash of its instructions: engines are compiled for all that it has."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+    except OSError:
+        lines = []
+    told = {line.split(':')[0].strip(): line for line in reversed(lines)}
+    said = [told.get(name, '') for name in ('model name', 'CPU part', 'flags', 'Features')]
+    digest = hashlib.sha256('\n'.join(said).encode()).hexdigest()[:8]
+    return f'{platform.machine()} {digest}'
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ''
+
+
 def _cache() -> Path:
     root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     return Path(root) / 'mv_matcher_ros'
 
 
 def _moved(example: Sequence[Tensor], place: Place) -> tuple[Tensor, ...]:
-    return tuple(part.to(place.device) for part in example)
+    return tuple(part.to(place.device).contiguous() for part in example)
 
 
 def _build(path: Path, build: Callable[[Path], None]) -> None:
@@ -120,7 +156,7 @@ def _build(path: Path, build: Callable[[Path], None]) -> None:
             raise
         except Exception as error:  # whatever compilers raise
             raise ModelError(
-                f'cannot build an engine for {path.stem}: {_first_line(error)} '
+                f'cannot build an engine for {path.stem}: {first_line(error)} '
                 f'({_compiler()}; runtime.execution=eager needs none)'
             ) from error
         aside.replace(path)
@@ -131,7 +167,8 @@ def _compiler() -> str:
     return f'C++ compiler: {found}' if found else 'no C++ compiler here: install g++, or name CXX'
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of its message, shortened; the name of its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 

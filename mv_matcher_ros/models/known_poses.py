@@ -82,11 +82,13 @@ def squared_epipolar_distance(
         sigma: (...) standard deviation of the distance; inf where the pose is not known.
 
     Returns:
-        (..., N, M) in units of sigma squared, at most `FARTHEST`; 0 without a pose or baseline.
+        (..., N, M) in units of sigma squared, at most `FARTHEST`; 0 without a pose or baseline,
+        with a pose that is no number and for a keypoint that is none.
     """
-    known = sigma.isfinite()
+    known = sigma.isfinite() & target_from_source.isfinite().all(-1).all(-1)
     eye = torch.eye(4, dtype=target_from_source.dtype, device=target_from_source.device)
     pose = torch.where(known[..., None, None], target_from_source, eye)
     per_sigma = torch.where(known, 1.0 / sigma, 0.0)[..., None, None]
-    distance = (per_sigma * epipolar_lines(pose, source_xy)) @ homogeneous(target_xy).mT
-    return distance.square().clamp_max(FARTHEST)
+    lines, points = per_sigma * epipolar_lines(pose, source_xy), homogeneous(target_xy)
+    lines, points = (torch.where(x.isfinite().all(-1, True), x, 0.0) for x in (lines, points))
+    return (lines @ points.mT).square().clamp_max(FARTHEST)

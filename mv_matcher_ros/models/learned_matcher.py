@@ -19,7 +19,7 @@ from mv_matcher_ros.models.rooms import Rooms
 from mv_matcher_ros.models.runtime import Runner
 from mv_matcher_ros.models.static import StaticMatcher
 from mv_matcher_ros.models.streaming import PastPoses, PastViews, StreamingNetwork, ViewState
-from mv_matcher_ros.models.view_batch import ViewBatch, padded
+from mv_matcher_ros.models.view_batch import ViewBatch, finite, padded
 
 # Sizes for keypoints where shapes are fixed: graphs are captured in a moment, engines are not.
 STEPS = {'graphs': 3}
@@ -75,8 +75,8 @@ class LearnedMatcher:
         """Capture or load what runs for two views and for whole windows; nothing when eager."""
         if not self._rooms.fixed:
             return
-        most = self._settings.graph_keypoints
         for views in {2, self._settings.views}:
+            most = self._rooms.keypoints_of(views)
             for step in range(self._rooms.steps):
                 room = self._rooms.keypoints(most >> step, views)
                 features = made_up_features(self.network, room, views)
@@ -268,10 +268,14 @@ def renumbered(matches: Matches, kept: Sequence[Tensor], least: float) -> Matche
 
 
 def strongest(features: Features, most: int) -> Tensor:
-    """(K,) int64 the features with the highest scores, in order of their number."""
+    """(K,) int64 the features with the highest scores, in order of their number.
+
+    What is no number takes no room from the others: it takes no part in the graph.
+    """
     if len(features) <= most:
         return torch.arange(len(features))
-    return features.scores.argsort(descending=True, stable=True)[:most].sort().values
+    scores = torch.where(finite(features), features.scores, -torch.inf)
+    return scores.argsort(descending=True, stable=True)[:most].sort().values
 
 
 def made_up_features(network: MatcherNetwork, count: int, views: int) -> list[Features]:

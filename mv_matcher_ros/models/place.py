@@ -79,14 +79,16 @@ def moved(network: Network, place: Place) -> Network:
 
 
 def _device(name: str) -> torch.device:
-    if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    if name == 'cuda' and not torch.cuda.is_available():
+    there = name != 'cpu' and torch.cuda.is_available()
+    if there:
+        # With its number: which one is current, each thread has for itself.
+        return torch.device('cuda', torch.cuda.current_device())
+    if name == 'cuda':
         raise SettingsError(
             'runtime.device is cuda, but torch sees no CUDA device here '
             '(mv-matcher doctor says more)'
         )
-    return torch.device(name)
+    return torch.device('cpu')
 
 
 def _execution(name: str, cpu: bool) -> str:

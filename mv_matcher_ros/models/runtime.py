@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mv_matcher_ros.models.engine_files import EngineFiles
+from mv_matcher_ros.errors import ModelError
+from mv_matcher_ros.models.engine_files import EngineFiles, first_line
 from mv_matcher_ros.models.place import Place
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -49,7 +50,7 @@ class Runner:
         """Outputs for inputs on the host or the device.
 
         Raises:
-            ModelError: an engine cannot be built here; says why.
+            ModelError: an engine cannot be built, or a graph captured, here; says why.
             MissingDependencyError: a package for this way of running is not installed.
         """
         with torch.inference_mode():
@@ -67,11 +68,22 @@ class Runner:
 
     def _made(self, inputs: Sequence[Tensor]) -> Function:
         if self._place.execution == 'graphs':
+            return self._captured(inputs)
+        if not self.fixed:
+            return self._direct(self._module)
+        engine = self._files.engine(self._module, inputs, self._place)
+        # Engines take the strides they were built with for granted.
+        return self._direct(lambda *given: engine(*(part.contiguous() for part in given)))
+
+    def _captured(self, inputs: Sequence[Tensor]) -> Function:
+        try:
             return CapturedGraph(self._module, inputs, self._place.device, self._staying)
-        function: Function = self._module
-        if self._place.execution != 'eager':
-            function = self._files.engine(self._module, inputs, self._place)
-        return self._direct(function)
+        except RuntimeError as error:  # also no memory left
+            shapes = ', '.join(str(tuple(part.shape)) for part in inputs)
+            raise ModelError(
+                f'cannot capture a CUDA graph of {type(self._module).__name__} for inputs '
+                f'{shapes}: {first_line(error)} (runtime.execution=eager needs none)'
+            ) from error
 
     def _direct(self, function: Function) -> Function:
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -142,6 +142,6 @@ def mutual_matches(log_assignment: Tensor, threshold: float) -> tuple[Tensor, Te
     best, partner = inner.max(dim=-1)
     back = inner.argmax(dim=-2).gather(-1, partner)
     here = torch.arange(inner.shape[-2], device=inner.device)
-    limit = float(torch.tensor(threshold).log()) if threshold > 0 else -torch.inf
+    limit = math.log(threshold) if threshold > 0 else -torch.inf
     good = (back == here) & (best > limit)
     return torch.where(good, partner, -1), torch.where(good, best, -torch.inf)

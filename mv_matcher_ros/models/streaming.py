@@ -53,7 +53,11 @@ class PastViews:
     def of(
         cls, states: Sequence[ViewState], network: MatcherNetwork, views: int, room: int
     ) -> PastViews:
-        """With room for `views` views of `room` keypoints; what is not used is not valid."""
+        """With room for `views` views of `room` keypoints; what is not used is not valid.
+
+        What a state has beyond `room` has to be room that it did not use: it was made where more
+        was needed.
+        """
         profile = network.profile
         layers, heads = profile.layers.count('cross'), profile.heads
         weight = network.final.weight
@@ -69,7 +73,8 @@ class PastViews:
         count = max(views, len(states))
 
         def stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
-            return torch.stack([padded(part, room, dim) for part in parts])[:count]
+            cut = [part.narrow(dim, 0, min(part.shape[dim], room)) for part in parts]
+            return torch.stack([padded(part, room, dim) for part in cut])[:count]
 
         return cls(
             stacked([s.keys for s in everyone], 2),

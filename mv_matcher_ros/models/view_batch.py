@@ -72,7 +72,7 @@ class ViewBatch:
             together([f.keypoints_xy for f in everyone]),
             together([f.descriptors for f in everyone]),
             together([f.scores for f in everyone]),
-            together([_finite(f) for f in everyone]),
+            together([finite(f) for f in everyone]),
             torch.tensor([f.image_size for f in everyone], dtype=torch.float32)[None],
         )
 
@@ -94,7 +94,7 @@ class ViewBatch:
         )
 
 
-def _finite(features: Features) -> Tensor:
+def finite(features: Features) -> Tensor:
     """(N,) bool: keypoints of which everything is a number."""
     place = features.keypoints_xy.isfinite().all(1) & features.scores.isfinite()
     return place & features.descriptors.isfinite().all(1)

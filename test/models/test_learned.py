@@ -24,7 +24,7 @@ from mv_matcher_ros.models.classical import ClassicalDetector
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.known_poses import KnownPoses
 from mv_matcher_ros.models.learned import LearnedDetector
-from mv_matcher_ros.models.learned_matcher import LearnedMatcher
+from mv_matcher_ros.models.learned_matcher import LearnedMatcher, strongest
 from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.profiles import DetectorProfile, MatcherProfile
 from mv_matcher_ros.models.weights import save_detector, save_matcher
@@ -124,13 +124,34 @@ def test_known_poses_are_cut_with_their_keypoints() -> None:
     assert len(learned.match(features)) != len(matches)
 
 
-def test_what_is_no_number_takes_no_part() -> None:
+@pytest.mark.parametrize('field', ['descriptors', 'keypoints_xy', 'scores'])
+@pytest.mark.parametrize('informed', [False, True])
+def test_what_is_no_number_takes_no_part(field: str, informed: bool) -> None:
     features = shifted_views(3)
-    spoilt = features[1].descriptors.clone()
+    spoilt = getattr(features[1], field).clone()
     spoilt[5] = torch.nan
-    others = matcher().match([features[0], replace(features[1], descriptors=spoilt), features[2]])
-    assert not bool(((others.views == 1) & (others.keypoints == 5)).any())
-    assert len(others) > 0.95 * len(matcher().match(features))
+    others = [features[0], replace(features[1], **{field: spoilt}), features[2]]
+    poses = torch.eye(4).repeat(1, 3, 1, 1)
+    poses[0, :, 0, 3] = 0.1 * torch.arange(3)
+
+    def known(of: list[Features]) -> KnownPoses | None:
+        plane = [f.keypoints_xy / 300.0 for f in of]
+        stacked = torch.nn.utils.rnn.pad_sequence(plane, batch_first=True)[None]
+        return KnownPoses.of(stacked, poses, torch.full((1, 3, 3), 0.1)) if informed else None
+
+    got = matcher().match(others, known=known(others))
+    assert not bool(((got.views == 1) & (got.keypoints == 5)).any())
+    expected = matcher().match(features, known=known(features))
+    assert len(got) > 0.95 * len(expected) > 20
+
+
+def test_what_is_no_number_takes_no_room() -> None:
+    features = shifted_views(2)
+    scores = features[0].scores.clone()
+    weakest = scores.argsort()[:40]
+    scores[weakest] = torch.nan
+    kept = strongest(replace(features[0], scores=scores), 80)
+    assert torch.equal(kept, strongest(features[0], 80))
 
 
 def test_four_thousand_keypoints_are_cut_and_said() -> None:
@@ -215,6 +236,15 @@ def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(SettingsError, match='torch sees no CUDA device'):
             matcher(RuntimeSettings(device='cuda'))
+
+
+@pytest.mark.parametrize('name', ['auto', 'cuda'])
+def test_the_device_has_its_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current device is one of a thread; the keyframe thread has another."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 1)
+    assert place._device(name) == torch.device('cuda', 1)
+    assert place._device('cpu') == torch.device('cpu')
 
 
 def test_models_moved_to_a_precision_that_is_slow_here(tmp_path: Path) -> None:

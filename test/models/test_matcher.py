@@ -325,11 +325,12 @@ def test_known_poses_far_from_the_origin_are_the_same() -> None:
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
-def test_poses_that_are_no_numbers_where_unknown_do_no_harm() -> None:
+@pytest.mark.parametrize('sigma', [torch.inf, 0.01])
+def test_poses_that_are_no_numbers_do_no_harm(sigma: float) -> None:
     batch = doubled(ViewBatch.of(views((5, 6), 12)))
     poses = torch.full((1, 2, 2, 4, 4), torch.nan, dtype=torch.float64)
-    unknown = torch.full((1, 2, 2), torch.inf, dtype=torch.float64)
-    known = KnownPoses(batch.keypoints_xy / 500.0, poses, unknown)
+    said = torch.full((1, 2, 2), sigma, dtype=torch.float64)
+    known = KnownPoses(batch.keypoints_xy / 500.0, poses, said)
     close(network()(batch, known=known), network()(batch))
 
 

@@ -22,7 +22,7 @@ from mv_matcher_ros.config import (
 )
 from mv_matcher_ros.datatypes import Features, Matches
 from mv_matcher_ros.errors import MissingDependencyError, ModelError, SettingsError
-from mv_matcher_ros.models import engine_files, runtime
+from mv_matcher_ros.models import engine_files, learned_matcher, rooms, runtime
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.engine_files import EngineFiles
 from mv_matcher_ros.models.known_poses import KnownPoses
@@ -142,6 +142,19 @@ def test_a_window_needs_three_engines_and_no_more(uncompiled: list[Any]) -> None
     assert len(uncompiled) == 3
 
 
+def test_sizes_of_many_views_are_ready_too(
+    uncompiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a window has room for fewer keypoints a view than two views."""
+    monkeypatch.setattr(rooms, 'MOST_NODES', 96)
+    monkeypatch.setitem(learned_matcher.STEPS, 'compiled', 3)
+    fixed = matcher(COMPILED)
+    fixed.prepare()
+    assert {shapes[0][1:3] for shapes in uncompiled} == {
+        (views, most >> step) for views, most in ((2, 48), (4, 24)) for step in range(3)
+    }
+
+
 def stream(learned: LearnedMatcher, features: Sequence[Features], told: bool) -> list[Matches]:
     """Each view against the two before it."""
     streaming = StreamingMatcher(learned)
@@ -170,6 +183,22 @@ def test_fixed_shapes_change_nothing_one_view_after_another(
         same(one, other)
     assert len(uncompiled) == 1
     assert sum(map(len, expected)) > 60
+
+
+@pytest.mark.parametrize('counts', [(48, 30, 40, 45), (48, 10, 9, 8), (40, 0, 0, 0, 20, 20)])
+@pytest.mark.parametrize('execution', ['eager', 'graphs'])
+def test_views_that_came_when_more_room_was_needed(
+    counts: tuple[int, ...], execution: str, uncompiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they keep is larger than what is needed once their neighbours are gone."""
+    features = seen(counts)
+    in_one_room = stream(matcher(COMPILED), features, told=True)
+    if execution == 'graphs':  # as with graphs: several sizes
+        monkeypatch.setitem(learned_matcher.STEPS, 'compiled', 3)
+    got = stream(matcher(COMPILED if execution == 'graphs' else EAGER), features, told=True)
+    for one, other in zip(got, in_one_room, strict=True):
+        same(one, other)
+    assert sum(map(len, got)) > 10
 
 
 def test_an_engine_is_ready_when_the_odometry_is_made(
@@ -231,6 +260,37 @@ def test_an_engine_is_built_once_for_its_weights(
     with pytest.raises(ModelError, match='built again'):
         matcher(compiled, seed=1).match(features)
     assert list(tmp_path.glob('*.pt2')) == [path]
+
+
+def test_equal_weights_in_another_profile_are_another_engine() -> None:
+    """Iterations, thresholds and heads are compiled in and leave no trace in the weights."""
+    place, example = Place(CPU, torch.float32, 'compiled'), (torch.ones(3),)
+    ours = engine_files.description(StaticMatcher(network()), example, place)
+    assert engine_files.description(StaticMatcher(network()), example, place) == ours
+    for change in ({'iterations': 9}, {'threshold': 0.5}, {'heads': 4}, {'sinkhorn': 'log'}):
+        other = MatcherNetwork(MATCHER.model_copy(update=change))
+        other.load_state_dict(network().state_dict())
+        theirs = engine_files.description(StaticMatcher(other), example, place)
+        assert theirs['weights'] == ours['weights']
+        assert theirs != ours
+
+
+def test_inputs_in_another_order_of_memory(uncompiled: list[Any]) -> None:
+    """An engine reads what it is given with the strides of the inputs it was built with."""
+
+    class Strides(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return (torch.tensor(x.stride()),)
+
+    run = Runner(Strides(), Place(CPU, torch.float32, 'compiled'), EngineFiles())
+    assert run(torch.ones(3, 2).mT)[0].tolist() == run(torch.ones(2, 3))[0].tolist() == [3, 1]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    files = EngineFiles(tmp_path / 'file')
+    with pytest.raises(ModelError, match=r'no engine can be kept here .*runtime\.engines'):
+        files.engine(Doubled(), (torch.ones(3),), Place(CPU, torch.float32, 'compiled'))
 
 
 def test_an_engine_that_does_not_load_is_named(
@@ -336,8 +396,12 @@ def modules() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
     learned = matcher(COMPILED)
     streaming = StreamingMatcher(learned)
     detector = LearnedDetector(DetectorNetwork(DETECTOR), DetectorSettings(), COMPILED)
-    calls = [*map(recorded, (learned._run, streaming._run, detector._run))]
+    plain = MATCHER.model_copy(update={'threshold': 0.2, 'sinkhorn': 'log', 'normalised': False})
+    released = LearnedMatcher(MatcherNetwork(plain), MatchingSettings(), COMPILED)
+    runs = (learned._run, streaming._run, detector._run, released._run)
+    calls = [*map(recorded, runs)]
     learned.prepare()
+    released.prepare()
     streaming.prepare()
     detector.prepare(100, 75)
     return {
@@ -345,10 +409,13 @@ def modules() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         'a window': calls[0][-1],
         'streaming': calls[1][0],
         'detector': calls[2][0],
+        "SuperGlue's form": calls[3][0],
     }
 
 
-@pytest.mark.parametrize('name', ['two views', 'a window', 'streaming', 'detector'])
+@pytest.mark.parametrize(
+    'name', ['two views', 'a window', 'streaming', 'detector', "SuperGlue's form"]
+)
 def test_nothing_waits_for_the_device_or_comes_from_the_host(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,6 +442,18 @@ def test_the_watch_sees_what_a_capture_does_not_allow() -> None:
         x[x > 0]
 
 
+def test_a_graph_that_cannot_be_captured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory\nmore')
+
+    monkeypatch.setattr(runtime, 'CapturedGraph', full)
+    run = Runner(Doubled(), Place(CPU, torch.float32, 'graphs'), EngineFiles())
+    with pytest.raises(
+        ModelError, match=r'Doubled for inputs \(3,\): CUDA out of memory \(runtime'
+    ):
+        run(torch.ones(3))
+
+
 # ------------------------------------------------------------------------- GPU
 
 
@@ -391,8 +470,11 @@ def test_a_gpu_says_the_same(execution: str, told: bool, tmp_path: Path) -> None
     )
     features = seen((40, 30, 44, 48))
     known = known_poses(features) if told else None
-    for _ in range(2):  # a second replay does not remember the first
-        same(matcher(there).match(features, known=known), matcher().match(features, known=known))
+    learned = matcher(there)
+    for _ in range(2):  # each replay of one graph, with other features between
+        same(learned.match(features, known=known), matcher().match(features, known=known))
+        other = features[::-1]
+        same(learned.match(other), matcher().match(other))
     got, expected = (stream(matcher(how), features, told) for how in (there, EAGER))
     for one, other in zip(got, expected, strict=True):
         same(one, other)
