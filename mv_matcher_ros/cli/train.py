@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`train`: what networks learn from."""
+"""`train`: what networks learn from, and their training."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from typing import Annotated
 import typer
 
 from mv_matcher_ros.cli.console import progress, say
+from mv_matcher_ros.cli.train_detector import detector, detector_figures
 from mv_matcher_ros.errors import SourceError
 
 train = typer.Typer(
-    help='Render what networks learn from.',
+    help='Render what networks learn from, and train them.',
     rich_markup_mode=None,
     no_args_is_help=True,
     context_settings={'help_option_names': ['-h', '--help']},
 )
 
 
+train.command('detector')(detector)
+train.command('detector-figures')(detector_figures)
+
+
 @train.callback()
 def root() -> None:
-    """Render what networks learn from."""
+    """Render what networks learn from, and train them."""
 
 
 @train.command()

@@ -163,7 +163,10 @@ def _shrunk(image: NDArray[np.float32], factor: int) -> Pixels:
 
 
 def view_from_photo(
-    shape: tuple[int, ...], size: tuple[int, int], limits: HomographyRange, rng: np.random.Generator
+    shape: tuple[int, ...],
+    size: tuple[int, int],
+    limits: HomographyRange,
+    rng: np.random.Generator,
 ) -> NDArray[np.float64]:
     """(3, 3) of an upright part of the photo, in some scale."""
     rows, columns = shape[:2]
