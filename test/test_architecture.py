@@ -152,7 +152,7 @@ def _reason(relative: str, part: str, item: Import) -> str | None:
             )
         if target != part and target not in MAY_USE[part] | EVERYONE_MAY_USE:
             return f'{part} may not use {target}'
-        if target == 'training' != part and item.top_level:
+        if target == 'training' != part and item.top_level and not item.typing_only:
             return 'training is never imported at run time'
         return None
     if root in sys.stdlib_module_names:

@@ -59,9 +59,8 @@ def detector(
     begin: Annotated[
         Path | None, typer.Option('--from', help='Weights to begin with, not a checkpoint.')
     ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0.0, help='Stop at a checkpoint after this time.')
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help='Stop after so many now.')] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help='Stop after so long now.')] = None,
     device: Annotated[str, typer.Option(help='auto, cpu, cuda or cuda:N.')] = 'auto',
     assignments: SetOption = None,
 ) -> None:
@@ -98,7 +97,7 @@ def detector(
         trainer = Trainer(
             task, settings.trainer, settings.stages, out, here, identity, listener=Spoken()
         )
-        done = trainer.run(Slice(minutes=minutes))
+        done = trainer.run(Slice(steps, minutes))
     if here.first:
         say(f'step {trainer.step} of {trainer.steps}{"" if done else ", to be continued"}')
         say(f'best weights (score {trainer.best:.4g}): {out / BEST}')

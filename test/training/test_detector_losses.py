@@ -59,15 +59,29 @@ def test_keypoints_that_are_found_again_count_more() -> None:
 def test_score_loss_is_zero_when_said_is_wanted_and_ignores_unknown_cells() -> None:
     target = torch.rand(2, 65, 3, 4).softmax(1)
     known = torch.ones(2, 3, 4, dtype=torch.bool)
-    assert score_loss(target.log(), target, known) == pytest.approx(0.0, abs=1e-6)
-    wrong = target.log().clone()
-    wrong[0, :, 0, 0] = -20.0
+    assert torch.allclose(torch.stack(score_loss(target.log(), target, known)), torch.zeros(2),
+                          atol=1e-6)  # fmt: skip
+    wrong = target.clone()
+    wrong[0, :, 0, 0] = torch.rand(65).softmax(0)
+    assert min(score_loss(wrong.log(), target, known)) > 0.0
     known[0, 0, 0] = False
-    assert score_loss(wrong, target, known) == pytest.approx(0.0, abs=1e-6)
-    certain = torch.zeros(1, 65, 1, 1)
-    certain[0, 64] = 1.0
-    even = torch.full((1, 65, 1, 1), -math.log(65))
-    assert score_loss(even, certain, known[:1, :1, :1] | True) == pytest.approx(math.log(65))
+    assert torch.allclose(torch.stack(score_loss(wrong.log(), target, known)), torch.zeros(2),
+                          atol=1e-6)  # fmt: skip
+
+
+def test_score_loss_of_a_cell_that_says_nothing() -> None:
+    even = torch.full((1, 65, 1, 2), -math.log(65))
+    target = torch.zeros(1, 65, 1, 2)
+    target[0, 64, 0, 0] = 1.0  # no keypoint
+    target[0, [9, 64], 0, 1] = torch.tensor([0.6, 0.4])  # one of mass 0.6
+    known = torch.ones(1, 1, 2, dtype=torch.bool)
+    presence, position = score_loss(even, target, known)
+    half = 0.6 * math.log(0.6 / (64 / 65)) + 0.4 * math.log(0.4 * 65)
+    assert presence == pytest.approx(0.5 * (math.log(65) + half), rel=1e-5)
+    assert position == pytest.approx(math.log(64), rel=1e-5)
+    # Both parts together are the divergence of the whole distribution.
+    whole = 0.6 * math.log(0.6 * 65) + 0.4 * math.log(0.4 * 65)
+    assert half + 0.6 * position == pytest.approx(whole, rel=1e-5)
 
 
 def test_imitation_by_cosine_or_by_similarities() -> None:
@@ -127,7 +141,9 @@ def test_place_loss_of_said_places(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_part_has_finite_gradients_and_reaches_its_head() -> None:
     network = DetectorNetwork(TINY)
     losses = detector_losses.detector_losses(network, batch(), DetectorLossSettings())
-    assert set(losses) == {'loss', 'score', 'imitation', 'contrast', 'place', 'place_px'}
+    assert set(losses) == {
+        'loss', 'presence', 'position', 'imitation', 'contrast', 'place', 'place_px',
+    }  # fmt: skip
     losses['loss'].backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -136,10 +152,10 @@ def test_every_part_has_finite_gradients_and_reaches_its_head() -> None:
 
 
 def test_what_weighs_nothing_is_not_computed() -> None:
-    settings = DetectorLossSettings(imitation=0.0, contrast=0.0, place=0.0)
+    settings = DetectorLossSettings(presence=1.0, imitation=0.0, contrast=0.0, place=0.0)
     losses = detector_losses.detector_losses(DetectorNetwork(TINY), batch(), settings)
-    assert set(losses) == {'loss', 'score'}
-    assert losses['loss'] == losses['score']
+    assert set(losses) == {'loss', 'presence', 'position'}
+    assert losses['loss'] == losses['presence'] + losses['position']
 
 
 def test_nothing_seen_is_no_loss_and_no_fault() -> None:

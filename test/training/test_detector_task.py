@@ -99,7 +99,7 @@ def test_a_training_lowers_its_losses_and_saves_a_detector_that_runs(tmp_path: P
     log = (tmp_path / 'out' / 'log.jsonl').read_text()
     rows = [json.loads(line) for line in log.splitlines()]
     train = [row for row in rows if row['kind'] == 'train']
-    for name in ('score', 'imitation', 'place'):
+    for name in ('presence', 'imitation', 'place'):
         assert train[-1][name] < 0.95 * train[0][name], name
     val = next(row for row in rows if row['kind'] == 'val')
     assert 0 <= val['photos_repeatability_3'] <= 100
