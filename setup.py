@@ -28,6 +28,7 @@ train = [
     'pillow>=9',
     'kornia>=0.8',
     'embreex>=2.17.7.post5; platform_machine != "aarch64"',
+    'tensorboard>=2.14',
 ]
 export = ['onnx>=1.16', 'onnxscript>=0.3']
 test = [
@@ -60,6 +61,7 @@ setup(
         (f'share/{package_name}', ['package.xml']),
         (f'share/{package_name}/launch', sorted(glob('launch/*.launch.py'))),
         (f'share/{package_name}/config', sorted(filter(os.path.isfile, glob('config/*')))),
+        (f'share/{package_name}/config/train', sorted(glob('config/train/*.yaml'))),
         # ros2 launch looks for executables here; plain pip ignores setup.cfg and leaves it empty.
         (f'lib/{package_name}', sorted(glob('scripts/*'))),
     ],

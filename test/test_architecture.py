@@ -225,6 +225,7 @@ def test_the_checker_finds(relative: str, source: str, fault: str) -> None:
         ('ros/conversions.py', 'import rclpy\ndef f():\n    from rosbags.image import message'),
         ('files/bag.py', 'if TYPE_CHECKING:\n    from mv_matcher_ros.runner import Source'),
         ('cli/evaluate.py', 'import typer\ndef f():\n    from mv_matcher_ros.training import x'),
+        ('cli/train.py', 'if TYPE_CHECKING:\n    from mv_matcher_ros.training import losses'),
         (
             'evaluation/report.py',
             'from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from matplotlib import axes',

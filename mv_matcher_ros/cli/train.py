@@ -12,6 +12,7 @@ import typer
 
 from mv_matcher_ros.cli.console import progress, say
 from mv_matcher_ros.cli.train_detector import detector, detector_figures
+from mv_matcher_ros.cli.train_matcher import matcher
 from mv_matcher_ros.errors import SourceError
 
 train = typer.Typer(
@@ -22,6 +23,7 @@ train = typer.Typer(
 )
 
 
+train.command()(matcher)
 train.command('detector')(detector)
 train.command('detector-figures')(detector_figures)
 

@@ -10,13 +10,13 @@ import typer
 
 from mv_matcher_ros.cli.console import print_json, print_table, progress, say
 from mv_matcher_ros.cli.options import JsonOption, SetOption, parse_assignments
+from mv_matcher_ros.cli.train_matcher import watched
 from mv_matcher_ros.errors import SourceError
 
 if TYPE_CHECKING:
     from mv_matcher_ros.evaluation.keypoint_error import KeypointFigures
     from mv_matcher_ros.training.detector_task import DetectorTraining
     from mv_matcher_ros.training.detector_validation import Finder
-    from mv_matcher_ros.training.training_log import Progress
 
 ConfigArgument = Annotated[
     Path, typer.Argument(metavar='CONFIG', help='e.g. config/train/detector_light.yaml')
@@ -31,22 +31,6 @@ TaughtOption = Annotated[
     typer.Option(help='Folder that keeps what the teacher said; default: taught beside --out.'),
 ]
 _COLUMNS = ('repeatability', 'accuracy', 'matching_score')
-
-
-class Spoken:
-    """A listener that writes a line each time."""
-
-    def progress(self, state: Progress) -> None:
-        """Called every few steps."""
-        losses = ', '.join(f'{name} {value:.4g}' for name, value in state.losses.items())
-        say(
-            f'step {state.step} of {state.steps}: {losses}; {state.steps_per_s:.2f} steps/s, '
-            f'{state.left_s / 60:.0f} min left'
-        )
-
-    def say(self, line: str) -> None:
-        """One remark."""
-        say(line)
 
 
 def detector(
@@ -93,9 +77,9 @@ def detector(
         'teacher': once.teacher.name,
         'from': str(begin),
     }
-    with processes(device) as here:
+    with processes(device) as here, watched() as watcher:
         trainer = Trainer(
-            task, settings.trainer, settings.stages, out, here, identity, listener=Spoken()
+            task, settings.trainer, settings.stages, out, here, identity, listener=watcher
         )
         done = trainer.run(Slice(steps, minutes))
     if here.first:

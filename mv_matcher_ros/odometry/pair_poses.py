@@ -140,7 +140,7 @@ def pair_poses(
     """
     if known is not None:
         matches = replace(matches, weight=torch.where(known[:, None], 0.0, matches.weight))
-    first = _weighted(matches, settings)
+    first = weighted_poses(matches, settings)
     trusted = (
         (first.mass >= settings.min_mass)
         & (first.share >= settings.min_inlier_share)
@@ -152,8 +152,11 @@ def pair_poses(
     return _turns_without_baseline(found, matches, settings)
 
 
-def _weighted(matches: PairMatches, settings: PoseEstimatorSettings) -> PairPoses:
-    """By the weighted eight-point, reweighted where the confidences alone do not carry it."""
+def weighted_poses(matches: PairMatches, settings: PoseEstimatorSettings) -> PairPoses:
+    """By the weighted eight-point, reweighted where the confidences alone do not carry it.
+
+    Differentiable by confidences and coordinates; the method is EIGHT_POINT or NONE.
+    """
     a, b = matches.plane_xy[:, 0], matches.plane_xy[:, 1]
     found, essential = _eight_point(matches, matches.weight, settings)
     for _ in range(settings.reweightings):

@@ -61,7 +61,7 @@ class TupleDataset:
     """The tuples below a folder of shards.
 
     Attributes:
-        folder: holds the `.zip` files of one split.
+        folder: holds the `.zip` files of one split; or one such file.
         views: how many of a tuple's views are given; None for all.
         augmentation: None leaves images as they were rendered.
         seed: of views and augmentation, with epoch and index.
@@ -78,7 +78,8 @@ class TupleDataset:
     epoch: int = 0
 
     def __post_init__(self) -> None:
-        self.shards = sorted(self.folder.glob('*.zip'))
+        one = self.folder.is_file()
+        self.shards = [self.folder] if one else sorted(self.folder.glob('*.zip'))
         if not self.shards:
             raise SourceError(
                 f'{self.folder}: no shards of tuples; "mv-matcher train tuples" renders them'

@@ -5,6 +5,7 @@ what a shipped model was trained with.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,7 @@ def read_train_settings(
         raise SettingsError(f'{path}: not a readable YAML file: {error}') from None
     if not isinstance(content, dict):
         raise SettingsError(f'{path}: a settings file holds "name: value" lines')
+    content = json.loads(json.dumps(content, default=str))  # aliases become values of their own
     for name, value in (overrides or {}).items():
         _put(content, name.split('.'), value, name)
     try:

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features of rendered tuples, found once: a step of the matcher's training detects nothing.
+
+A shard of tuples becomes a file of features for each augmentation it is seen with.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from mv_matcher_ros.config import DetectorSettings, RuntimeSettings
+from mv_matcher_ros.errors import SourceError
+from mv_matcher_ros.models.classical import ClassicalDetector, Detector
+from mv_matcher_ros.models.learned import LearnedDetector
+from mv_matcher_ros.models.weights import load_detector, tensors_hash
+from mv_matcher_ros.training.augmentation import Augmentation
+from mv_matcher_ros.training.datasets import TrainingTuple, TupleDataset
+from mv_matcher_ros.training.feature_shards import TupleFeatures, write_features
+from mv_matcher_ros.training.labels import LabelLimits, match_labels
+
+RECIPE_FILE = 'features.json'
+PLAIN = 'plain'
+
+
+@dataclass(frozen=True)
+class FeatureRecipe:
+    """How features are made of tuples.
+
+    Attributes:
+        detector: its settings; `max_keypoints` is what is kept of a view.
+        augmentation: how far views depart from what was rendered.
+        limits: of the labels.
+        seed: of the augmentations.
+    """
+
+    detector: DetectorSettings
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    limits: LabelLimits = field(default_factory=LabelLimits)
+    seed: int = 0
+
+    def make_detector(self, device: str = 'cpu') -> Detector:
+        """The detector of the settings.
+
+        Raises:
+            ModelError: its weights cannot be read.
+        """
+        if self.detector.name != 'learned':
+            return ClassicalDetector(self.detector)
+        runtime = RuntimeSettings.model_validate({'device': device, 'precision': 'fp32'})
+        return LearnedDetector(load_detector(self.detector.weights), self.detector, runtime)
+
+    def content(self) -> dict[str, Any]:
+        """What features depend on, as plain data."""
+        detector = self.detector.model_dump()
+        if self.detector.name == 'learned':
+            network = load_detector(self.detector.weights)
+            detector['weights'] = tensors_hash(network.state_dict())
+        content = {
+            'detector': detector,
+            'augmentation': asdict(self.augmentation),
+            'limits': asdict(self.limits),
+            'seed': self.seed,
+        }
+        return dict(json.loads(json.dumps(content)))
+
+
+@dataclass(frozen=True)
+class FeatureJob:
+    """One file of features to be made: of a shard, with one augmentation (`PLAIN`: none)."""
+
+    shard: Path
+    variant: str
+
+    def path(self, out: Path) -> Path:
+        """Its file."""
+        return out / f'{self.shard.stem}.{self.variant}.npz'
+
+
+def variants(augmentations: int) -> list[str]:
+    """Names of so many augmentations; of none: as rendered."""
+    return [f'a{number}' for number in range(augmentations)] or [PLAIN]
+
+
+def feature_jobs(tuples: Path, names: Sequence[str]) -> list[FeatureJob]:
+    """All files of features of a folder of shards; every shard once before any twice.
+
+    Raises:
+        SourceError: no shards.
+    """
+    shards = sorted(tuples.glob('*.zip'))
+    if not shards:
+        raise SourceError(f'{tuples}: no shards of tuples; "mv-matcher train tuples" renders them')
+    return [FeatureJob(shard, name) for name in names for shard in shards]
+
+
+def make_features(
+    recipe: FeatureRecipe,
+    todo: Sequence[FeatureJob],
+    out: Path,
+    workers: int = 1,
+    device: str = 'cpu',
+) -> Iterator[FeatureJob]:
+    """Make what is missing in `out`; yields each file once it is there, old ones first.
+
+    Raises:
+        SourceError: `out` holds features of another recipe, or something cannot be read.
+    """
+    remember(recipe, out)
+    missing = []
+    for job in todo:
+        if job.path(out).is_file():
+            yield job
+        else:
+            missing.append(job)
+    if workers < 2 or len(missing) < 2:
+        for job in missing:
+            yield _make((recipe, job, out, device))
+        return
+    context = multiprocessing.get_context('spawn')
+    with context.Pool(min(workers, len(missing)), _single_thread) as pool:
+        yield from pool.imap_unordered(_make, [(recipe, job, out, device) for job in missing])
+
+
+def _single_thread() -> None:
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def _make(work: tuple[FeatureRecipe, FeatureJob, Path, str]) -> FeatureJob:
+    recipe, job, out, device = work
+    detector = recipe.make_detector(device)
+    write_features(job.path(out), [
+        features_of(views, detector, recipe.limits) for views in job_tuples(recipe, job)
+    ])  # fmt: skip
+    return job
+
+
+def job_tuples(recipe: FeatureRecipe, job: FeatureJob) -> Iterator[TrainingTuple]:
+    """The tuples of a job. They depend on the shard's name, not on which others there are."""
+    plain = job.variant == PLAIN
+    seed = zlib.crc32(f'{recipe.seed} {job.shard.stem}'.encode())
+    data = TupleDataset(job.shard, augmentation=None if plain else recipe.augmentation, seed=seed)
+    epoch = 0 if plain else int(job.variant[1:])
+    return (data.tuple_at(index, epoch) for index in range(len(data)))
+
+
+def features_of(views: TrainingTuple, detector: Detector, limits: LabelLimits) -> TupleFeatures:
+    """Features of all views and labels of all pairs."""
+    images = (views.images[:, 0] * 255.0).round().to(torch.uint8).numpy()
+    found = tuple(detector.detect(np.ascontiguousarray(image)) for image in images)
+    sides = [views.label_view(v, f.keypoints_xy) for v, f in enumerate(found)]
+    return TupleFeatures(
+        found,
+        tuple(match_labels(a, b, limits) for a, b in combinations(sides, 2)),
+        views.intrinsics,
+        views.world_from_camera,
+        views.overlap,
+        views.world,
+        views.baseline,
+    )
+
+
+def remember(recipe: FeatureRecipe, out: Path) -> None:
+    """Write down how features are made, or see that it is as before.
+
+    Raises:
+        SourceError: they were made in another way; names what differs.
+    """
+    content, path = recipe.content(), out / RECIPE_FILE
+    try:
+        before = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+        if before is None:
+            out.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=1), encoding='utf-8')
+    except (OSError, ValueError) as error:
+        raise SourceError(f'{path}: {error}') from None
+    if before not in (None, content):
+        differs = [key for key in content if before.get(key) != content[key]]
+        raise SourceError(
+            f'{out}: holds features with other {", ".join(differs)}; take another folder'
+        )
