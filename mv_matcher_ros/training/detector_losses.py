@@ -26,8 +26,8 @@ class DetectorLossSettings(Section):
 
     presence: float = Field(2.0, ge=0.0, description='How much of a keypoint is in a cell.')
     position: float = Field(1.0, ge=0.0, description='At which of its pixels it is.')
-    imitation: float = Field(1.0, ge=0.0, description="The teacher's descriptors.")
-    contrast: float = Field(0.3, ge=0.0, description='Descriptors find each other.')
+    imitation: float = Field(0.5, ge=0.0, description="The teacher's descriptors.")
+    contrast: float = Field(1.0, ge=0.0, description='Descriptors find each other.')
     place: float = Field(0.1, ge=0.0, description='Places between pixels agree, errors honest.')
     temperature: float = Field(0.06, gt=0.0, description='Of similarities in the contrast.')
     apart_px: float = Field(
