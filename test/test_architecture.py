@@ -52,6 +52,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     'rosbags': ('files/bag',),
     'gtsam': ('mapping/pose_graph.py', 'cli/ba_bench.py'),  # the benchmark compares with it
     'poselib': ('odometry/robust_pose.py',),
+    # The benchmark compares with it, and the detector's teacher is its network.
     'kornia': ('cli/bench_networks.py', 'training/teacher.py'),
     'safetensors': ('models/weights.py',),
     'trimesh': ('worlds/mesh.py',),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`train`: what networks learn from, and the training of the matcher."""
+"""`train`: what networks learn from, and their training."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mv_matcher_ros.cli.console import progress, say
+from mv_matcher_ros.cli.train_detector import detector, detector_figures
 from mv_matcher_ros.cli.train_matcher import matcher
 from mv_matcher_ros.errors import SourceError
 
@@ -20,6 +21,11 @@ train = typer.Typer(
     no_args_is_help=True,
     context_settings={'help_option_names': ['-h', '--help']},
 )
+
+
+train.command()(matcher)
+train.command('detector')(detector)
+train.command('detector-figures')(detector_figures)
 
 
 @train.callback()
@@ -95,6 +101,3 @@ def _size(text: str) -> tuple[int, int]:
 def _span(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 60 else f'{minutes} min'
-
-
-train.command()(matcher)

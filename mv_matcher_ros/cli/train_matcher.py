@@ -71,7 +71,7 @@ def matcher(
         here.wait()
         files = [_files(wanted[side], folder / side, settings.growing) for side in SIDES]
         task = MatcherTask(settings, files[0], files[1], start, overfit)
-        with _watched() as watcher:
+        with watched() as watcher:
             trainer = Trainer(
                 task,
                 settings.trainer,
@@ -191,7 +191,7 @@ def _notes(config: Path, task: Any) -> dict[str, str]:
 
 
 @contextmanager
-def _watched() -> Iterator[_Watcher]:
+def watched() -> Iterator[_Watcher]:
     """A bar on a terminal, else a line now and then."""
     with progress('training', None) as advance:
         yield _Watcher(advance)

@@ -42,7 +42,9 @@ class TargetSettings(Section):
 
 @dataclass(frozen=True)
 class DetectorBatch:
-    """Views of pairs, one after the other: the partner of view v is v ^ 1. N is room for keypoints.
+    """Views of pairs, one after the other: the partner of view v is v ^ 1.
+
+    N is room for keypoints.
 
     Attributes:
         images: (V, 1, H, W) float32 in [0, 1], augmented.

@@ -24,9 +24,10 @@ from mv_matcher_ros.training.detector_batches import DetectorBatch
 class DetectorLossSettings(Section):
     """Weights of the parts of the loss; what has weight 0 is not computed."""
 
-    score: float = Field(1.0, ge=0.0, description="The teacher's keypoints.")
-    imitation: float = Field(1.0, ge=0.0, description="The teacher's descriptors.")
-    contrast: float = Field(0.3, ge=0.0, description='Descriptors find each other.')
+    presence: float = Field(2.0, ge=0.0, description='How much of a keypoint is in a cell.')
+    position: float = Field(1.0, ge=0.0, description='At which of its pixels it is.')
+    imitation: float = Field(0.5, ge=0.0, description="The teacher's descriptors.")
+    contrast: float = Field(1.0, ge=0.0, description='Descriptors find each other.')
     place: float = Field(0.1, ge=0.0, description='Places between pixels agree, errors honest.')
     temperature: float = Field(0.06, gt=0.0, description='Of similarities in the contrast.')
     apart_px: float = Field(
@@ -42,7 +43,8 @@ def detector_losses(
 ) -> dict[str, Tensor]:
     """Named () losses of a batch; `loss` is their weighted sum."""
     dense = network.dense(batch.images)
-    parts = {'score': score_loss(dense.log_probability, batch.target, batch.known)}
+    presence, position = score_loss(dense.log_probability, batch.target, batch.known)
+    parts = {'presence': presence, 'position': position}
     here = sampled(dense.descriptors, batch.xy, False)
     if settings.imitation:
         parts['imitation'] = imitation_loss(here, batch.taught, batch.valid)
@@ -59,14 +61,32 @@ def detector_losses(
     return {'loss': total, **parts}
 
 
-def score_loss(log_probability: Tensor, target: Tensor, known: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the cells' (V, 65, h, w) target from what is said.
+def score_loss(log_probability: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Divergence of what is said of cells, (V, 65, h, w), from their target, in two parts.
 
-    Mean over the known (V, h, w) cells; 0 when they agree.
+    The Kullback-Leibler divergence of a cell is that of "a keypoint or none", and, as much as
+    there is a keypoint, that of where it is. A tenth of a cell is a keypoint: one mean over both
+    would learn where keypoints are ten times slower than how many there are.
+
+    Returns:
+        () mean over the known (V, h, w) cells of the first part, () mean over the keypoints of
+        the second; 0 when they agree.
     """
-    entropy = torch.special.xlogy(target, target).sum(1)
-    divergence = entropy - (target * log_probability).sum(1)
-    return _mean(divergence, known)
+    there, none = target[:, :-1], target[:, -1]
+    mass = there.sum(1)
+    said = log_probability[:, :-1].logsumexp(1)
+    presence = (
+        torch.special.xlogy(mass, mass)
+        + torch.special.xlogy(none, none)
+        - mass * said
+        - none * log_probability[:, -1]
+    )
+    where = there / mass.clamp_min(1e-6)[:, None]
+    place = torch.special.xlogy(where, where).sum(1) - (
+        where * (log_probability[:, :-1] - said[:, None])
+    ).sum(1)
+    weight = torch.where(known, mass, 0.0)
+    return _mean(presence, known), (weight * place).sum() / weight.sum().clamp_min(1e-6)
 
 
 def imitation_loss(descriptors: Tensor, taught: Tensor, valid: Tensor) -> Tensor:

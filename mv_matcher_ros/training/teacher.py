@@ -153,7 +153,8 @@ class TaughtOnce:
 def _read(path: Path) -> Taught | None:
     """An answer; None where there is none, or only part of one."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: np.load forgets to close a file that is no archive.
+        with path.open('rb') as content, np.load(content, allow_pickle=False) as file:
             xy, scores, descriptors = (
                 torch.from_numpy(file[name].astype(np.float32))
                 for name in ('xy', 'scores', 'descriptors')
