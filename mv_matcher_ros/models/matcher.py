@@ -70,9 +70,16 @@ def matches_from(pairs: Tensor, partner: Tensor, confidence: Tensor) -> Matches:
 
 
 def pair_index(views: int, pairs: Sequence[tuple[int, int]] | None = None) -> Tensor:
-    """(P, 2) int64 of the named pairs, None: of all pairs of so many views."""
-    chosen = combinations(range(views), 2) if pairs is None else pairs
-    return torch.tensor(list(chosen), dtype=torch.int64).reshape(-1, 2)
+    """(P, 2) int64 of the named pairs, None: of all pairs of so many views.
+
+    Raises:
+        ModelError: a pair that is not of two of the views, the first before the second.
+    """
+    chosen = list(combinations(range(views), 2) if pairs is None else pairs)
+    for a, b in chosen:
+        if not 0 <= a < b < views:
+            raise ModelError(f'pair ({a}, {b}) of {views} views: 0 <= a < b < {views} is needed')
+    return torch.tensor(chosen, dtype=torch.int64).reshape(-1, 2)
 
 
 class MatcherNetwork(nn.Module):

@@ -177,6 +177,12 @@ def test_few_views_and_few_keypoints(counts: tuple[int, ...]) -> None:
     assert matches.views.shape[1] == matches.keypoints.shape[1] == 2
 
 
+@pytest.mark.parametrize('pair', [(0, 5), (0, 0), (1, 0), (-1, 1)])
+def test_pairs_that_are_none_are_named(pair: tuple[int, int]) -> None:
+    with pytest.raises(ModelError, match=r'of 2 views: 0 <= a < b < 2'):
+        matcher().match(shifted_views(2), [pair])
+
+
 def test_half_precision_on_a_cpu_finds_the_same_matches() -> None:
     features = shifted_views(2)
     sets = []
