@@ -26,7 +26,7 @@ robust = ['poselib>=2.0.5']
 train = [
     'trimesh>=4.6',
     'pillow>=9',
-    'kornia>=0.9',
+    'kornia>=0.9; python_version >= "3.11"',
     'embreex>=2.17.7.post5; platform_machine != "aarch64"',
     'tensorboard>=2.14',
 ]
