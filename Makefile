@@ -73,7 +73,7 @@ docs: $(VENV)/.installed
 	mv docs/settings.new docs/settings.md
 
 test-main: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest $(PYTEST)
+	$(VENV)/bin/python -m pytest $(PYTEST) $(if $(QUICK),-m 'not slow')
 
 # numpy 1.26 has no build for Python 3.13 and newer; there the second leg cannot exist, and says so.
 HAS_NUMPY_1 := $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 13) and print("yes")' 2>/dev/null)
@@ -89,12 +89,12 @@ test-apt-core: $(VENV_APT)/.installed
 endif
 
 # Two cores, two legs, one thread each: most of the second leg runs beside the first. Only tests over
-# DDS of both would take each other's time. The first leg's output comes last, so that the closing line
+# DDS of both would take each other's time. Slow tests run in the shorter, second leg, where there is one. The first leg's output comes last, so that the closing line
 # is that of all tests.
 test: $(VENV)/.installed
 	@$(MAKE) --no-print-directory test-apt-ros
 	@mkdir -p out
-	@$(MAKE) --no-print-directory test-main > out/test-main.log 2>&1 & main=$$!; \
+	@$(MAKE) --no-print-directory test-main QUICK=$(HAS_NUMPY_1) > out/test-main.log 2>&1 & main=$$!; \
 	$(MAKE) --no-print-directory test-apt-core; core=$$?; \
 	wait $$main; status=$$?; cat out/test-main.log; \
 	[ $$core -eq 0 ] || echo 'make: tests with numpy 1.26 and OpenCV 4 failed, see above' >&2; \

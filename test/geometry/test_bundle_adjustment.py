@@ -286,6 +286,7 @@ def test_gauss_newton_hessian_would_be_wrong() -> None:
     assert float((exact.pose_pose - approximate.pose_pose).norm() / exact.pose_pose.norm()) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scene', SCENES)
 def test_gradcheck_of_the_implicit_gradient(scene: str) -> None:
     problem, _, _ = window_problem(
@@ -299,6 +300,7 @@ def test_gradcheck_of_the_implicit_gradient(scene: str) -> None:
     assert torch.autograd.gradcheck(optimum, (measured,), eps=1e-6, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_reaches_weights_extrinsics_and_prior() -> None:
     problem, _, _ = window_problem(3, 10, 3, noise=1e-2, start_noise=0.002, stereo_baseline=0.4)
     information = torch.eye(18, dtype=torch.float64)[None] * 10.0

@@ -34,6 +34,7 @@ def run(path: Path, **inputs: torch.Tensor) -> list[torch.Tensor]:
     return [torch.from_numpy(part) for part in session.run(None, arrays)]
 
 
+@pytest.mark.slow
 def test_a_detector(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = DetectorNetwork(DETECTOR).eval()
@@ -49,6 +50,7 @@ def test_a_detector(tmp_path: Path) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('informed', [False, True])
 def test_a_matcher_with_room_that_is_not_used(tmp_path: Path, informed: bool) -> None:
     torch.manual_seed(0)

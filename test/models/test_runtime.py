@@ -238,6 +238,7 @@ class Doubled(nn.Module):
 # ------------------------------------------------------------- compiled engines
 
 
+@pytest.mark.slow
 def test_an_engine_is_built_once_for_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

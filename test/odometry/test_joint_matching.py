@@ -156,6 +156,7 @@ def largest_error_m(flight: SyntheticSource, estimates: list[Estimate]) -> float
     return float(max(errors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', MODES)
 def test_the_engine_lives_on_the_graph(mode: str, flight: SyntheticSource) -> None:
     values = settings(mode)
@@ -170,6 +171,7 @@ def test_the_engine_lives_on_the_graph(mode: str, flight: SyntheticSource) -> No
         assert np.array_equal(a.odom_from_body, b.odom_from_body)
 
 
+@pytest.mark.slow
 def test_each_way_of_matching_makes_a_difference(flight: SyntheticSource) -> None:
     """None of them is a setting without effect."""
     ways = {
