@@ -7,15 +7,14 @@ A shard of tuples becomes a file of features for each augmentation it is seen wi
 from __future__ import annotations
 
 import json
-import multiprocessing
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
@@ -28,6 +27,7 @@ from mv_matcher_ros.training.augmentation import Augmentation
 from mv_matcher_ros.training.datasets import TrainingTuple, TupleDataset
 from mv_matcher_ros.training.feature_shards import TupleFeatures, write_features
 from mv_matcher_ros.training.labels import LabelLimits, match_labels
+from mv_matcher_ros.training.workers import make_missing
 
 RECIPE_FILE = 'features.json'
 PLAIN = 'plain'
@@ -117,28 +117,10 @@ def make_features(
         SourceError: `out` holds features of another recipe, or something cannot be read.
     """
     remember(recipe, out)
-    missing = []
-    for job in todo:
-        if job.path(out).is_file():
-            yield job
-        else:
-            missing.append(job)
-    if workers < 2 or len(missing) < 2:
-        for job in missing:
-            yield _make((recipe, job, out, device))
-        return
-    context = multiprocessing.get_context('spawn')
-    with context.Pool(min(workers, len(missing)), _single_thread) as pool:
-        yield from pool.imap_unordered(_make, [(recipe, job, out, device) for job in missing])
+    yield from make_missing(partial(_make, recipe, out, device), todo, out, workers)
 
 
-def _single_thread() -> None:
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-
-
-def _make(work: tuple[FeatureRecipe, FeatureJob, Path, str]) -> FeatureJob:
-    recipe, job, out, device = work
+def _make(recipe: FeatureRecipe, out: Path, device: str, job: FeatureJob) -> FeatureJob:
     detector = recipe.make_detector(device)
     write_features(job.path(out), [
         features_of(views, detector, recipe.limits) for views in job_tuples(recipe, job)

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.training.shards import write_shard
 from mv_matcher_ros.training.tuple_sources import SPLITS, Split, TupleSources
+from mv_matcher_ros.training.workers import make_missing
 from mv_matcher_ros.worlds.view_tuples import BASELINES, ViewTuple, sample_tuple
 
 PLAN_FILE = 'plan.json'
@@ -114,27 +114,10 @@ def render_shards(
     if plan.val and not sources.kinds('val'):
         raise SourceError('validation tuples need a held-out world, or eight photos or more')
     _remember(sources, plan, out)
-    todo = []
-    for job in jobs(plan):
-        if job.path(out).is_file():
-            yield job
-        else:
-            todo.append(job)
-    if workers < 2 or len(todo) < 2:
-        for job in todo:
-            yield _render((sources, plan, out, job))
-        return
-    context = multiprocessing.get_context('spawn')
-    with context.Pool(min(workers, len(todo)), _single_thread) as pool:
-        yield from pool.imap_unordered(_render, [(sources, plan, out, job) for job in todo])
+    yield from make_missing(partial(_render, sources, plan, out), jobs(plan), out, workers)
 
 
-def _single_thread() -> None:
-    cv2.setNumThreads(1)
-
-
-def _render(work: tuple[TupleSources, RenderingPlan, Path, ShardJob]) -> ShardJob:
-    sources, plan, out, job = work
+def _render(sources: TupleSources, plan: RenderingPlan, out: Path, job: ShardJob) -> ShardJob:
     made = [render_tuple(sources, plan, job.split, job.number, i) for i in range(job.tuples)]
     write_shard(job.path(out), [views for views, _ in made], [seed for _, seed in made])
     return job

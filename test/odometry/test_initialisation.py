@@ -213,7 +213,6 @@ def test_a_frame_of_something_else_between_is_no_harm(make_scene: Make, pose: Ma
 
 def test_a_plane_starts_with_the_right_pose(make_scene: Make, pose: Make) -> None:
     """Sideways motion; MAGSAC++ of OpenCV takes the other pose of the plane in half the cases."""
-    pytest.importorskip('poselib')
     started = 0
     for seed in range(6):
         scene = make_scene(300, seed=seed)
