@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mv_matcher_ros.config import RuntimeSettings
     from mv_matcher_ros.datatypes import Features
+    from mv_matcher_ros.models.known_poses import KnownPoses
 
 LARGEST_WINDOW = 10
 
@@ -78,6 +79,9 @@ def matcher_calls(ways: Sequence[RuntimeSettings], keypoints: int) -> dict[str, 
                 size = _millions(learned.network)
                 title = f'{views} x {count}, {name} ({size}), {learned.place.name}'
                 calls[title] = partial(learned.match, features)
+                if name == 'light' and views > 2:
+                    told = partial(learned.match, features, known=known_poses(features))
+                    calls[f'{title}, known poses'] = told
     for width, layers in ((256, 9), (128, 5)):
         other = _lightglue(keypoints, width, layers)
         if other is not None:
@@ -168,6 +172,19 @@ def window_calls(runtime: RuntimeSettings, keypoints: int) -> dict[str, Call]:
             calls[f'{name}, streaming'] = partial(streaming.match, new, plane, list(past))
         past.append(streaming.match(new, plane, past)[0])
     return calls
+
+
+def known_poses(features: Sequence[Features]) -> KnownPoses:
+    """A camera that moved to the side between views."""
+    import torch
+
+    from mv_matcher_ros.models.known_poses import KnownPoses
+
+    views = len(features)
+    poses = torch.eye(4).repeat(1, views, 1, 1)
+    poses[0, :, 0, 3] = 0.1 * torch.arange(views)
+    plane = torch.stack([(view.keypoints_xy - 300.0) / 500.0 for view in features])[None]
+    return KnownPoses.of(plane, poses, torch.full((1, views, views), 2.0 / 500.0))
 
 
 def random_features(views: int, keypoints: int, width: int) -> list[Features]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,21 +124,18 @@ class MeshPlace:
         return replace(self, shading=replace(shading, gain=float(np.clip(wanted, 0.3, 4.0))))
 
 
+Baked = TypeVar('Baked', bound='BakedPlace')
+
+
 @dataclass(frozen=True)
-class RectanglePlace:
-    """A world of rectangles with baked light, and a path through it.
+class BakedPlace:
+    """A flat world whose light is part of its surfaces.
 
     Attributes:
         world: what is seen.
-        path: where a body may be at `times_s`.
-        times_s: from and to.
-        turn_rad: how far to the side a camera looks at most.
     """
 
     world: World
-    path: Path
-    times_s: tuple[float, float]
-    turn_rad: float
 
     @property
     def name(self) -> str:
@@ -150,6 +147,31 @@ class RectanglePlace:
     ) -> tuple[Pixels, Floats]:
         """See `Place`."""
         return render(self.world, camera, world_from_camera)
+
+    def blocked(self, start: Array, end: Array) -> NDArray[np.bool_]:
+        """See `Place`."""
+        return self.world.blocked(start, end)
+
+    def lit(
+        self: Baked, camera: Camera, world_from_camera: Array, rng: np.random.Generator
+    ) -> Baked:
+        """The same place."""
+        return self
+
+
+@dataclass(frozen=True)
+class RectanglePlace(BakedPlace):
+    """A world of rectangles with baked light, and a path through it.
+
+    Attributes:
+        path: where a body may be at `times_s`.
+        times_s: from and to.
+        turn_rad: how far to the side a camera looks at most.
+    """
+
+    path: Path
+    times_s: tuple[float, float]
+    turn_rad: float
 
     def starts(self, camera: Camera, count: int, rng: np.random.Generator) -> Array:
         """Poses near the path."""
@@ -158,33 +180,10 @@ class RectanglePlace:
         position = body[:, :3, 3] + rng.normal(0, 0.15, (count, 3))
         return _poses(position, heading + rng.uniform(-1, 1, count) * self.turn_rad, rng)
 
-    def blocked(self, start: Array, end: Array) -> NDArray[np.bool_]:
-        """See `Place`."""
-        return self.world.blocked(start, end)
-
-    def lit(
-        self, camera: Camera, world_from_camera: Array, rng: np.random.Generator
-    ) -> RectanglePlace:
-        """The light is baked: the same place."""
-        return self
-
 
 @dataclass(frozen=True)
-class PhotoPlace:
+class PhotoPlace(BakedPlace):
     """Photos as flat worlds; cameras stand before the largest one."""
-
-    world: World
-
-    @property
-    def name(self) -> str:
-        """The world's."""
-        return self.world.name
-
-    def look(
-        self, camera: Camera, world_from_camera: Array, moment: float = 0.0, smooth: bool = True
-    ) -> tuple[Pixels, Floats]:
-        """See `Place`."""
-        return render(self.world, camera, world_from_camera)
 
     def starts(self, camera: Camera, count: int, rng: np.random.Generator) -> Array:
         """Poses that see a part of the photo, at a small slant."""
@@ -199,13 +198,7 @@ class PhotoPlace:
 
     def blocked(self, start: Array, end: Array) -> NDArray[np.bool_]:
         """Also by the endless wall that the photo hangs on."""
-        return self.world.blocked(start, end) | (end[:, 0] > -CLEARANCE_M)
-
-    def lit(
-        self, camera: Camera, world_from_camera: Array, rng: np.random.Generator
-    ) -> PhotoPlace:
-        """The light is in the photo: the same place."""
-        return self
+        return super().blocked(start, end) | (end[:, 0] > -CLEARANCE_M)
 
 
 def room_place(seed: int, photos: str | None = None) -> RectanglePlace:
