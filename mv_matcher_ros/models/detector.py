@@ -2,8 +2,9 @@
 """The learned detector: SuperPoint's architecture in any width, with keypoints between pixels.
 
 A shared encoder to an eighth of the resolution, a head with 8 x 8 + 1 scores a cell, a head with
-descriptors. Own: a third head reads, at the keypoints only, where in and around its pixel the
-keypoint lies, and how sure that is.
+descriptors. Own: scores also see half the resolution, where pooling has not yet lost places; and a
+third head reads, around the keypoints only, the first layers at full resolution: where exactly
+the keypoint lies, and how sure that is.
 
 Source: DeTone et al., SuperPoint, CVPR workshops 2018.
 """
@@ -20,8 +21,10 @@ from torch.nn import functional
 from mv_matcher_ros.models.profiles import DetectorProfile
 
 CELL = 8
-# Farthest the learned head moves a keypoint from its pixel.
-FARTHEST_PX = 1.0
+# Farthest the learned head moves a keypoint from its pixel, along each axis.
+FARTHEST_PX = 2.0
+# What it sees: (2 r + 1)² pixels around it.
+PATCH_RADIUS = 3
 # Standard deviations the learned head can say, in pixels.
 SIGMA_RANGE_PX = (0.05, 5.0)
 
@@ -34,13 +37,13 @@ class DenseFeatures:
         scores: (B, H, W) float32 probability of a keypoint, without suppression.
         log_probability: (B, 65, h, w) float32 of each pixel of a cell, and of none.
         descriptors: (B, D, h, w) float32 unit length, h = ⌈H/8⌉.
-        hidden: (B, C, h, w) what the sub-pixel head reads.
+        fine: (B, C, ≥H, ≥W) what the sub-pixel head reads.
     """
 
     scores: Tensor
     log_probability: Tensor
     descriptors: Tensor
-    hidden: Tensor
+    fine: Tensor
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,26 @@ class DetectorNetwork(nn.Module):
         self.encoder = nn.Sequential(*steps)
         hidden = profile.head_width
         self.score_hidden = nn.Sequential(*convolution(before, hidden))
-        self.score = nn.Conv2d(hidden, CELL * CELL + 1, 1)
+        detail = profile.detail_width
+        self.detail = nn.Sequential()
+        if detail:
+            self.detail = nn.Sequential(
+                nn.PixelUnshuffle(4), nn.Conv2d(16 * profile.widths[1], detail, 1), nn.ReLU()
+            )
+        self.score = nn.Conv2d(hidden + detail, CELL * CELL + 1, 1)
         self.descriptor_hidden = nn.Sequential(*convolution(before, hidden))
         self.descriptor = nn.Conv2d(hidden, profile.descriptor_size, 1)
-        # Of each pixel of a cell: shift in x and y, and logarithm of its error.
-        self.subpixel = (
-            nn.Linear(hidden, 3 * CELL * CELL) if profile.subpixel == 'learned' else None
-        )
+        # Shift in x and y, and logarithm of the error.
+        self.subpixel: nn.Module | None = None
+        if profile.subpixel == 'learned':
+            pixels = (2 * PATCH_RADIUS + 1) ** 2 * profile.widths[0]
+            self.subpixel = nn.Sequential(
+                nn.LayerNorm(pixels), nn.Linear(pixels, 64), nn.ReLU(), nn.Linear(64, 3)
+            )
 
     def backbone_to(self, dtype: torch.dtype) -> DetectorNetwork:
         """Make the backbone run in `dtype`; what the heads say stays as it is."""
-        for part in (self.encoder, self.score_hidden, self.descriptor_hidden):
+        for part in (self.encoder, self.score_hidden, self.detail, self.descriptor_hidden):
             part.to(dtype)
         return self
 
@@ -112,17 +124,26 @@ class DetectorNetwork(nn.Module):
         # Whole cells only: the image continues beyond its edge, and what is found there is cut.
         right, below = (-width) % CELL, (-height) % CELL
         padded = functional.pad(images, (0, right, 0, below), mode='replicate')
-        with torch.autocast(images.device.type, enabled=False):
-            seen = self.encoder(padded.to(next(self.encoder.parameters()).dtype))
-            kind = self.score.weight.dtype
-            hidden = self.score_hidden(seen).to(kind)
-            logits = self.score(hidden)
-            descriptors = self.descriptor(self.descriptor_hidden(seen).to(kind))
+        device, kind = images.device.type, self.score.weight.dtype
+        # Autocast is for learning; a network that runs has the precision of its weights.
+        mixed = self.training and torch.is_autocast_enabled(device)
+        full, half, _ = (n for n, x in enumerate(self.encoder) if isinstance(x, nn.MaxPool2d))
+        dtype = torch.get_autocast_dtype(device) if mixed else None
+        with torch.autocast(device, dtype, enabled=mixed):
+            fine = self.encoder[:full](padded.to(next(self.encoder.parameters()).dtype))
+            middle = self.encoder[full:half](fine)
+            seen = self.encoder[half:](middle)
+            hidden, described = self.score_hidden(seen), self.descriptor_hidden(seen)
+            if self.profile.detail_width:
+                hidden = torch.cat([hidden, self.detail(middle)], dim=1)
+        with torch.autocast(device, enabled=False):
+            logits = self.score(hidden.to(kind))
+            descriptors = self.descriptor(described.to(kind))
         log_probability = logits.log_softmax(dim=1)
         scores = functional.pixel_shuffle(log_probability[:, :-1].exp(), CELL)[:, 0]
         scores = torch.nan_to_num(scores[:, :height, :width])
         descriptors = torch.nan_to_num(functional.normalize(descriptors, dim=1))
-        return DenseFeatures(scores, log_probability, descriptors, hidden)
+        return DenseFeatures(scores, log_probability, descriptors, fine)
 
     def select(
         self,
@@ -147,7 +168,7 @@ class DetectorNetwork(nn.Module):
         xy = torch.stack([x, y], dim=-1).float()
         sigma_px = torch.full_like(best, profile.sigma_px)
         if self.subpixel is not None:
-            shift, sigma_px = self.refined(dense.hidden, x, y)
+            shift, sigma_px = self.refined(dense.fine, x, y)
             xy = xy + shift
         elif profile.subpixel == 'quadratic':
             xy = xy + quadratic_shift(dense.scores, x, y)
@@ -156,15 +177,16 @@ class DetectorNetwork(nn.Module):
         descriptors = sampled(dense.descriptors, at, released)
         return Keypoints(xy, best, descriptors, sigma_px, valid)
 
-    def refined(self, hidden: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def refined(self, fine: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, 2) shift and (B, K) standard deviation, pixels, of keypoints at pixels x, y."""
         assert self.subpixel is not None
-        cell_x, cell_y = (torch.div(v, CELL, rounding_mode='floor') for v in (x, y))
-        cell = (cell_y * hidden.shape[-1] + cell_x)[:, None].expand(-1, hidden.shape[1], -1)
-        features = hidden.flatten(2).gather(2, cell).transpose(1, 2)
-        said = self.subpixel(features).float().unflatten(-1, (CELL * CELL, 3))
-        inside = (y % CELL) * CELL + x % CELL
-        said = said.gather(2, inside[..., None, None].expand(*inside.shape, 1, 3))[:, :, 0]
+        height, width = fine.shape[-2:]
+        steps = torch.arange(-PATCH_RADIUS, PATCH_RADIUS + 1, device=x.device)
+        columns = (x[..., None, None] + steps).clamp(0, width - 1)
+        rows = (y[..., None, None] + steps[:, None]).clamp(0, height - 1)
+        which = torch.arange(len(x), device=x.device)[:, None, None, None]
+        patch = fine.permute(0, 2, 3, 1)[which, rows, columns].flatten(2)
+        said = self.subpixel(patch.float())
         low, high = (math.log(limit) for limit in SIGMA_RANGE_PX)
         middle, half = 0.5 * (low + high), 0.5 * (high - low)
         sigma_px = (middle + half * said[..., 2].tanh()).exp()

@@ -88,6 +88,9 @@ class DetectorProfile(Section):
         (16, 24, 48, 64), description='Channels at full, half, quarter and eighth resolution.'
     )
     head_width: int = Field(128, ge=8, description='Hidden channels of the heads.')
+    detail_width: int = Field(
+        64, ge=0, description='Channels of half the resolution that scores see; 0: none.'
+    )
     descriptor_size: int = Field(128, ge=8, description='Width of the descriptors.')
     nms_radius: int = Field(4, ge=0, le=64, description='Keypoints keep this distance, pixels.')
     nms_rounds: int = Field(
@@ -119,6 +122,7 @@ DETECTORS: dict[str, DetectorProfile] = {
     'superpoint': DetectorProfile(
         widths=(64, 64, 128, 128),
         head_width=256,
+        detail_width=0,
         descriptor_size=256,
         nms_rounds=2,
         subpixel='none',

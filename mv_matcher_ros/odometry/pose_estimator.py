@@ -39,9 +39,6 @@ from mv_matcher_ros.odometry.view_tree import ViewSetup, spanning_tree
 Gradient = Literal['none', 'unrolled', 'implicit']
 # Points with less parallax start too far off to help the poses.
 MIN_PARALLAX_RAD = 0.005
-# Kernel of the adjustment, in the noise that the matches show; gradients are those of a kernel
-# that does not depend on them, in sigma.
-KERNEL_WIDTH = {'none': 1.0, 'unrolled': 2.0, 'implicit': 2.0}
 LEAST_NOISE = 0.1
 POINT_STEPS = 1
 # Share of the cost that the last step may still save. Gradients hold at the optimum only.
@@ -115,10 +112,9 @@ class PoseEstimator:
         scales = pair_scales(pairs, poses, views, capacity)
         world_from_body, found = spanning_tree(pairs.pairs, poses, scales, setup)
         tracks = build_tracks(matches, views, capacity)
-        width = KERNEL_WIDTH[gradient]
-        if gradient == 'none':
-            width *= _noise(pairs, poses)
-        start = self._problem(plane_xy, sigma, tracks, world_from_body, found, setup, width)
+        # As wide as the noise that the matches show, in sigma; to gradients a constant.
+        noise = _noise(pairs, poses)
+        start = self._problem(plane_xy, sigma, tracks, world_from_body, found, setup, noise)
         adjusted = self._adjusted(start, gradient)
         return self._result(adjusted, start, tracks, found, scales, pairs, poses)
 

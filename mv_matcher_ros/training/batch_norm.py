@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mv_matcher_ros.models.detector import DetectorNetwork
 
-_PARTS = ('encoder', 'score_hidden', 'descriptor_hidden')
+_PARTS = ('encoder', 'score_hidden', 'detail', 'descriptor_hidden')
 
 
 def with_norms(network: DetectorNetwork) -> DetectorNetwork:

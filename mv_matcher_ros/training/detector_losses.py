@@ -20,6 +20,9 @@ from mv_matcher_ros.config import Section
 from mv_matcher_ros.models.detector import DenseFeatures, DetectorNetwork, sampled
 from mv_matcher_ros.training.detector_batches import DetectorBatch
 
+# The detector is taken to find a keypoint this near to the teacher's, along each axis.
+_NEAR_PX = 2
+
 
 class DetectorLossSettings(Section):
     """Weights of the parts of the loss; what has weight 0 is not computed."""
@@ -49,8 +52,7 @@ def detector_losses(
     if settings.imitation:
         parts['imitation'] = imitation_loss(here, batch.taught, batch.valid)
     if settings.contrast:
-        other = dense.descriptors.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-        there = sampled(other, batch.there, False)
+        there = _swapped(sampled(dense.descriptors, _swapped(batch.there), False))
         similarity = here @ there.mT / settings.temperature
         parts['contrast'] = contrast_loss(similarity, batch.there, batch.seen, settings.apart_px)
     if settings.place and network.subpixel is not None:
@@ -134,10 +136,11 @@ def place_loss(
     Returns:
         () loss and () mean distance, pixels.
     """
-    other = [part.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for part in (
-        dense.scores, dense.hidden)]  # fmt: skip
-    here, sigma = _refined(network, dense.scores, dense.hidden, batch.xy)
-    there, sigma_there = _refined(network, other[0], other[1], batch.there)
+    here, sigma = _refined(network, dense.scores, dense.fine, batch.xy)
+    there, sigma_there = (
+        _swapped(part)
+        for part in _refined(network, dense.scores, dense.fine, _swapped(batch.there))
+    )
     moved = (batch.jacobian @ (here - batch.xy)[..., None])[..., 0]
     error = (batch.there + moved - there).square().sum(-1).add(1e-6).sqrt()
     area = torch.linalg.det(batch.jacobian).abs().clamp_min(1e-3)
@@ -151,21 +154,27 @@ def place_loss(
 
 
 def _refined(
-    network: DetectorNetwork, scores: Tensor, hidden: Tensor, xy: Tensor
+    network: DetectorNetwork, scores: Tensor, fine: Tensor, xy: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(V, N, 2) refined places and (V, N) errors, from the best pixel around each place.
 
     That pixel is where the detector would have found the keypoint.
     """
     height, width = scores.shape[-2:]
-    steps = torch.tensor([-1, 0, 1], device=xy.device)
-    x = (xy[..., 0].round().long()[..., None] + steps.repeat(3)).clamp(0, width - 1)
-    y = (xy[..., 1].round().long()[..., None] + steps.repeat_interleave(3)).clamp(0, height - 1)
+    steps = torch.arange(-_NEAR_PX, _NEAR_PX + 1, device=xy.device)
+    side = len(steps)
+    x = (xy[..., 0].round().long()[..., None] + steps.repeat(side)).clamp(0, width - 1)
+    y = (xy[..., 1].round().long()[..., None] + steps.repeat_interleave(side)).clamp(0, height - 1)
     around = scores.detach().flatten(1).gather(1, (y * width + x).flatten(1)).view(x.shape)
     best = around.argmax(-1, keepdim=True)
     x, y = (part.gather(-1, best)[..., 0] for part in (x, y))
-    shift, sigma = network.refined(hidden, x, y)
+    shift, sigma = network.refined(fine, x, y)
     return torch.stack([x, y], dim=-1) + shift, sigma
+
+
+def _swapped(values: Tensor) -> Tensor:
+    """(V, …) of each view's partner."""
+    return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import superpoint_reference as reference
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.models.detector import (
     FARTHEST_PX,
+    PATCH_RADIUS,
     SIGMA_RANGE_PX,
     DetectorNetwork,
     box_maximum,
@@ -155,8 +156,9 @@ def test_descriptors_are_read_where_the_keypoint_is() -> None:
 def test_the_learned_shift_and_error_have_bounds_and_gradients() -> None:
     detector = network()
     assert detector.subpixel is not None
+    last = detector.subpixel[-1]  # type: ignore[index]
     with torch.no_grad():
-        detector.subpixel.weight.mul_(100.0)
+        last.weight.mul_(3.0)
     found = detector(image(64, 80), 40, BORDER)
     shift = (found.xy - found.xy.round()).detach()
     sigma_px = found.sigma_px.detach()
@@ -165,24 +167,27 @@ def test_the_learned_shift_and_error_have_bounds_and_gradients() -> None:
     assert float(sigma_px.max()) <= SIGMA_RANGE_PX[1] * 1.001
     assert float(sigma_px.max() / sigma_px.min()) > 1.5
     (found.xy.sum() + found.sigma_px.sum()).backward()
-    for parameter in (detector.subpixel.weight, detector.encoder[0].weight):
+    for parameter in (last.weight, detector.encoder[0].weight):
         assert float(parameter.grad.abs().max()) > 0  # type: ignore[union-attr]
 
 
-def test_the_learned_head_reads_the_pixel_of_its_cell() -> None:
-    """A head that says the number of the pixel in its cell."""
+def test_the_learned_head_reads_around_its_pixel() -> None:
+    """A head whose shift in x is the value in the middle of what it sees."""
     detector = network()
-    assert detector.subpixel is not None
-    with torch.no_grad():
-        detector.subpixel.weight.zero_()
-        bias = torch.zeros(64, 3)
-        bias[:, 0] = torch.linspace(-1, 1, 64)
-        detector.subpixel.bias.copy_(bias.flatten())
-    hidden = torch.zeros(1, 16, 3, 4)
-    x, y = torch.tensor([[0, 13, 31]]), torch.tensor([[0, 10, 23]])
-    shift, _ = detector.refined(hidden, x, y)
-    inside = torch.tensor([0, 2 * 8 + 5, 63])
-    torch.testing.assert_close(shift[0, :, 0], torch.linspace(-1, 1, 64)[inside].tanh())
+    channels = detector.profile.widths[0]
+    middle = (2 * PATCH_RADIUS + 1) ** 2 // 2 * channels
+
+    class Middle(torch.nn.Module):
+        def forward(self, patch: torch.Tensor) -> torch.Tensor:
+            here = patch[..., middle]
+            return torch.stack([here, torch.zeros_like(here), torch.zeros_like(here)], dim=-1)
+
+    detector.subpixel = Middle()
+    fine = torch.linspace(-1, 1, 2 * 24 * 32).view(2, 1, 24, 32).repeat(1, channels, 1, 1)
+    x, y = torch.tensor([[0, 13, 31], [1, 2, 3]]), torch.tensor([[0, 10, 23], [23, 0, 4]])
+    shift, _ = detector.refined(fine, x, y)
+    expected = torch.stack([fine[b, 0, y[b], x[b]] for b in (0, 1)])
+    torch.testing.assert_close(shift[..., 0], FARTHEST_PX * expected.tanh())
 
 
 # ------------------------------------------------------------------- bad input
