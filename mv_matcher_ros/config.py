@@ -27,10 +27,10 @@ class Section(BaseModel):
 class DetectorSettings(Section):
     """Keypoints and descriptors of one image."""
 
-    name: Literal['sift', 'orb', 'learned'] = Field(
-        'sift', description='Detector and descriptor; `learned` needs `weights`.'
+    name: Literal['sift', 'orb', 'learned'] = Field('sift', description='Detector and descriptor.')
+    weights: str = Field(
+        '', description='Of the learned detector: file, or name of shipped ones; empty: light.'
     )
-    weights: str = Field('', description='File of weights of the learned detector.')
     max_keypoints: int = Field(
         1200, ge=50, le=8000, description='Strongest keypoints kept per image.'
     )
@@ -56,7 +56,11 @@ class MatchingSettings(Section):
         description='Nearest neighbours, the graph network over several keyframes, or the same '
         'with what earlier keyframes gave kept instead of computed anew.',
     )
-    weights: str = Field('', description='File of weights of the graph network.')
+    weights: str = Field(
+        '',
+        description='Of the graph network: file, or name of shipped ones; empty: the light ones '
+        'for the detector.',
+    )
     views: int = Field(
         5,
         ge=2,

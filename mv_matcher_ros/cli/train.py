@@ -12,6 +12,7 @@ import typer
 
 from mv_matcher_ros.cli.console import progress, say
 from mv_matcher_ros.cli.train_detector import detector, detector_figures
+from mv_matcher_ros.cli.train_joint import joint
 from mv_matcher_ros.cli.train_matcher import matcher
 from mv_matcher_ros.errors import SourceError
 
@@ -26,6 +27,7 @@ train = typer.Typer(
 train.command()(matcher)
 train.command('detector')(detector)
 train.command('detector-figures')(detector_figures)
+train.command()(joint)
 
 
 @train.callback()

@@ -79,7 +79,7 @@ def matcher(
                 out,
                 here,
                 _identity(settings, recipe, task, start, overfit),
-                _notes(config, task),
+                _notes(config, recipe, task),
                 watcher,
             )
             if here.first and trainer.step:
@@ -184,10 +184,19 @@ def _identity(
     }
 
 
-def _notes(config: Path, task: Any) -> dict[str, str]:
-    most = max(task.data.values(), key=len)
-    worlds = ', '.join(f'{name} {count}' for name, count in sorted(most.worlds().items()))
-    return {'trained': f'mv-matcher train matcher {config.name}', 'data': f'tuples: {worlds}'}
+def _notes(config: Path, recipe: FeatureRecipe, task: Any) -> dict[str, str]:
+    detector = recipe.content()['detector']
+    return {
+        'trained': f'mv-matcher train matcher {config.name}',
+        'data': data_note(max(task.data.values(), key=len).worlds()),
+        'detector': detector['name'],
+        'detector_sha256': detector['weights'] if detector['name'] == 'learned' else '',
+    }
+
+
+def data_note(worlds: Mapping[str, int]) -> str:
+    """How many tuples of which places, for a file of weights."""
+    return 'tuples: ' + ', '.join(f'{name} {count}' for name, count in sorted(worlds.items()))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Rig
-from mv_matcher_ros.errors import ModelError, SettingsError
+from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.models.classical import (
     ClassicalDetector,
     Detector,
@@ -19,7 +19,13 @@ from mv_matcher_ros.models.classical import (
 from mv_matcher_ros.models.learned import LearnedDetector
 from mv_matcher_ros.models.learned_matcher import LearnedMatcher
 from mv_matcher_ros.models.place import Place
-from mv_matcher_ros.models.weights import load_detector, load_matcher, tensors_hash
+from mv_matcher_ros.models.shipped import detector_file, matcher_file
+from mv_matcher_ros.models.weights import (
+    load_detector,
+    load_matcher,
+    read_notes,
+    tensors_hash,
+)
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,14 @@ class Models:
         """Made as the settings say; weights are read from their files.
 
         Raises:
-            SettingsError: weights are needed and not named, or the device is not there.
+            SettingsError: weights are neither a file nor shipped, or the device is not there.
             ModelError: a file of weights is missing, or does not fit the detector.
         """
         detector, unrelated, networks = _detector(settings)
         nearest = NearestNeighbourMatcher(settings.matching, unrelated)
         if settings.matching.matcher == 'nearest':
             return cls(detector, nearest, networks=networks)
-        path = _named(settings.matching.weights, 'matching.weights', settings.matching.matcher)
+        path = matcher_file(settings)
         network = load_matcher(path)
         taken, given = network.profile.descriptor_size, detector.descriptor_size
         if taken != given:
@@ -78,9 +84,10 @@ class Models:
                 f'{path}: takes descriptors of width {taken}, detector.name '
                 f'{settings.detector.name} gives {given}: its weights belong to another detector'
             )
+        check_detector(path, settings.detector.name, networks.get('detector'))
         sha256 = tensors_hash(network.state_dict())  # before it is rounded to half precision
         graph = LearnedMatcher(network, settings.matching, settings.runtime)
-        used = NetworkUse(graph.place.name, Path(path).name, sha256)
+        used = NetworkUse(graph.place.name, path.name, sha256)
         return cls(detector, nearest, graph, {**networks, 'matcher': used})
 
     def prepare(self, rig: Rig) -> None:
@@ -107,16 +114,29 @@ def _detector(settings: Settings) -> tuple[Detector, float | str, dict[str, Netw
     """The detector, what its unrelated descriptors are like, and the network that it is."""
     if settings.detector.name != 'learned':
         return ClassicalDetector(settings.detector), settings.detector.name, {}
-    path = _named(settings.detector.weights, 'detector.weights', 'learned')
+    path = detector_file(settings.detector)
     network = load_detector(path)
     unrelated = network.profile.unrelated_similarity
     sha256 = tensors_hash(network.state_dict())
     learned = LearnedDetector(network, settings.detector, settings.runtime)
-    used = NetworkUse(learned.place.name, Path(path).name, sha256)
+    used = NetworkUse(learned.place.name, path.name, sha256)
     return learned, unrelated, {'detector': used}
 
 
-def _named(path: str, setting: str, wanted_by: str) -> str:
-    if not path:
-        raise SettingsError(f'{setting} is empty: {wanted_by} needs a file of weights')
-    return path
+def check_detector(path: Path, name: str, network: NetworkUse | None) -> None:
+    """Refuse a matcher that was trained on the features of another detector; their descriptors
+    may have the same width.
+
+    Raises:
+        ModelError: says which it was trained on.
+    """
+    notes = read_notes(path)
+    wanted = notes.get('detector', name)
+    if wanted != name:
+        raise ModelError(f'{path}: was trained on features of {wanted}, detector.name is {name}')
+    wanted = notes.get('detector_sha256', '')
+    if network is not None and wanted not in ('', network.sha256):
+        raise ModelError(
+            f'{path}: was trained on features of a detector with the hash {wanted[:12]}, '
+            f'{network.weights} has {network.sha256[:12]}: use the two that belong together'
+        )

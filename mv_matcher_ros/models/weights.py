@@ -215,6 +215,23 @@ def read_weights(path: Path | str, kind: str) -> Weights:
     return Weights(kind, metadata['profile'], tensors, notes, digest)
 
 
+def read_notes(path: Path | str) -> dict[str, str]:
+    """What a file of ours says of its origin; nothing of a public checkpoint.
+
+    Raises:
+        ModelError: not a readable file of weights.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if Path(path).suffix in PUBLIC_SUFFIXES:
+        return {}
+    try:
+        with safe_open(path, framework='pt') as file:
+            return dict(json.loads((file.metadata() or {}).get('notes', '{}')))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f'{path}: not a readable file of weights: {error}') from None
+
+
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of tensors in order of their names."""
     digest = hashlib.sha256()

@@ -19,9 +19,11 @@ import numpy as np
 import torch
 
 from mv_matcher_ros.config import DetectorSettings, RuntimeSettings
+from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.models.classical import ClassicalDetector, Detector
 from mv_matcher_ros.models.learned import LearnedDetector
+from mv_matcher_ros.models.shipped import detector_file
 from mv_matcher_ros.models.weights import load_detector, tensors_hash
 from mv_matcher_ros.training.augmentation import Augmentation
 from mv_matcher_ros.training.datasets import TrainingTuple, TupleDataset
@@ -58,13 +60,13 @@ class FeatureRecipe:
         if self.detector.name != 'learned':
             return ClassicalDetector(self.detector)
         runtime = RuntimeSettings.model_validate({'device': device, 'precision': 'fp32'})
-        return LearnedDetector(load_detector(self.detector.weights), self.detector, runtime)
+        return LearnedDetector(load_detector(detector_file(self.detector)), self.detector, runtime)
 
     def content(self) -> dict[str, Any]:
         """What features depend on, as plain data."""
         detector = self.detector.model_dump()
         if self.detector.name == 'learned':
-            network = load_detector(self.detector.weights)
+            network = load_detector(detector_file(self.detector))
             detector['weights'] = tensors_hash(network.state_dict())
         content = {
             'detector': detector,
@@ -140,10 +142,17 @@ def job_tuples(recipe: FeatureRecipe, job: FeatureJob) -> Iterator[TrainingTuple
 def features_of(views: TrainingTuple, detector: Detector, limits: LabelLimits) -> TupleFeatures:
     """Features of all views and labels of all pairs."""
     images = (views.images[:, 0] * 255.0).round().to(torch.uint8).numpy()
-    found = tuple(detector.detect(np.ascontiguousarray(image)) for image in images)
-    sides = [views.label_view(v, f.keypoints_xy) for v, f in enumerate(found)]
+    found = [detector.detect(np.ascontiguousarray(image)) for image in images]
+    return with_labels(views, found, limits)
+
+
+def with_labels(
+    views: TrainingTuple, found: Sequence[Features], limits: LabelLimits
+) -> TupleFeatures:
+    """What was found in each view, and labels of all pairs; features keep their gradients."""
+    sides = [views.label_view(v, f.keypoints_xy.detach()) for v, f in enumerate(found)]
     return TupleFeatures(
-        found,
+        tuple(found),
         tuple(match_labels(a, b, limits) for a, b in combinations(sides, 2)),
         views.intrinsics,
         views.world_from_camera,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from mv_matcher_ros.config import DetectorSettings, PoseEstimatorSettings, Section
@@ -57,6 +58,12 @@ class MatcherStage(StageSettings):
     adjusted: bool = Field(
         False, description='Poses after bundle adjustment count too, half of the loss of poses.'
     )
+
+    def kind_of(self, rng: np.random.Generator) -> tuple[BatchSettings, bool]:
+        """A kind of batch, and whether its views hear earlier ones only."""
+        share = np.array([kind.share for kind in self.batches])
+        kind = self.batches[int(rng.choice(len(share), p=share / share.sum()))]
+        return kind, bool(rng.random() < self.causal)
 
     def pose_share_at(self, step: int) -> float:
         """Share of the poses in step 0, 1, … of this stage."""

@@ -72,7 +72,7 @@ class MatcherTask:
         self.network = network
         seed = settings.trainer.seed
         self.data = {
-            places: FeatureSet(train, None if overfit else _accepts(places), overfit, seed)
+            places: FeatureSet(train, None if overfit else accepted(places), overfit, seed)
             for places in dict.fromkeys(stage.places for stage in settings.stages)
         }
         most = settings.validation.tuples
@@ -90,10 +90,7 @@ class MatcherTask:
     def _batch(self, step: int, rank: int, world: int) -> MatcherBatch:
         number, inside = stage_at(self._settings.stages, step)
         stage = self._settings.stages[number]
-        shared = np.random.default_rng((self._settings.trainer.seed, step))
-        share = np.array([kind.share for kind in stage.batches])
-        kind = stage.batches[int(shared.choice(len(share), p=share / share.sum()))]
-        causal = bool(shared.random() < stage.causal)
+        kind, causal = stage.kind_of(np.random.default_rng((self._settings.trainer.seed, step)))
         rng = np.random.default_rng((self._settings.trainer.seed, step, rank))
         # Each process and step has places of its own in the order, as many as its largest batch.
         room = max(batch.tuples for batch in stage.batches)
@@ -105,42 +102,8 @@ class MatcherTask:
         return batch.in_pairs() if self._settings.pairwise else batch
 
     def losses(self, network: nn.Module, batch: MatcherBatch) -> dict[str, Tensor]:
-        """See `Task`: matches, confidences and, where the stage says so, poses."""
-        stage = self._settings.stages[batch.stage]
-        device = batch_device(network)
-        made: Assignment = network(
-            batch.views.to(device),
-            None if batch.sees is None else batch.sees.to(device),
-            None if batch.known is None else batch.known.to(device),
-        )
-        partner_a, partner_b = batch.partner_a.to(device), batch.partner_b.to(device)
-        match = matching_loss(made, partner_a, partner_b)
-        found = {'match': match, **shares(made, replace(batch, partner_a=partner_a))}
-        loss = (1.0 - batch.pose_share) * match
-        if made.confidence_logit is not None and stage.confidence_weight:
-            found['confidence'] = confidence_loss(made, partner_a)
-            loss = loss + stage.confidence_weight * found['confidence']
-        if batch.pose_share:
-            poses = self._pose_losses(made, batch, stage)
-            loss = loss + batch.pose_share * poses.pop('pose').to(loss)
-            found.update(poses)
-        return {'loss': loss, **found}
-
-    def _pose_losses(
-        self, made: Assignment, batch: MatcherBatch, stage: MatcherStage
-    ) -> dict[str, Tensor]:
-        parts = {'eight_point': eight_point_loss(made, batch)}
-        if stage.adjusted:
-            parts['adjusted'] = adjusted_loss(made, batch)
-        found: dict[str, Tensor] = {}
-        total = torch.zeros(())
-        for name, part in parts.items():
-            found[f'{name}_rotation_rad'] = part.rotation
-            found[f'{name}_translation_rad'] = part.translation
-            found[f'{name}_pairs'] = torch.tensor(float(part.found))
-            angles = stage.rotation_weight * part.rotation
-            total = total + (angles + stage.translation_weight * part.translation) / len(parts)
-        return {'pose': total, **found}
+        """See `Task` and `matcher_losses`."""
+        return matcher_losses(network, batch, self._settings.stages[batch.stage])
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """See `Task` and `validate_matcher`."""
@@ -157,7 +120,46 @@ class MatcherTask:
         save_matcher(path, network, notes)
 
 
-def _accepts(places: str) -> Callable[[str], bool] | None:
+def matcher_losses(
+    network: nn.Module, batch: MatcherBatch, stage: MatcherStage
+) -> dict[str, Tensor]:
+    """Losses of matches, confidences and, where the stage says so, poses."""
+    device = batch_device(network)
+    made: Assignment = network(
+        batch.views.to(device),
+        None if batch.sees is None else batch.sees.to(device),
+        None if batch.known is None else batch.known.to(device),
+    )
+    partner_a, partner_b = batch.partner_a.to(device), batch.partner_b.to(device)
+    match = matching_loss(made, partner_a, partner_b)
+    found = {'match': match, **shares(made, replace(batch, partner_a=partner_a))}
+    loss = (1.0 - batch.pose_share) * match
+    if made.confidence_logit is not None and stage.confidence_weight:
+        found['confidence'] = confidence_loss(made, partner_a)
+        loss = loss + stage.confidence_weight * found['confidence']
+    if batch.pose_share:
+        poses = _pose_losses(made, batch, stage)
+        loss = loss + batch.pose_share * poses.pop('pose').to(loss)
+        found.update(poses)
+    return {'loss': loss, **found}
+
+
+def _pose_losses(made: Assignment, batch: MatcherBatch, stage: MatcherStage) -> dict[str, Tensor]:
+    parts = {'eight_point': eight_point_loss(made, batch)}
+    if stage.adjusted:
+        parts['adjusted'] = adjusted_loss(made, batch)
+    found: dict[str, Tensor] = {}
+    total = torch.zeros(())
+    for name, part in parts.items():
+        found[f'{name}_rotation_rad'] = part.rotation
+        found[f'{name}_translation_rad'] = part.translation
+        found[f'{name}_pairs'] = torch.tensor(float(part.found))
+        angles = stage.rotation_weight * part.rotation
+        total = total + (angles + stage.translation_weight * part.translation) / len(parts)
+    return {'pose': total, **found}
+
+
+def accepted(places: str) -> Callable[[str], bool] | None:
     """Which tuples a stage wants, by the names of their places."""
     if places == 'photos':
         return lambda world: world.startswith(_PHOTOS)

@@ -18,7 +18,7 @@ from mv_matcher_ros.config import (
 )
 from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.errors import ModelError, SettingsError
-from mv_matcher_ros.models import place
+from mv_matcher_ros.models import place, shipped
 from mv_matcher_ros.models.choice import Models, NetworkUse
 from mv_matcher_ros.models.classical import ClassicalDetector
 from mv_matcher_ros.models.detector import DetectorNetwork
@@ -355,13 +355,55 @@ def test_models_are_those_that_the_settings_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ({'matching.matcher': 'streaming'}, 'matching.weights is empty: streaming needs'),
-        ({'detector.name': 'learned'}, 'detector.weights is empty: learned needs'),
+        ({'matching.matcher': 'streaming'}, 'matching.weights: light_sift is neither'),
+        (
+            {'detector.name': 'learned', 'detector.weights': 'mine'},
+            r'detector.weights: mine is neither a file nor shipped \(shipped: best\)',
+        ),
     ],
 )
-def test_weights_that_are_not_named(settings: dict[str, str], message: str) -> None:
+def test_weights_that_are_not_there(
+    settings: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, 'FOLDER', tmp_path)
+    save_detector(tmp_path / 'detector_best.safetensors', DetectorNetwork(DETECTOR))
     with pytest.raises(SettingsError, match=message):
         Models.of(read_settings(settings))
+
+
+def test_shipped_weights_are_found_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, 'FOLDER', tmp_path)
+    save_detector(tmp_path / 'detector_light.safetensors', DetectorNetwork(DETECTOR))
+    save_detector(tmp_path / 'detector_best.safetensors', DetectorNetwork(DETECTOR))
+    for name, file in (('', 'light'), ('light', 'light'), ('best', 'best')):
+        settings = read_settings({'detector.name': 'learned', 'detector.weights': name})
+        used = Models.of(settings).networks['detector']
+        assert used.weights == f'detector_{file}.safetensors'
+
+
+def test_a_matcher_of_another_detector_is_refused(tmp_path: Path) -> None:
+    found = tmp_path / 'd.safetensors'
+    sha256 = save_detector(found, DetectorNetwork(DETECTOR))
+    settings = {
+        'detector.name': 'learned', 'detector.weights': str(found),
+        'matching.matcher': 'multiview', 'matching.weights': str(tmp_path / 'm.safetensors'),
+    }  # fmt: skip
+    network = MatcherNetwork(MatcherProfile(descriptor_size=DETECTOR.descriptor_size))
+    for notes, message in (
+        ({'detector': 'sift'}, 'was trained on features of sift, detector.name is learned'),
+        (
+            {'detector': 'learned', 'detector_sha256': 'ab' * 32},
+            'a detector with the hash abababab',
+        ),
+    ):
+        save_matcher(tmp_path / 'm.safetensors', network, notes)
+        with pytest.raises(ModelError, match=message):
+            Models.of(read_settings(settings))
+    own = {'detector': 'learned', 'detector_sha256': sha256}
+    save_matcher(tmp_path / 'm.safetensors', network, own)
+    assert Models.of(read_settings(settings)).graph is not None
 
 
 def test_features_of_two_detectors_do_not_mix() -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from itertools import combinations
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -24,24 +23,9 @@ from mv_matcher_ros.training.feature_cache import (
 )
 from mv_matcher_ros.training.feature_shards import FeatureShard, quantised
 from mv_matcher_ros.training.labels import match_labels
-from mv_matcher_ros.training.tuple_rendering import RenderingPlan, render_shards
-from mv_matcher_ros.training.tuple_sources import TupleSources
 
 RECIPE = FeatureRecipe(DetectorSettings(max_keypoints=60))
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope='module')
-def tuples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards of two tuples to train on, one of one tuple to validate."""
-    photos, out = (tmp_path_factory.mktemp(name) for name in ('photos', 'tuples'))
-    for number in range(9):
-        rng = np.random.default_rng(number)
-        image = np.kron(rng.integers(0, 256, (60, 80, 3)), np.ones((6, 6, 1))).astype(np.uint8)
-        cv2.imwrite(str(photos / f'{number}.png'), image)
-    sources = TupleSources.find(None, photos, procedural=False)
-    list(render_shards(sources, RenderingPlan(4, 1, (160, 120), 3, 2), out))
-    return out
 
 
 def test_kept_features_are_those_of_direct_detection(tuples: Path, tmp_path: Path) -> None:
