@@ -64,7 +64,7 @@ def test_leaving_where_it_was_costs(tuples: Path) -> None:
     task = JointTask(settings(), tuples, *networks())
     batch = next(task.batches(0, 0, 1))
     with torch.no_grad():
-        task.network.detector.score.bias[-1].add_(1.0)  # type: ignore[union-attr,index]
+        task.network.detector.score.bias[-1].add_(3.0)  # type: ignore[union-attr,index]
         scores = float(task.losses(task.network, batch)['keep'])
         task = JointTask(settings(), tuples, *networks())
         task.network.detector.subpixel[3].bias.add_(1.0)  # type: ignore[union-attr,index]
