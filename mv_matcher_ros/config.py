@@ -97,6 +97,11 @@ class MatchingSettings(Section):
 class PoseEstimatorSettings(Section):
     """Poses of several views from the matches between them alone."""
 
+    relative: Literal['both', 'eight_point', 'robust'] = Field(
+        'both',
+        description='Pose of a pair: weighted eight-point, a robust solver, or the second where '
+        'the first does not hold.',
+    )
     inlier: float = Field(
         3.0, gt=0.0, description='Largest epipolar or reprojection error of an inlier, in sigma.'
     )

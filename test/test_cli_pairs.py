@@ -213,7 +213,8 @@ def test_ways_are_measured_on_the_same_pairs(
     file, ways = pairs_file(tmp_path), tmp_path / 'ways.yaml'
     ways.write_text(WAYS)
     common = ['bench', 'pairs', str(file), '--ways', str(ways), '--shuffles', '2']
-    solvers = ['--solver', 'magsac', '--solver', 'loransac', '--solver', 'estimator']
+    names = ('magsac', 'loransac', 'estimator', 'eight_point', 'robust')
+    solvers = [word for name in names for word in ('--solver', name)]
     found = prints_json([*common, *solvers, '--json'], capsys)['pairs']
     assert found['count'] == 1
     names = [f'{way}, {s}' for way in ('SIFT', 'ORB') for s in solvers[1::2]]

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 
 class Solver(str, Enum):
-    """Robust solvers of OpenCV and PoseLib, and the pose estimator of the odometry."""
+    """Robust solvers of OpenCV and PoseLib, and the pose estimator of the odometry: as it is, or
+    with one way only to begin its adjustment."""
 
     magsac = 'magsac'
     ransac = 'ransac'
     loransac = 'loransac'
     estimator = 'estimator'
+    eight_point = 'eight_point'
+    robust = 'robust'
 
     @property
     def full_name(self) -> str:
@@ -28,7 +31,9 @@ class Solver(str, Enum):
             'magsac': 'opencv-usac-magsac',
             'ransac': 'opencv-ransac',
             'loransac': 'poselib-lo-ransac-and-adjustment',
-            'estimator': 'weighted-eight-point-and-adjustment',
+            'estimator': 'weighted-eight-point-or-lo-ransac-and-adjustment',
+            'eight_point': 'weighted-eight-point-and-adjustment',
+            'robust': 'lo-ransac-and-adjustment',
         }[self.value]
 
 
@@ -54,8 +59,11 @@ class PairSolver:
     def __call__(self, matched: MatchedPair) -> Array | None:
         """(4, 4) b_from_a, or None; the translation has unit length, or is zero for a turn."""
         threshold = self.threshold_px / matched.focal_px
-        if self.kind is Solver.estimator:
-            return _by_estimator(*matched.points, matched.confidence, threshold, self.estimator)
+        if self.kind in (Solver.estimator, Solver.eight_point, Solver.robust):
+            both = self.kind is Solver.estimator
+            chosen = {} if both else {'relative': self.kind.value}
+            settings = self.estimator.model_copy(update=chosen)
+            return _by_estimator(*matched.points, matched.confidence, threshold, settings)
         if self.kind is Solver.loransac:
             return _by_loransac(*matched.points, matched.confidence, threshold)
         return _by_opencv(*matched.points, threshold, self.kind)

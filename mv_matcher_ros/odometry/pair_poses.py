@@ -141,11 +141,11 @@ def pair_poses(
     if known is not None:
         matches = replace(matches, weight=torch.where(known[:, None], 0.0, matches.weight))
     first = weighted_poses(matches, settings)
-    trusted = (
-        (first.mass >= settings.min_mass)
-        & (first.share >= settings.min_inlier_share)
-        & (first.method == PairMethod.EIGHT_POINT)
-    )
+    trusted = first.method == PairMethod.EIGHT_POINT
+    if settings.relative == 'eight_point':
+        return _turns_without_baseline(first, matches, settings)
+    holds = (first.mass >= settings.min_mass) & (first.share >= settings.min_inlier_share)
+    trusted = trusted & holds & (settings.relative == 'both')
     found = replace(first, method=torch.where(trusted, first.method, int(PairMethod.NONE)))
     for pair in (~trusted & (matches.used.sum(1) >= FEWEST)).nonzero()[:, 0].tolist():
         found = _with_robust(found, matches, pair, settings)

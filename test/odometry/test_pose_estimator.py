@@ -69,6 +69,16 @@ def test_bundle_adjustment_improves_on_the_tree() -> None:
     assert bool((errors[1] < 0.6 * errors[0]).all())
 
 
+@pytest.mark.parametrize('relative', ['eight_point', 'robust'])
+def test_one_way_alone(relative: str) -> None:
+    """Confidences that know nothing: the eight-point alone is off, and nothing replaces it."""
+    scene = match_scene(outliers=0.5, views=2)
+    result = estimate(scene, relative=relative, reweightings=0)
+    assert result.methods == {relative: 1}
+    turn, _, _ = pose_errors(result.world_from_body, scene.world_from_camera)
+    assert (turn < 1.0) == (relative == 'robust')
+
+
 def test_low_confidence_takes_outliers_out_without_a_robust_solver() -> None:
     scene = match_scene(outliers=0.4, wrong_confidence=0.001)
     result = estimate(scene)
