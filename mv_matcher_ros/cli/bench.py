@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mv_matcher_ros.cli.bench_creep import creep
+from mv_matcher_ros.cli.bench_homographies import homographies
 from mv_matcher_ros.cli.bench_matcher import matcher
 from mv_matcher_ros.cli.bench_memory import memory
 from mv_matcher_ros.cli.bench_node import node
@@ -55,6 +56,7 @@ def everything(context: typer.Context, json: JsonOption = False) -> None:
 
 bench.command()(stages)
 bench.command()(pairs)
+bench.command()(homographies)
 
 
 @bench.command('ba')

@@ -138,7 +138,7 @@ def detector_figures(
             f'{place}: {len(validation.sets[place])} pairs, {settings.keypoints} keypoints; '
             'percent within 1 / 3 / 5 px',
             ('detector', 'repeatability', 'accuracy', 'matching score', 'found px', 'matched px'),
-            [_row(name, sets[place]) for name, sets in found.items()],
+            [(name, *figure_cells(sets[place])) for name, sets in found.items()],
             right=(1, 2, 3, 4, 5),
         )
 
@@ -150,6 +150,7 @@ def _settings(config: Path, assignments: list[str] | None) -> DetectorTraining:
     return read_train_settings(DetectorTraining, config, parse_assignments(assignments or ()))
 
 
-def _row(name: str, figures: KeypointFigures) -> tuple[str, ...]:
+def figure_cells(figures: KeypointFigures) -> tuple[str, ...]:
+    """Cells of a table: shares within the thresholds, distances."""
     shares = (' / '.join(f'{v:.1f}' for v in getattr(figures, column)) for column in _COLUMNS)
-    return (name, *shares, f'{figures.localisation_px:.2f}', f'{figures.matched_px:.2f}')
+    return (*shares, f'{figures.localisation_px:.2f}', f'{figures.matched_px:.2f}')
