@@ -16,6 +16,7 @@ from mv_matcher_ros.cli.bench_pairs import pairs
 from mv_matcher_ros.cli.bench_recovery import recovery
 from mv_matcher_ros.cli.bench_report import report
 from mv_matcher_ros.cli.bench_stages import FRAMES, measure_stages, print_stages, stages
+from mv_matcher_ros.cli.bench_tuples import tuples
 from mv_matcher_ros.cli.console import print_table, progress, say
 from mv_matcher_ros.cli.options import JsonOption
 
@@ -57,6 +58,7 @@ def everything(context: typer.Context, json: JsonOption = False) -> None:
 bench.command()(stages)
 bench.command()(pairs)
 bench.command()(homographies)
+bench.command()(tuples)
 
 
 @bench.command('ba')

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mv_matcher_ros.cli.bench_pairs import Way, read_ways
 from mv_matcher_ros.cli.bench_report import report
 from mv_matcher_ros.cli.console import print_table, progress
 from mv_matcher_ros.cli.options import JsonOption
+from mv_matcher_ros.cli.ways import HELP, Way, read_ways
 
 if TYPE_CHECKING:
     from mv_matcher_ros.evaluation.homography_folder import HomographyPair
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def homographies(
     folder: Annotated[Path, typer.Argument(help='A scene in the layout of HPatches, or many.')],
-    ways: Annotated[Path, typer.Option(help='YAML list of ways, as for `bench pairs`.')],
+    ways: Annotated[Path, typer.Option(help=HELP)],
     json: JsonOption = False,
 ) -> None:
     """Repeatability, matching accuracy and matching score of several ways on planes."""
@@ -74,7 +74,7 @@ def measure(
     from mv_matcher_ros.files.images import read_image
     from mv_matcher_ros.training.correspondence import by_homography
 
-    detector, matcher = way.make()
+    detector, matcher = way.only.make()
     found = []
     for pair in listed:
         images = [read_image(path) for path in (pair.first, pair.second)]
