@@ -6,10 +6,12 @@ There are no states of random generators in it: each step seeds them by its numb
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 from mv_matcher_ros.errors import ModelError, SettingsError
 
 FORMAT = 1
+LOCK = '.lock'
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,22 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         raise ModelError(f'{path}: cannot be written: {error.strerror}') from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder; two trainings would overwrite each other's checkpoints.
+
+    Raises:
+        SettingsError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(f'{folder}: another training is writing here') from None
+        yield
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:

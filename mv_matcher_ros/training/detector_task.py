@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,14 +91,9 @@ class DetectorTask:
         self.network: nn.Module = self._student
         self._unrelated = network.profile.unrelated_similarity
 
-    def batches(self, first: int, rank: int, world: int) -> Iterator[DetectorBatch]:
-        """Pairs of step `first` and those after it, without end; see `Task`."""
-        step = first
-        while True:
-            yield self._batch(step * world + rank)
-            step += 1
-
-    def _batch(self, number: int) -> DetectorBatch:
+    def batch(self, step: int, rank: int, world: int) -> DetectorBatch:
+        """See `Task`."""
+        number = step * world + rank
         settings = self._settings
         augmentation = None if settings.clean else Augmentation()
         parts = []

@@ -10,7 +10,7 @@ Niessner, End2End.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -129,14 +129,8 @@ class JointTask:
         names = [data.entry(number).world for number in range(len(data))]
         return {name: names.count(name) for name in dict.fromkeys(names)}
 
-    def batches(self, first: int, rank: int, world: int) -> Iterator[JointBatch]:
+    def batch(self, step: int, rank: int, world: int) -> JointBatch:
         """See `Task`. All processes have batches of the same kind in a step."""
-        step = first
-        while True:
-            yield self._batch(step, rank, world)
-            step += 1
-
-    def _batch(self, step: int, rank: int, world: int) -> JointBatch:
         number, inside = stage_at(self._settings.stages, step)
         stage, seed = self._settings.stages[number], self._settings.trainer.seed
         kind, causal = stage.kind_of(np.random.default_rng((seed, step)))

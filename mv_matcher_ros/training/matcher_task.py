@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,14 +80,8 @@ class MatcherTask:
             FeatureSet(train, None, overfit) if overfit else FeatureSet(validation, None, most)
         )
 
-    def batches(self, first: int, rank: int, world: int) -> Iterator[MatcherBatch]:
+    def batch(self, step: int, rank: int, world: int) -> MatcherBatch:
         """See `Task`. All processes have batches of the same kind in a step."""
-        step = first
-        while True:
-            yield self._batch(step, rank, world)
-            step += 1
-
-    def _batch(self, step: int, rank: int, world: int) -> MatcherBatch:
         number, inside = stage_at(self._settings.stages, step)
         stage = self._settings.stages[number]
         kind, causal = stage.kind_of(np.random.default_rng((self._settings.trainer.seed, step)))

@@ -53,13 +53,16 @@ class TrainerSettings(Section):
     validate_every: int = Field(2000, ge=1, description='Steps between validations.')
     checkpoint_every: int = Field(500, ge=1, description='Steps between checkpoints.')
     log_every: int = Field(50, ge=1, description='Steps between lines of the log.')
+    workers: int = Field(
+        0, ge=0, description='Processes that make batches ahead; 0: the one that trains.'
+    )
     most_failures: int = Field(
         20, ge=1, description='Steps in a row without a finite loss after which training ends.'
     )
 
 
 # These may change while a training is under way: its result does not depend on them.
-FREE = ('validate_every', 'checkpoint_every', 'log_every', 'most_failures')
+FREE = ('validate_every', 'checkpoint_every', 'log_every', 'workers', 'most_failures')
 
 SettingsType = TypeVar('SettingsType', bound=Section)
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +19,11 @@ class Task(Protocol):
 
     network: nn.Module
 
-    def batches(self, first: int, rank: int, world: int) -> Iterator[Any]:
-        """Batches of steps `first`, `first` + 1, … without end, for process `rank` of `world`.
+    def batch(self, step: int, rank: int, world: int) -> Any:
+        """What step 0, 1, … gets in process `rank` of `world`; may run in a process of its own.
 
-        What a step gets depends on nothing but its number, the rank and the seeds of the task:
-        a run that was interrupted goes on with the same data. Ranks get different data.
+        It depends on nothing but these numbers and the seeds of the task: a run that was
+        interrupted goes on with the same data. Ranks get different data.
         """
         ...
 

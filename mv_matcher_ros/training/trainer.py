@@ -11,18 +11,20 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.training.averaging import MovingAverage
 from mv_matcher_ros.training.checkpoint import (
     Checkpoint,
+    alone_in,
     compared,
     identity_of,
     read_checkpoint,
@@ -33,6 +35,7 @@ from mv_matcher_ros.training.processes import Processes
 from mv_matcher_ros.training.settings import FREE, StageSettings, TrainerSettings, stage_at
 from mv_matcher_ros.training.task import Task
 from mv_matcher_ros.training.training_log import Listener, Means, Progress, Silence, TrainingLog
+from mv_matcher_ros.training.workers import single_thread
 
 CHECKPOINT, BEST = 'last.ckpt', 'best.safetensors'
 
@@ -111,6 +114,7 @@ class Trainer:
 
         Raises:
             ModelError: too many losses or gradients in a row were no numbers.
+            SettingsError: another process trains into the same folder.
         """
         part = Slice() if part is None else part
         last = self.steps if part.steps is None else min(self.steps, self.step + part.steps)
@@ -118,8 +122,11 @@ class Trainer:
         end = math.inf if part.minutes is None else begin + 60.0 * part.minutes
         log = TrainingLog(self._out) if self._here.first else None
         try:
-            with _stop_signals() as signals:
-                batches = self._task.batches(self.step, self._here.rank, self._here.world)
+            with ExitStack() as held:
+                if self._here.first:
+                    held.enter_context(alone_in(self._out))
+                signals = held.enter_context(_stop_signals())
+                batches = iter(self._batches(last))
                 while self.step < last:
                     late = bool(signals) or time.monotonic() > end
                     stop = self._advance(next(batches), late, log)
@@ -133,6 +140,19 @@ class Trainer:
             if log is not None:
                 log.close()
         return self.step == self.steps
+
+    def _batches(self, last: int) -> DataLoader[Any]:
+        """Of the steps that are left, in order; made ahead by processes, if there are any."""
+        workers = self._settings.workers
+        return DataLoader(
+            _Steps(self._task, self._here),
+            batch_size=None,
+            sampler=range(self.step, last),
+            num_workers=workers,
+            # What a task holds open is not to be sent to a worker but to be there.
+            multiprocessing_context='fork' if workers else None,
+            worker_init_fn=single_thread,
+        )
 
     def _advance(self, batch: Any, late: bool, log: TrainingLog | None) -> bool:
         """One step; True if some process wants to stop after it."""
@@ -220,6 +240,16 @@ class Trainer:
         }
         half = copy.deepcopy(self.average.network).cpu().half()
         self._task.save(half, self._out / BEST, notes)
+
+
+class _Steps(Dataset[Any]):
+    """Batches of a task by the number of the step."""
+
+    def __init__(self, task: Task, here: Processes) -> None:
+        self._task, self._rank, self._world = task, here.rank, here.world
+
+    def __getitem__(self, step: int) -> Any:
+        return self._task.batch(step, self._rank, self._world)
 
 
 class _Losses(nn.Module):

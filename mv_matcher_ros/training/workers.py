@@ -44,10 +44,11 @@ def make_missing(
         yield from map(make, missing)
         return
     context = multiprocessing.get_context('spawn')
-    with context.Pool(min(workers, len(missing)), _single_thread) as pool:
+    with context.Pool(min(workers, len(missing)), single_thread) as pool:
         yield from pool.imap_unordered(make, missing)
 
 
-def _single_thread() -> None:
+def single_thread(_number: int = 0) -> None:
+    """A process among several takes one core."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -48,7 +47,7 @@ def settings(**changes: object) -> JointTraining:
 
 def test_matches_and_poses_reach_the_detector(tuples: Path) -> None:
     task = JointTask(settings(), tuples, *networks())
-    batch = next(task.batches(0, 0, 1))
+    batch = task.batch(0, 0, 1)
     losses = task.losses(task.network, batch)
     assert float(losses['keep'].detach()) == pytest.approx(0.0, abs=1e-5)
     losses['loss'].backward()
@@ -62,7 +61,7 @@ def test_matches_and_poses_reach_the_detector(tuples: Path) -> None:
 
 def test_leaving_where_it_was_costs(tuples: Path) -> None:
     task = JointTask(settings(), tuples, *networks())
-    batch = next(task.batches(0, 0, 1))
+    batch = task.batch(0, 0, 1)
     with torch.no_grad():
         task.network.detector.score.bias[-1].add_(3.0)  # type: ignore[union-attr,index]
         scores = float(task.losses(task.network, batch)['keep'])
@@ -75,7 +74,7 @@ def test_leaving_where_it_was_costs(tuples: Path) -> None:
 
 def test_heads_alone_leave_the_encoder_as_it_is(tuples: Path) -> None:
     task = JointTask(settings(detector_learns='heads'), tuples, *networks())
-    task.losses(task.network, next(task.batches(0, 0, 1)))['loss'].backward()
+    task.losses(task.network, task.batch(0, 0, 1))['loss'].backward()
     learned = {name for name, p in task.network.named_parameters() if p.grad is not None}
     assert 'detector.descriptor_hidden.0.weight' in learned
     fixed = ('detector.encoder.', 'detector.detail.', 'detector.score')
@@ -84,9 +83,9 @@ def test_heads_alone_leave_the_encoder_as_it_is(tuples: Path) -> None:
 
 def test_a_step_depends_on_its_number_and_rank_alone(tuples: Path) -> None:
     task = JointTask(settings(), tuples, *networks())
-    ahead = list(islice(task.batches(0, 0, 2), 4))
-    again = next(task.batches(3, 0, 2))
-    other = next(task.batches(3, 1, 2))
+    ahead = [task.batch(step, 0, 2) for step in range(4)]
+    again = task.batch(3, 0, 2)
+    other = task.batch(3, 1, 2)
     assert torch.equal(ahead[3].tuples[0].images, again.tuples[0].images)
     assert len(other.tuples) == len(again.tuples)
     assert again.seed != other.seed

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +56,12 @@ def test_batches_depend_on_the_step_alone_and_ranks_share_nothing(
     files: list[list[Path]],
 ) -> None:
     task = MatcherTask(tiny(), files, files)
-    ahead = list(islice(task.batches(0, 0, 1), 5))
-    again = next(MatcherTask(tiny(), files, files).batches(4, 0, 1))
+    ahead = [task.batch(step, 0, 1) for step in range(5)]
+    again = MatcherTask(tiny(), files, files).batch(4, 0, 1)
     assert torch.equal(ahead[4].views.keypoints_xy, again.views.keypoints_xy)
     assert torch.equal(ahead[4].partner_a, again.partner_a)
     # Six tuples; a step of two ranks takes four places of the order, one epoch has each once.
-    ranks = [next(task.batches(0, rank, 2)) for rank in (0, 1)]
+    ranks = [task.batch(0, rank, 2) for rank in (0, 1)]
     poses = [{tuple(p.flatten().tolist()) for p in r.world_from_camera[:, 0]} for r in ranks]
     assert not poses[0] & poses[1]
 
@@ -125,7 +124,7 @@ def test_the_end_to_end_stage_trains_on_poses(files: list[list[Path]], tmp_path:
     poses = {'steps': 2, 'pose_share': 0.5, 'adjusted': True, 'clip': 0.1, 'places': 'solid'}
     settings = tiny(stages=[{'steps': 1}, poses])
     task = MatcherTask(settings, files, files)
-    first, second = islice(task.batches(0, 0, 1), 2)
+    first, second = (task.batch(step, 0, 1) for step in (0, 1))
     assert (first.pose_share, second.pose_share, second.stage) == (0.0, 0.5, 1)
     losses = task.losses(task.network, second)
     assert losses.keys() >= {'match', 'confidence', 'eight_point_rotation_rad', 'adjusted_pairs'}

@@ -15,7 +15,7 @@ from toy_task import ToyTask, log_rows
 from mv_matcher_ros.errors import ModelError, SettingsError
 from mv_matcher_ros.models.weights import read_weights
 from mv_matcher_ros.training.averaging import MovingAverage
-from mv_matcher_ros.training.checkpoint import read_checkpoint
+from mv_matcher_ros.training.checkpoint import alone_in, read_checkpoint
 from mv_matcher_ros.training.processes import Processes, processes
 from mv_matcher_ros.training.settings import StageSettings, TrainerSettings
 from mv_matcher_ros.training.trainer import Slice, Trainer
@@ -71,6 +71,21 @@ def test_a_run_in_slices_equals_one_without_a_break_bit_for_bit(tmp_path: Path) 
     assert last.run()
     assert_equal(whole, last)
     assert trainer(tmp_path / 'slices').run()  # nothing is left
+
+
+def test_batches_made_ahead_by_processes_are_the_same(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / 'one')
+    assert whole.run()
+    ahead = trainer(tmp_path / 'three', settings=SETTINGS.model_copy(update={'workers': 2}))
+    assert not ahead.run(Slice(steps=5))
+    assert ahead.run()
+    assert_equal(whole, ahead)
+
+
+def test_two_trainings_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(SettingsError, match='another training is writing'):
+        trainer(tmp_path).run()
+    assert trainer(tmp_path).run()
 
 
 def test_time_that_is_up_ends_a_slice_after_a_step(tmp_path: Path) -> None:

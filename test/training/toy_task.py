@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,9 @@ class ToyTask:
         self.seen: list[float] = []
         self.validations = 0
 
-    def batches(self, first: int, rank: int, world: int) -> Iterator[tuple[int, Tensor]]:
-        step = first
-        while True:
-            generator = torch.Generator().manual_seed(step * world + rank)
-            yield step, torch.randn(8, 3, generator=generator)
-            step += 1
+    def batch(self, step: int, rank: int, world: int) -> tuple[int, Tensor]:
+        generator = torch.Generator().manual_seed(step * world + rank)
+        return step, torch.randn(8, 3, generator=generator)
 
     def losses(self, network: nn.Module, batch: tuple[int, Tensor]) -> dict[str, Tensor]:
         step, x = batch
