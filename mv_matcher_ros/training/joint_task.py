@@ -59,13 +59,15 @@ class JointBatch:
     Attributes:
         tuples: with depth and pose.
         causal, stage, pose_share: see `MatcherBatch`.
-        seed: of what is drawn of their keypoints.
+        keypoints: of a view.
+        seed: of what is drawn of them.
     """
 
     tuples: tuple[TrainingTuple, ...]
     causal: bool
     stage: int
     pose_share: float
+    keypoints: int
     seed: tuple[int, ...]
 
 
@@ -142,7 +144,8 @@ class JointTask:
             order = np.random.default_rng((seed, 41, epoch)).permutation(len(members))
             found.append(self._data[kind.views].tuple_at(members[int(order[inner])], epoch))
         share = stage.pose_share_at(inside)
-        return JointBatch(tuple(found), causal, number, share, (seed, step, rank))
+        keypoints = kind.keypoints or stage.keypoints
+        return JointBatch(tuple(found), causal, number, share, keypoints, (seed, step, rank))
 
     def losses(self, network: nn.Module, batch: JointBatch) -> dict[str, Tensor]:
         """See `matcher_losses`; `keep` is how far the detector has gone from where it was."""
@@ -157,7 +160,8 @@ class JointTask:
         for one in batch.tuples:
             views = len(one.images)
             features = [seen(said, first + view, images.shape) for view in range(views)]
-            parts.append(draw(with_labels(one, features, self._limits), stage, views, rng))
+            labelled = with_labels(one, features, self._limits)
+            parts.append(draw(labelled, stage, views, batch.keypoints, rng))
             first += views
         joint = joined(parts, batch.causal, batch.stage, batch.pose_share)
         if settings.pairwise:

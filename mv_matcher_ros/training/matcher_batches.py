@@ -91,14 +91,16 @@ class MatcherBatch:
         )
 
 
-def draw(found: TupleFeatures, stage: MatcherStage, views: int, rng: Random) -> MatcherBatch:
+def draw(
+    found: TupleFeatures, stage: MatcherStage, views: int, keypoints: int, rng: Random
+) -> MatcherBatch:
     """One tuple (B = 1): views that hang together, some keypoints, some known poses."""
     chosen = connected_views(found.overlap.numpy(), min(views, len(found.features)), rng)
     kept = [
-        _keypoints(len(found.features[view]), stage.keypoints, stage.random_keypoints, rng)
+        _keypoints(len(found.features[view]), keypoints, stage.random_keypoints, rng)
         for view in chosen
     ]
-    batch = gathered(found, chosen, kept, stage.keypoints)
+    batch = gathered(found, chosen, kept, keypoints)
     if rng.random() >= stage.known_poses:
         return batch
     return _with_known(batch, 1.0 / float(found.intrinsics[chosen[0], 0, 0]), rng)

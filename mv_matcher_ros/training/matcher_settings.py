@@ -20,6 +20,7 @@ class BatchSettings(Section):
     views: int = Field(2, ge=2, le=10, description='Views of each tuple.')
     tuples: int = Field(4, ge=1, description='Tuples in a batch, in each process.')
     share: float = Field(1.0, gt=0.0, description='How often, beside the other kinds.')
+    keypoints: int = Field(0, ge=0, description="Keypoints of a view, if others than the stage's.")
 
 
 class MatcherStage(StageSettings):
@@ -54,6 +55,13 @@ class MatcherStage(StageSettings):
     rotation_weight: float = Field(4.0, ge=0.0, description='Of the angle of rotations, 1/rad.')
     translation_weight: float = Field(
         1.0, ge=0.0, description='Of the angle of translations, 1/rad.'
+    )
+    reweightings: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description='Rounds of the eight-point in the loss with outliers counting less; 0: '
+        'confidences alone decide what counts.',
     )
     adjusted: bool = Field(
         False, description='Poses after bundle adjustment count too, half of the loss of poses.'

@@ -91,7 +91,8 @@ class MatcherTask:
         data, place = self.data[stage.places], (step * world + rank) * room
         found = [data.shuffled(place + i) for i in range(kind.tuples)]
         views = min(kind.views, *(len(views.features) for views in found))
-        parts = [draw(one, stage, views, rng) for one in found]
+        keypoints = kind.keypoints or stage.keypoints
+        parts = [draw(one, stage, views, keypoints, rng) for one in found]
         batch = joined(parts, causal, number, stage.pose_share_at(inside))
         return batch.in_pairs() if self._settings.pairwise else batch
 
@@ -139,7 +140,7 @@ def matcher_losses(
 
 
 def _pose_losses(made: Assignment, batch: MatcherBatch, stage: MatcherStage) -> dict[str, Tensor]:
-    parts = {'eight_point': eight_point_loss(made, batch)}
+    parts = {'eight_point': eight_point_loss(made, batch, stage.reweightings)}
     if stage.adjusted:
         parts['adjusted'] = adjusted_loss(made, batch)
     found: dict[str, Tensor] = {}

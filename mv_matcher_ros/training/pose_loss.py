@@ -25,8 +25,6 @@ from mv_matcher_ros.training.matcher_batches import MatcherBatch
 LEAST_OVERLAP = 0.1
 # A pose that is farther off is another solution, not a worse one: its gradient leads nowhere.
 LARGEST_RAD = 0.5
-# The plain eight-point of the paper: confidences alone decide what counts.
-PLAIN = PoseEstimatorSettings(reweightings=0)
 
 
 @dataclass(frozen=True)
@@ -66,15 +64,18 @@ class PoseLoss:
         return PoseLoss(rotation, moved, count)
 
 
-def eight_point_loss(assignment: Assignment, batch: MatcherBatch) -> PoseLoss:
-    """Of the weighted eight-point of each pair."""
+def eight_point_loss(
+    assignment: Assignment, batch: MatcherBatch, reweightings: int = 0
+) -> PoseLoss:
+    """Of the weighted eight-point of each pair; the paper's is not reweighted."""
+    settings = PoseEstimatorSettings(reweightings=reweightings)
     pairs = list(combinations(range(batch.views.views), 2))
     parts = []
     for number in range(len(batch.overlap)):
         matches = PairMatches.of(
             assignment.matches(number), pairs, batch.plane_xy[number], batch.sigma[number]
         )
-        poses = weighted_poses(matches, PLAIN)
+        poses = weighted_poses(matches, settings)
         truth, use = _truth(batch, number, matches.pairs)
         use = use & (poses.method == PairMethod.EIGHT_POINT)
         parts.append(PoseLoss.of(poses.b_from_a, truth, use))

@@ -39,7 +39,7 @@ def test_drawn_labels_name_the_same_point_of_the_scene() -> None:
     stage = tiny().stages[0].model_copy(update={'keypoints': 20, 'random_keypoints': 1.0})
     checked = 0
     for seed in range(6):
-        batch = draw(scene_tuple(seed), stage, 3, np.random.default_rng(seed))
+        batch = draw(scene_tuple(seed), stage, 3, 20, np.random.default_rng(seed))
         assert batch.views.capacity == 20
         for row, (a, b) in enumerate([(0, 1), (0, 2), (1, 2)]):
             similar = batch.views.descriptors[0, a] @ batch.views.descriptors[0, b].T
@@ -60,6 +60,8 @@ def test_batches_depend_on_the_step_alone_and_ranks_share_nothing(
     again = MatcherTask(tiny(), files, files).batch(4, 0, 1)
     assert torch.equal(ahead[4].views.keypoints_xy, again.views.keypoints_xy)
     assert torch.equal(ahead[4].partner_a, again.partner_a)
+    dense = tiny(stages=[{'batches': [{'views': 2, 'tuples': 1, 'keypoints': 30}]}])
+    assert MatcherTask(dense, files, files).batch(0, 0, 1).views.capacity == 30
     # Six tuples; a step of two ranks takes four places of the order, one epoch has each once.
     ranks = [task.batch(0, rank, 2) for rank in (0, 1)]
     poses = [{tuple(p.flatten().tolist()) for p in r.world_from_camera[:, 0]} for r in ranks]
@@ -83,7 +85,9 @@ def test_pairs_of_a_tuple_are_the_tuple_to_a_pairwise_network() -> None:
     network = MatcherNetwork(settings.matcher_profile())
     stage = settings.stages[0].model_copy(update={'known_poses': 1.0})
     rng = np.random.default_rng(0)
-    batch = joined([draw(scene_tuple(s), stage, 3, rng) for s in (0, 1)], True, 0, 0.0)
+    batch = joined(
+        [draw(scene_tuple(s), stage, 3, stage.keypoints, rng) for s in (0, 1)], True, 0, 0.0
+    )
     pairs = batch.in_pairs()
     joint = network(batch.views, batch.sees, batch.known)
     alone = network(pairs.views, pairs.sees, pairs.known)
