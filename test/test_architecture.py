@@ -53,7 +53,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     'gtsam': ('mapping/pose_graph.py', 'cli/ba_bench.py'),  # the benchmark compares with it
     'poselib': ('odometry/robust_pose.py',),
     # The benchmark compares with it, and the detector's teacher is its network.
-    'kornia': ('cli/bench_networks.py', 'training/teacher.py'),
+    'kornia': ('cli/bench_networks.py', 'training/detector/teacher.py'),
     'safetensors': ('models/weights.py',),
     'trimesh': ('worlds/mesh.py',),
     'embreex': ('worlds/mesh.py',),

@@ -23,7 +23,7 @@ class AlikedDetector:
     """
 
     def __init__(self, path: Path, max_keypoints: int) -> None:
-        from mv_matcher_ros.training.teacher import DESCRIPTOR_SIZE, Teacher
+        from mv_matcher_ros.training.detector.teacher import DESCRIPTOR_SIZE, Teacher
 
         self._size = DESCRIPTOR_SIZE
         self._network = Teacher(path, max_keypoints, threshold=0.0)

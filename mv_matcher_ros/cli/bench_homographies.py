@@ -72,7 +72,7 @@ def measure(
         keypoint_figures,
     )
     from mv_matcher_ros.files.images import read_image
-    from mv_matcher_ros.training.correspondence import by_homography
+    from mv_matcher_ros.training.data.correspondence import by_homography
 
     detector, matcher = way.only.make()
     found = []

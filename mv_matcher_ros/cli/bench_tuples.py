@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from mv_matcher_ros.datatypes import Features, Matches
     from mv_matcher_ros.evaluation.pair_comparison import TupleResult
-    from mv_matcher_ros.training.datasets import TrainingTuple
+    from mv_matcher_ros.training.data.datasets import TrainingTuple
 
 # Pairs of views with less in common are left out.
 LEAST_OVERLAP = 0.1
@@ -63,7 +63,7 @@ def tuples(
     estimator over all views of a tuple.
     """
     from mv_matcher_ros.evaluation.pair_comparison import compare_tuples
-    from mv_matcher_ros.training.datasets import TupleDataset
+    from mv_matcher_ros.training.data.datasets import TupleDataset
 
     limits, chosen = parse_thresholds(thresholds_deg), read_ways(ways)
     data = TupleDataset(folder)
@@ -194,7 +194,7 @@ def judged(
     views: TrainingTuple, features: Sequence[Features], matches: Matches
 ) -> tuple[int, int]:
     """Matches within `RIGHT_PX` of their true place, and all whose true place is known."""
-    from mv_matcher_ros.training.correspondence import PosedView, by_depth
+    from mv_matcher_ros.training.data.correspondence import PosedView, by_depth
 
     posed = [
         PosedView(views.depths[v], views.intrinsics[v], views.world_from_camera[v])

@@ -19,7 +19,7 @@ _SHORT = 0.3  # depths nearer than this (m) are drawn brightest
 
 def draw_sheet(shards: Sequence[Path], out: Path, rows: int = _ROWS) -> None:
     """Draw `rows` tuples, evenly spread over the shards, into the PNG file `out`."""
-    from mv_matcher_ros.training.shards import Shard
+    from mv_matcher_ros.training.data.shards import Shard
 
     opened = [Shard(path) for path in shards]
     numbers = [(shard, i) for shard in opened for i in range(len(shard))]

@@ -63,8 +63,8 @@ def tuples(
     """Render tuples of views with exact depth and pose; what is there already is kept."""
     import cv2
 
-    from mv_matcher_ros.training.tuple_rendering import RenderingPlan, jobs, render_shards
-    from mv_matcher_ros.training.tuple_sources import TupleSources
+    from mv_matcher_ros.training.data.tuple_rendering import RenderingPlan, jobs, render_shards
+    from mv_matcher_ros.training.data.tuple_sources import TupleSources
 
     sources = TupleSources.find(worlds, photos, hold_out or (), procedural)
     plan = RenderingPlan(count, validation, _size(size), views, per_shard, seed)

@@ -15,8 +15,8 @@ from mv_matcher_ros.errors import SourceError
 
 if TYPE_CHECKING:
     from mv_matcher_ros.evaluation.keypoint_error import KeypointFigures
-    from mv_matcher_ros.training.detector_task import DetectorTraining
-    from mv_matcher_ros.training.detector_validation import Finder
+    from mv_matcher_ros.training.detector.task import DetectorTraining
+    from mv_matcher_ros.training.detector.validation import Finder
 
 ConfigArgument = Annotated[
     Path, typer.Argument(metavar='CONFIG', help='e.g. config/train/detector_light.yaml')
@@ -50,13 +50,13 @@ def detector(
 ) -> None:
     """Train a detector; the same command goes on where it stopped."""
     from mv_matcher_ros.models.weights import load_detector
-    from mv_matcher_ros.training.detector_task import (
+    from mv_matcher_ros.training.detector.task import (
         DetectorTask,
         training_pairs,
         validation_pairs,
     )
+    from mv_matcher_ros.training.detector.teacher import TaughtOnce, Teacher
     from mv_matcher_ros.training.processes import processes
-    from mv_matcher_ros.training.teacher import TaughtOnce, Teacher
     from mv_matcher_ros.training.trainer import BEST, Slice, Trainer
 
     settings = _settings(config, assignments)
@@ -101,13 +101,13 @@ def detector_figures(
 ) -> None:
     """Detectors, SIFT and the teacher on the held-out photos and world, in one run."""
     from mv_matcher_ros.models.weights import load_detector
-    from mv_matcher_ros.training.detector_task import validation_pairs
-    from mv_matcher_ros.training.detector_validation import (
+    from mv_matcher_ros.training.detector.task import validation_pairs
+    from mv_matcher_ros.training.detector.teacher import TaughtOnce, Teacher
+    from mv_matcher_ros.training.detector.validation import (
         network_finder,
         sift_finder,
         teacher_finder,
     )
-    from mv_matcher_ros.training.teacher import TaughtOnce, Teacher
 
     settings = _settings(config, assignments).validation
     validation = validation_pairs(settings, photos, tuples)
@@ -144,7 +144,7 @@ def detector_figures(
 
 
 def _settings(config: Path, assignments: list[str] | None) -> DetectorTraining:
-    from mv_matcher_ros.training.detector_task import DetectorTraining
+    from mv_matcher_ros.training.detector.task import DetectorTraining
     from mv_matcher_ros.training.settings import read_train_settings
 
     return read_train_settings(DetectorTraining, config, parse_assignments(assignments or ()))

@@ -16,8 +16,8 @@ from mv_matcher_ros.cli.options import SetOption, parse_assignments
 from mv_matcher_ros.errors import SourceError
 
 if TYPE_CHECKING:
-    from mv_matcher_ros.training.feature_cache import FeatureJob, FeatureRecipe
-    from mv_matcher_ros.training.matcher_settings import MatcherTraining
+    from mv_matcher_ros.training.matcher.feature_cache import FeatureJob, FeatureRecipe
+    from mv_matcher_ros.training.matcher.settings import MatcherTraining
     from mv_matcher_ros.training.processes import Processes
     from mv_matcher_ros.training.training_log import Progress
 
@@ -53,9 +53,9 @@ def matcher(
 
     Under `torchrun --no-python mv-matcher train matcher …` processes share the work.
     """
-    from mv_matcher_ros.training.feature_cache import FeatureRecipe
-    from mv_matcher_ros.training.matcher_settings import MatcherTraining
-    from mv_matcher_ros.training.matcher_task import MatcherTask, check_descriptors
+    from mv_matcher_ros.training.matcher.feature_cache import FeatureRecipe
+    from mv_matcher_ros.training.matcher.settings import MatcherTraining
+    from mv_matcher_ros.training.matcher.task import MatcherTask, check_descriptors
     from mv_matcher_ros.training.processes import processes
     from mv_matcher_ros.training.settings import read_train_settings
     from mv_matcher_ros.training.trainer import Slice, Trainer
@@ -94,7 +94,7 @@ def _wanted(
     settings: MatcherTraining, tuples: Path, overfit: int | None
 ) -> dict[str, list[FeatureJob]]:
     """Files of features of both sides; to learn by heart needs only a few, and no other side."""
-    from mv_matcher_ros.training.feature_cache import PLAIN, feature_jobs, variants
+    from mv_matcher_ros.training.matcher.feature_cache import PLAIN, feature_jobs, variants
 
     if overfit:
         return {'train': _enough(feature_jobs(tuples / 'train', [PLAIN]), overfit), 'val': []}
@@ -114,7 +114,7 @@ def _make_missing(
     minutes: float | None,
 ) -> None:
     """Make what is missing; after so many minutes only what nothing can do without."""
-    from mv_matcher_ros.training.feature_cache import make_features, remember
+    from mv_matcher_ros.training.matcher.feature_cache import make_features, remember
 
     begin = last = time.monotonic()
     for side in reversed(SIDES):
@@ -151,7 +151,7 @@ def _files(jobs: Sequence[FeatureJob], folder: Path, growing: bool) -> list[list
 
 def _enough(jobs: Sequence[FeatureJob], tuples: int) -> list[FeatureJob]:
     """The first shards that hold so many tuples."""
-    from mv_matcher_ros.training.shards import Shard
+    from mv_matcher_ros.training.data.shards import Shard
 
     found: list[FeatureJob] = []
     for job in jobs:

@@ -28,13 +28,13 @@ from mv_matcher_ros.models.detector import DenseFeatures, DetectorNetwork, Keypo
 from mv_matcher_ros.models.learned import LearnedDetector
 from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.weights import save_detector, save_matcher, tensors_hash
-from mv_matcher_ros.training.datasets import TrainingTuple, TupleDataset
-from mv_matcher_ros.training.detector_losses import score_loss
-from mv_matcher_ros.training.feature_cache import FeatureRecipe, features_of, with_labels
-from mv_matcher_ros.training.matcher_batches import draw, joined, strongest
-from mv_matcher_ros.training.matcher_settings import MatcherTraining
-from mv_matcher_ros.training.matcher_task import accepted, batch_device, matcher_losses
-from mv_matcher_ros.training.matcher_validation import validate_matcher
+from mv_matcher_ros.training.data.datasets import TrainingTuple, TupleDataset
+from mv_matcher_ros.training.detector.losses import score_loss
+from mv_matcher_ros.training.matcher.batches import draw, joined, strongest
+from mv_matcher_ros.training.matcher.feature_cache import FeatureRecipe, features_of, with_labels
+from mv_matcher_ros.training.matcher.settings import MatcherTraining
+from mv_matcher_ros.training.matcher.task import accepted, batch_device, matcher_losses
+from mv_matcher_ros.training.matcher.validation import validate_matcher
 from mv_matcher_ros.training.settings import stage_at
 
 DETECTOR_FILE = 'detector.safetensors'

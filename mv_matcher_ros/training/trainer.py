@@ -35,7 +35,7 @@ from mv_matcher_ros.training.processes import Processes
 from mv_matcher_ros.training.settings import FREE, StageSettings, TrainerSettings, stage_at
 from mv_matcher_ros.training.task import Task
 from mv_matcher_ros.training.training_log import Listener, Means, Progress, Silence, TrainingLog
-from mv_matcher_ros.training.workers import single_thread
+from mv_matcher_ros.training.workers import before_forking
 
 CHECKPOINT, BEST = 'last.ckpt', 'best.safetensors'
 
@@ -144,6 +144,8 @@ class Trainer:
     def _batches(self, last: int) -> DataLoader[Any]:
         """Of the steps that are left, in order; made ahead by processes, if there are any."""
         workers = self._settings.workers
+        if workers:
+            before_forking()
         return DataLoader(
             _Steps(self._task, self._here),
             batch_size=None,
@@ -151,7 +153,6 @@ class Trainer:
             num_workers=workers,
             # What a task holds open is not to be sent to a worker but to be there.
             multiprocessing_context='fork' if workers else None,
-            worker_init_fn=single_thread,
         )
 
     def _advance(self, batch: Any, late: bool, log: TrainingLog | None) -> bool:

@@ -48,7 +48,12 @@ def make_missing(
         yield from pool.imap_unordered(make, missing)
 
 
-def single_thread(_number: int = 0) -> None:
+def single_thread() -> None:
     """A process among several takes one core."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+
+
+def before_forking() -> None:
+    """End OpenCV's threads: a forked process has none of them and would wait for them forever."""
+    cv2.setNumThreads(1)

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mv_matcher_ros.training.tuple_rendering import RenderingPlan, render_shards
-from mv_matcher_ros.training.tuple_sources import TupleSources
+from mv_matcher_ros.training.data.tuple_rendering import RenderingPlan, render_shards
+from mv_matcher_ros.training.data.tuple_sources import TupleSources
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -11,9 +11,9 @@ import torch
 
 from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.geometry import se3
-from mv_matcher_ros.training.feature_shards import TupleFeatures, write_features
-from mv_matcher_ros.training.labels import UNMATCHED
-from mv_matcher_ros.training.matcher_settings import MatcherTraining
+from mv_matcher_ros.training.data.labels import UNMATCHED
+from mv_matcher_ros.training.matcher.feature_shards import TupleFeatures, write_features
+from mv_matcher_ros.training.matcher.settings import MatcherTraining
 
 WIDTH = 16
 FOCAL = 400.0

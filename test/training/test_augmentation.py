@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mv_matcher_ros.training.augmentation import (
+from mv_matcher_ros.training.data.augmentation import (
     Augmentation,
     augment,
     light_pattern,

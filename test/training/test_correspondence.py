@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mv_matcher_ros.training.correspondence import (
+from mv_matcher_ros.training.data.correspondence import (
     PosedView,
     by_depth,
     by_homography,

@@ -11,22 +11,22 @@ from torch import Tensor
 
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.profiles import DetectorProfile
-from mv_matcher_ros.training import detector_losses
-from mv_matcher_ros.training.correspondence import Carried
-from mv_matcher_ros.training.detector_batches import (
+from mv_matcher_ros.training.data.correspondence import Carried
+from mv_matcher_ros.training.detector import losses as detector_losses
+from mv_matcher_ros.training.detector.batches import (
     DetectorBatch,
     TargetSettings,
     cell_target,
     shares,
 )
-from mv_matcher_ros.training.detector_losses import (
+from mv_matcher_ros.training.detector.losses import (
     DetectorLossSettings,
     contrast_loss,
     imitation_loss,
     place_loss,
     score_loss,
 )
-from mv_matcher_ros.training.teacher import Taught
+from mv_matcher_ros.training.detector.teacher import Taught
 
 TINY = DetectorProfile(widths=(4, 4, 8, 8), head_width=8, descriptor_size=8)
 

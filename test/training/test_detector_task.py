@@ -19,9 +19,11 @@ from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.profiles import DETECTORS
 from mv_matcher_ros.models.weights import read_weights
-from mv_matcher_ros.training.batch_norm import folded, with_norms
-from mv_matcher_ros.training.detector_task import DetectorTask, DetectorTraining, score
-from mv_matcher_ros.training.detector_validation import (
+from mv_matcher_ros.training.data.view_pairs import PhotoPairs
+from mv_matcher_ros.training.detector.batch_norm import folded, with_norms
+from mv_matcher_ros.training.detector.task import DetectorTask, DetectorTraining, score
+from mv_matcher_ros.training.detector.teacher import DESCRIPTOR_SIZE, Taught, TaughtOnce
+from mv_matcher_ros.training.detector.validation import (
     DetectorValidation,
     network_finder,
     sift_finder,
@@ -29,9 +31,7 @@ from mv_matcher_ros.training.detector_validation import (
 )
 from mv_matcher_ros.training.processes import Processes
 from mv_matcher_ros.training.settings import StageSettings, TrainerSettings, read_train_settings
-from mv_matcher_ros.training.teacher import DESCRIPTOR_SIZE, Taught, TaughtOnce
 from mv_matcher_ros.training.trainer import BEST, Slice, Trainer
-from mv_matcher_ros.training.view_pairs import PhotoPairs
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'config' / 'train'
 

@@ -14,15 +14,15 @@ from mv_matcher_ros import cli
 from mv_matcher_ros.config import DetectorSettings
 from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.models.weights import load_matcher
-from mv_matcher_ros.training.feature_cache import (
+from mv_matcher_ros.training.data.labels import match_labels
+from mv_matcher_ros.training.matcher.feature_cache import (
     FeatureRecipe,
     feature_jobs,
     job_tuples,
     make_features,
     variants,
 )
-from mv_matcher_ros.training.feature_shards import FeatureShard, quantised
-from mv_matcher_ros.training.labels import match_labels
+from mv_matcher_ros.training.matcher.feature_shards import FeatureShard, quantised
 
 RECIPE = FeatureRecipe(DetectorSettings(max_keypoints=60))
 ROOT = Path(__file__).resolve().parents[2]

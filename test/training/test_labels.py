@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from mv_matcher_ros.geometry import se3
-from mv_matcher_ros.training.labels import (
+from mv_matcher_ros.training.data.labels import (
     IGNORED,
     UNMATCHED,
     LabelLimits,

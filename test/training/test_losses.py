@@ -12,8 +12,8 @@ import torch
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.matcher import Assignment
-from mv_matcher_ros.training.labels import IGNORED, UNMATCHED
-from mv_matcher_ros.training.losses import confidence_loss, matching_loss, pose_angles
+from mv_matcher_ros.training.data.labels import IGNORED, UNMATCHED
+from mv_matcher_ros.training.matcher.losses import confidence_loss, matching_loss, pose_angles
 
 
 def assignment(probability: torch.Tensor, confidence: list[float]) -> Assignment:

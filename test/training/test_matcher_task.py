@@ -15,12 +15,12 @@ from mv_matcher_ros.config import DetectorSettings
 from mv_matcher_ros.errors import SettingsError, SourceError
 from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.weights import load_matcher
-from mv_matcher_ros.training.feature_set import FeatureSet
-from mv_matcher_ros.training.matcher_batches import MatcherBatch, draw, joined, strongest
-from mv_matcher_ros.training.matcher_settings import MatcherTraining
-from mv_matcher_ros.training.matcher_task import MatcherTask, check_descriptors
-from mv_matcher_ros.training.matcher_validation import validate_matcher
-from mv_matcher_ros.training.pose_loss import PoseLoss, adjusted_loss, eight_point_loss
+from mv_matcher_ros.training.matcher.batches import MatcherBatch, draw, joined, strongest
+from mv_matcher_ros.training.matcher.feature_set import FeatureSet
+from mv_matcher_ros.training.matcher.pose_loss import PoseLoss, adjusted_loss, eight_point_loss
+from mv_matcher_ros.training.matcher.settings import MatcherTraining
+from mv_matcher_ros.training.matcher.task import MatcherTask, check_descriptors
+from mv_matcher_ros.training.matcher.validation import validate_matcher
 from mv_matcher_ros.training.processes import Processes
 from mv_matcher_ros.training.settings import read_train_settings
 from mv_matcher_ros.training.trainer import Slice, Trainer

@@ -17,8 +17,8 @@ from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.profiles import MATCHERS
 from mv_matcher_ros.models.view_batch import ViewBatch, padded
 from mv_matcher_ros.odometry.pose_estimator import PoseEstimator
-from mv_matcher_ros.training.labels import IGNORED, LabelView, match_labels, packed
-from mv_matcher_ros.training.losses import confidence_loss, matching_loss, pose_angles
+from mv_matcher_ros.training.data.labels import IGNORED, LabelView, match_labels, packed
+from mv_matcher_ros.training.matcher.losses import confidence_loss, matching_loss, pose_angles
 from mv_matcher_ros.worlds import scenes
 from mv_matcher_ros.worlds.presets import make_rig
 from mv_matcher_ros.worlds.rendering import render

@@ -14,17 +14,17 @@ import torch
 
 from mv_matcher_ros import cli
 from mv_matcher_ros.errors import SourceError
-from mv_matcher_ros.training.augmentation import Augmentation
-from mv_matcher_ros.training.datasets import TupleDataset, connected_views
-from mv_matcher_ros.training.labels import UNMATCHED, match_labels
-from mv_matcher_ros.training.shards import Shard, decode_depth, encode_depth, write_shard
-from mv_matcher_ros.training.tuple_rendering import (
+from mv_matcher_ros.training.data.augmentation import Augmentation
+from mv_matcher_ros.training.data.datasets import TupleDataset, connected_views
+from mv_matcher_ros.training.data.labels import UNMATCHED, match_labels
+from mv_matcher_ros.training.data.shards import Shard, decode_depth, encode_depth, write_shard
+from mv_matcher_ros.training.data.tuple_rendering import (
     RenderingPlan,
     jobs,
     render_shards,
     render_tuple,
 )
-from mv_matcher_ros.training.tuple_sources import TupleSources
+from mv_matcher_ros.training.data.tuple_sources import TupleSources
 from mv_matcher_ros.worlds.view_tuples import ViewTuple
 
 SIZE = (96, 72)

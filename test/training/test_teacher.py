@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mv_matcher_ros.errors import MissingDependencyError, ModelError
-from mv_matcher_ros.training.teacher import DESCRIPTOR_SIZE, Taught, TaughtOnce, Teacher
+from mv_matcher_ros.training.detector.teacher import DESCRIPTOR_SIZE, Taught, TaughtOnce, Teacher
 
 
 def checkpoint(path: Path, **changes: torch.Tensor) -> Path:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from toy_task import ToyTask, log_rows
@@ -73,10 +75,18 @@ def test_a_run_in_slices_equals_one_without_a_break_bit_for_bit(tmp_path: Path) 
     assert trainer(tmp_path / 'slices').run()  # nothing is left
 
 
+class WithOpenCV(ToyTask):
+    def batch(self, step: int, rank: int, world: int) -> tuple[int, torch.Tensor]:
+        cv2.GaussianBlur(np.zeros((1000, 1000), np.float32), (0, 0), 5.0)
+        return super().batch(step, rank, world)
+
+
 def test_batches_made_ahead_by_processes_are_the_same(tmp_path: Path) -> None:
-    whole = trainer(tmp_path / 'one')
+    cv2.setNumThreads(2)
+    whole = trainer(tmp_path / 'one', WithOpenCV())  # leaves threads of OpenCV behind
     assert whole.run()
-    ahead = trainer(tmp_path / 'three', settings=SETTINGS.model_copy(update={'workers': 2}))
+    settings = SETTINGS.model_copy(update={'workers': 2})
+    ahead = trainer(tmp_path / 'three', WithOpenCV(), settings=settings)
     assert not ahead.run(Slice(steps=5))
     assert ahead.run()
     assert_equal(whole, ahead)

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from mv_matcher_ros.errors import SourceError
-from mv_matcher_ros.training.shards import write_shard
-from mv_matcher_ros.training.view_pairs import PhotoPairs, TuplePairs, ViewPair
+from mv_matcher_ros.training.data.shards import write_shard
+from mv_matcher_ros.training.data.view_pairs import PhotoPairs, TuplePairs, ViewPair
 from mv_matcher_ros.worlds.view_tuples import ViewTuple
 
 

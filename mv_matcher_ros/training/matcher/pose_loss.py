@@ -18,8 +18,8 @@ from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.matcher import Assignment
 from mv_matcher_ros.odometry.pair_poses import PairMatches, PairMethod, weighted_poses
 from mv_matcher_ros.odometry.pose_estimator import PoseEstimator
-from mv_matcher_ros.training.losses import pose_angles
-from mv_matcher_ros.training.matcher_batches import MatcherBatch
+from mv_matcher_ros.training.matcher.batches import MatcherBatch
+from mv_matcher_ros.training.matcher.losses import pose_angles
 
 # Pairs with less in common teach nothing of a pose.
 LEAST_OVERLAP = 0.1

@@ -25,10 +25,10 @@ from mv_matcher_ros.models.classical import ClassicalDetector, Detector
 from mv_matcher_ros.models.learned import LearnedDetector
 from mv_matcher_ros.models.shipped import detector_file
 from mv_matcher_ros.models.weights import load_detector, tensors_hash
-from mv_matcher_ros.training.augmentation import Augmentation
-from mv_matcher_ros.training.datasets import TrainingTuple, TupleDataset
-from mv_matcher_ros.training.feature_shards import TupleFeatures, write_features
-from mv_matcher_ros.training.labels import LabelLimits, match_labels
+from mv_matcher_ros.training.data.augmentation import Augmentation
+from mv_matcher_ros.training.data.datasets import TrainingTuple, TupleDataset
+from mv_matcher_ros.training.data.labels import LabelLimits, match_labels
+from mv_matcher_ros.training.matcher.feature_shards import TupleFeatures, write_features
 from mv_matcher_ros.training.workers import make_missing
 
 RECIPE_FILE = 'features.json'

@@ -21,10 +21,10 @@ from mv_matcher_ros.evaluation.keypoint_error import (
 )
 from mv_matcher_ros.models.classical import ClassicalDetector
 from mv_matcher_ros.models.detector import DetectorNetwork
-from mv_matcher_ros.training.augmentation import Augmentation, photograph
-from mv_matcher_ros.training.correspondence import Map
-from mv_matcher_ros.training.teacher import TaughtOnce
-from mv_matcher_ros.training.view_pairs import ViewPair
+from mv_matcher_ros.training.data.augmentation import Augmentation, photograph
+from mv_matcher_ros.training.data.correspondence import Map
+from mv_matcher_ros.training.data.view_pairs import ViewPair
+from mv_matcher_ros.training.detector.teacher import TaughtOnce
 
 Found = tuple[torch.Tensor, torch.Tensor]
 # (N, 2) pixels and (N, D) unit descriptors of a (H, W) image, the strongest keypoint first.

@@ -21,9 +21,9 @@ from mv_matcher_ros.odometry.pair_poses import (
     pair_poses,
     weighted_poses,
 )
-from mv_matcher_ros.training.losses import matching_loss
-from mv_matcher_ros.training.matcher_batches import MatcherBatch, is_labelled
-from mv_matcher_ros.training.matcher_settings import ValidationSettings
+from mv_matcher_ros.training.matcher.batches import MatcherBatch, is_labelled
+from mv_matcher_ros.training.matcher.losses import matching_loss
+from mv_matcher_ros.training.matcher.settings import ValidationSettings
 
 THRESHOLDS_DEG = (5.0, 10.0, 20.0)
 SCORE = 'pairs_auc10'

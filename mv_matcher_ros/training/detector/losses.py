@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from mv_matcher_ros.config import Section
 from mv_matcher_ros.models.detector import DenseFeatures, DetectorNetwork, sampled
-from mv_matcher_ros.training.detector_batches import DetectorBatch
+from mv_matcher_ros.training.detector.batches import DetectorBatch
 
 # The detector is taken to find a keypoint this near to the teacher's, along each axis.
 _NEAR_PX = 2

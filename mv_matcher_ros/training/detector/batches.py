@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from mv_matcher_ros.config import Section
 from mv_matcher_ros.models.detector import CELL
-from mv_matcher_ros.training.augmentation import Augmentation, augment
-from mv_matcher_ros.training.correspondence import Carried, carry
-from mv_matcher_ros.training.teacher import Taught, TaughtOnce
-from mv_matcher_ros.training.view_pairs import ViewPair
+from mv_matcher_ros.training.data.augmentation import Augmentation, augment
+from mv_matcher_ros.training.data.correspondence import Carried, carry
+from mv_matcher_ros.training.data.view_pairs import ViewPair
+from mv_matcher_ros.training.detector.teacher import Taught, TaughtOnce
 
 NONE = CELL * CELL
 

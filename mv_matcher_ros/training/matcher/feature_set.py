@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mv_matcher_ros.errors import SourceError
-from mv_matcher_ros.training.feature_shards import FeatureShard, TupleFeatures, worlds_of
+from mv_matcher_ros.training.matcher.feature_shards import FeatureShard, TupleFeatures, worlds_of
 
 # Tuples are mixed among this many shards, which are in memory together.
 _GROUP = 12

@@ -16,7 +16,7 @@ from torch.nn import functional
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.geometry.so3 import so3_log
 from mv_matcher_ros.models.matcher import Assignment
-from mv_matcher_ros.training.labels import IGNORED, UNMATCHED
+from mv_matcher_ros.training.data.labels import IGNORED, UNMATCHED
 
 
 def matching_loss(assignment: Assignment, partner_a: Tensor, partner_b: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def matching_loss(assignment: Assignment, partner_a: Tensor, partner_b: Tensor) 
 
     Args:
         assignment: of P pairs.
-        partner_a, partner_b: (B, P, N) labels of both sides (`training.labels.packed`).
+        partner_a, partner_b: (B, P, N) labels of both sides (`training.data.labels.packed`).
 
     Returns:
         () zero where there is no label.

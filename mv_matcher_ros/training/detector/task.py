@@ -17,20 +17,20 @@ from mv_matcher_ros.evaluation.keypoint_error import KeypointFigures
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.profiles import DETECTORS
 from mv_matcher_ros.models.weights import save_detector
-from mv_matcher_ros.training.augmentation import Augmentation
-from mv_matcher_ros.training.batch_norm import folded, with_norms
-from mv_matcher_ros.training.detector_batches import (
+from mv_matcher_ros.training.data.augmentation import Augmentation
+from mv_matcher_ros.training.data.tuple_sources import TupleSources
+from mv_matcher_ros.training.data.view_pairs import PhotoPairs, TuplePairs, ViewPair
+from mv_matcher_ros.training.detector.batch_norm import folded, with_norms
+from mv_matcher_ros.training.detector.batches import (
     DetectorBatch,
     TargetSettings,
     joined,
     pair_batch,
 )
-from mv_matcher_ros.training.detector_losses import DetectorLossSettings, detector_losses
-from mv_matcher_ros.training.detector_validation import DetectorValidation, network_finder
+from mv_matcher_ros.training.detector.losses import DetectorLossSettings, detector_losses
+from mv_matcher_ros.training.detector.teacher import ORIGIN, TaughtOnce
+from mv_matcher_ros.training.detector.validation import DetectorValidation, network_finder
 from mv_matcher_ros.training.settings import StageSettings, TrainerSettings
-from mv_matcher_ros.training.teacher import ORIGIN, TaughtOnce
-from mv_matcher_ros.training.tuple_sources import TupleSources
-from mv_matcher_ros.training.view_pairs import PhotoPairs, TuplePairs, ViewPair
 
 
 class DetectorValidationSettings(Section):

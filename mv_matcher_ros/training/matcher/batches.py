@@ -16,10 +16,10 @@ from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.known_poses import KnownPoses
 from mv_matcher_ros.models.view_batch import ViewBatch, padded
-from mv_matcher_ros.training.datasets import connected_views
-from mv_matcher_ros.training.feature_shards import TupleFeatures
-from mv_matcher_ros.training.labels import IGNORED, UNMATCHED, packed
-from mv_matcher_ros.training.matcher_settings import MatcherStage
+from mv_matcher_ros.training.data.datasets import connected_views
+from mv_matcher_ros.training.data.labels import IGNORED, UNMATCHED, packed
+from mv_matcher_ros.training.matcher.feature_shards import TupleFeatures
+from mv_matcher_ros.training.matcher.settings import MatcherStage
 
 Random = np.random.Generator
 # What the network is told: poses of keyframes are good to about this, pixels across the line; a

@@ -33,7 +33,7 @@ class TupleFeatures:
     Attributes:
         features: of each view, strongest first.
         labels: of all pairs of views a < b in order: partners of a's keypoints, and of b's
-            (`training.labels`).
+            (`training.data.labels`).
         intrinsics: (V, 3, 3) float64 pixels.
         world_from_camera: (V, 4, 4) float64 metres.
         overlap: (V, V) float32 share of a's points that b sees.

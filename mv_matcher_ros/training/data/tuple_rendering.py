@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from mv_matcher_ros.errors import SourceError
-from mv_matcher_ros.training.shards import write_shard
-from mv_matcher_ros.training.tuple_sources import SPLITS, Split, TupleSources
+from mv_matcher_ros.training.data.shards import write_shard
+from mv_matcher_ros.training.data.tuple_sources import SPLITS, Split, TupleSources
 from mv_matcher_ros.training.workers import make_missing
 from mv_matcher_ros.worlds.view_tuples import BASELINES, ViewTuple, sample_tuple
 

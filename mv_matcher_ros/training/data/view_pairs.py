@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.files.images import UnreadableImageError, read_image
-from mv_matcher_ros.training.correspondence import Map, PosedView, by_depth, by_homography
-from mv_matcher_ros.training.datasets import TupleDataset
+from mv_matcher_ros.training.data.correspondence import Map, PosedView, by_depth, by_homography
+from mv_matcher_ros.training.data.datasets import TupleDataset
 from mv_matcher_ros.worlds.mipmaps import Pixels
 
 

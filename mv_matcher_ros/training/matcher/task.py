@@ -15,18 +15,18 @@ from mv_matcher_ros.config import DetectorSettings
 from mv_matcher_ros.errors import SettingsError
 from mv_matcher_ros.models.matcher import Assignment, MatcherNetwork
 from mv_matcher_ros.models.weights import load_matcher, save_matcher
-from mv_matcher_ros.training.feature_set import FeatureSet
-from mv_matcher_ros.training.losses import confidence_loss, matching_loss
-from mv_matcher_ros.training.matcher_batches import (
+from mv_matcher_ros.training.matcher.batches import (
     MatcherBatch,
     draw,
     is_labelled,
     joined,
     strongest,
 )
-from mv_matcher_ros.training.matcher_settings import MatcherStage, MatcherTraining
-from mv_matcher_ros.training.matcher_validation import validate_matcher
-from mv_matcher_ros.training.pose_loss import adjusted_loss, eight_point_loss
+from mv_matcher_ros.training.matcher.feature_set import FeatureSet
+from mv_matcher_ros.training.matcher.losses import confidence_loss, matching_loss
+from mv_matcher_ros.training.matcher.pose_loss import adjusted_loss, eight_point_loss
+from mv_matcher_ros.training.matcher.settings import MatcherStage, MatcherTraining
+from mv_matcher_ros.training.matcher.validation import validate_matcher
 from mv_matcher_ros.training.settings import stage_at
 
 # Names of the places that photos make end in how many planes there are.

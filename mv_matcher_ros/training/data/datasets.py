@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mv_matcher_ros.errors import SourceError
-from mv_matcher_ros.training.augmentation import Augmentation, augment
-from mv_matcher_ros.training.labels import LabelView
-from mv_matcher_ros.training.shards import Shard, TupleEntry
+from mv_matcher_ros.training.data.augmentation import Augmentation, augment
+from mv_matcher_ros.training.data.labels import LabelView
+from mv_matcher_ros.training.data.shards import Shard, TupleEntry
 from mv_matcher_ros.worlds.mipmaps import Floats
 
 # Views of a chosen part of a tuple hang together with at least this overlap.

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tuples of views to learn from: rendered, kept in shards, augmented, labelled."""
