@@ -55,7 +55,7 @@ setup(
     maintainer_email='maintainers@mv-matcher.example',
     python_requires='>=3.10',
     packages=find_packages(include=[package_name, f'{package_name}.*']),
-    package_data={package_name: ['**/*.html', '**/*.css']},
+    package_data={package_name: ['**/*.html', '**/*.css', 'weights/*']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
         (f'share/{package_name}', ['package.xml']),

@@ -107,6 +107,17 @@ with torch.inference_mode():
     ratio = best(torch.float32) / best(torch.bfloat16)
 print(f'bf16 {ratio:.1f} x as fast as fp32 on this CPU, {torch.backends.cpu.get_cpu_capability()}')
 """
+_WEIGHTS = """
+from mv_matcher_ros.models.shipped import shipped
+from mv_matcher_ros.models.weights import read_weights
+found = [(kind, name, path) for kind in ('detector', 'matcher')
+         for name, path in shipped(kind).items()]
+for kind, _, path in found:
+    read_weights(path, kind)
+if not found:
+    raise SystemExit('no files of weights in the package')
+print(', '.join(f'{kind} {name}' for kind, name, _ in found))
+"""
 _RCLPY = """
 import os, rclpy, importlib.metadata as m
 try:
@@ -136,6 +147,7 @@ CHECKS = (
     Check('torch', 'torch', _TORCH, 'pip install torch', True),
     Check('pydantic', 'pydantic', _version('pydantic'), 'pip install "pydantic>=2"', True),
     Check('safetensors', 'safetensors', _version('safetensors'), 'pip install safetensors', True),
+    Check('weights', 'mv_matcher_ros', _WEIGHTS, 'install mv_matcher_ros again'),
     Check('half precision', 'torch', _HALF, 'networks run in fp32 here'),
     Check('CUDA', 'torch', _CUDA, 'not needed; with a GPU install the torch build that fits it'),
     Check('rosbags', 'rosbags', _version('rosbags'), _pip('bags')),
