@@ -117,7 +117,7 @@ def test_a_detector_in_half_precision_is_compared_too(tmp_path: Path) -> None:
     """Its keypoints move a little: those that stay within a pixel are the same."""
     torch.manual_seed(0)
     profile = DetectorProfile(
-        widths=(4, 4, 8, 8), head_width=16, descriptor_size=8, threshold=0.0, nms_rounds=1
+        widths=(4, 4, 8, 8), head_width=16, descriptor_size=8, threshold=0.0, subpixel='none'
     )
     save_detector(tmp_path / 'd.safetensors', DetectorNetwork(profile))
     settings = read_settings({
