@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights that come with the package: whole, small, described, and of detectors that fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mv_matcher_ros.config import read_settings
+from mv_matcher_ros.models.choice import Models
+from mv_matcher_ros.models.shipped import FOLDER, shipped
+from mv_matcher_ros.models.weights import load_detector, read_notes, read_weights, tensors_hash
+
+MOST_BYTES = 40e6
+FILES = [(kind, path) for kind in ('detector', 'matcher') for path in shipped(kind).values()]
+
+
+def test_there_are_some() -> None:
+    assert 'light' in shipped('detector')
+
+
+@pytest.mark.parametrize(('kind', 'path'), FILES, ids=[path.stem for _, path in FILES])
+def test_a_file_is_whole_small_and_described(kind: str, path: Path) -> None:
+    weights = read_weights(path, kind)
+    assert {tensor.dtype for tensor in weights.tensors.values()} == {torch.float16}
+    assert path.stat().st_size <= MOST_BYTES
+    assert f'## {path.stem}\n' in (FOLDER / 'README.md').read_text()
+    assert int(weights.notes['steps']) > 1000
+
+
+def test_matchers_belong_to_detectors_that_are_there() -> None:
+    files = shipped('detector').values()
+    known = {tensors_hash(load_detector(file).state_dict()) for file in files}
+    for path in shipped('matcher').values():
+        notes = read_notes(path)
+        assert notes['detector'] != 'learned' or notes['detector_sha256'] in known
+
+
+def test_the_light_detector_finds_a_picture_again() -> None:
+    """Turned by 10 degrees: mutual nearest neighbours are where they should be."""
+    rng = np.random.default_rng(0)
+    image = np.zeros((240, 320), np.float32)
+    for cell in (6, 12, 24):
+        coarse = rng.uniform(0, 80, (240 // cell + 1, 320 // cell + 1)).astype(np.float32)
+        image += cv2.resize(coarse, (320, 240), interpolation=cv2.INTER_CUBIC)
+    first = np.clip(image, 0, 255).astype(np.uint8)
+    matrix = cv2.getRotationMatrix2D((160.0, 120.0), 10.0, 1.0)
+    second = cv2.warpAffine(first, matrix, (320, 240))
+    models = Models.of(read_settings({'detector.name': 'learned', 'matching.ratio': 1.0}))
+    a, b = (models.detector.detect(picture) for picture in (first, second))
+    pairs, _ = models.nearest.match([a, b]).pair(0, 1)
+    there = a.keypoints_xy[pairs[:, 0]].numpy() @ matrix[:, :2].T + matrix[:, 2]
+    error = np.linalg.norm(there - b.keypoints_xy[pairs[:, 1]].numpy(), axis=1)
+    assert len(pairs) > 150
+    assert np.mean(error < 2.0) > 0.8
+    assert np.median(error) < 0.6
