@@ -79,7 +79,7 @@ class LocalMapper:
         self._offset: DisparityOffset | None = None
         if settings.sensor == 'stereo':
             self._stereo = StereoMatcher(settings, rig, matcher)
-            self._rig_check = RigCheck(settings, rig)
+            self._rig_check = RigCheck(settings, rig, matcher)
             if settings.stereo.self_calibration:
                 self._offset = DisparityOffset(rig, self._maker)
         self.window = Window()

@@ -70,19 +70,20 @@ class RigCheck:
     """Judges the first stereo frames; quiet from when most agree with the calibration.
 
     Args:
-        settings: `stereo.epipolar_px` is the tolerance, `matching` as everywhere.
+        settings: `stereo.epipolar_px` is the tolerance.
         rig: two cameras.
+        matcher: of the features of the two.
 
     Raises:
         SettingsError: the rig has one camera, or two at one place.
     """
 
-    def __init__(self, settings: Settings, rig: Rig) -> None:
+    def __init__(self, settings: Settings, rig: Rig, matcher: NearestNeighbourMatcher) -> None:
         if len(rig.cameras) < 2:
             raise SettingsError('sensor = stereo, but the rig has one camera')
         if rig.baseline_m == 0.0:
             raise SettingsError('sensor = stereo, but the cameras of the rig have no baseline')
-        self._matcher = NearestNeighbourMatcher(settings.matching, settings.detector.name)
+        self._matcher = matcher
         self._first, self._second = rig.cameras[:2]
         poses = [torch.from_numpy(c.body_from_camera.copy()) for c in rig.cameras[:2]]
         self._second_from_first = se3.inverse(poses[1]) @ poses[0]

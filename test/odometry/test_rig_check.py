@@ -18,12 +18,13 @@ from mv_matcher_ros.datatypes import Camera, Features, Rig
 from mv_matcher_ros.errors import SettingsError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.camera import camera_normalise, camera_project
-from mv_matcher_ros.models.classical import ClassicalDetector
+from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
 from mv_matcher_ros.odometry.observation import Observation, Observer
 from mv_matcher_ros.odometry.rig_check import MAJORITY, MAX_FITS, RigCheck
 from mv_matcher_ros.runner import Source
 
 SETTINGS = read_settings({'sensor': 'stereo'})
+NEAREST = NearestNeighbourMatcher(SETTINGS.matching, 'sift')
 SIZE = (752, 480)
 Matrix = NDArray[np.float64]
 Offered = tuple[Observation, Features, torch.Tensor]
@@ -100,7 +101,7 @@ def observed(features: Features, plane: torch.Tensor) -> Observation:
 
 
 def verdict(said: Rig, offered: Callable[[int], Offered], frames: int = 5) -> str:
-    check = RigCheck(SETTINGS, said)
+    check = RigCheck(SETTINGS, said, NEAREST)
     answers = [check.offer(*offered(seed)) for seed in range(frames)]
     assert answers[-1] == check.fault
     assert answers[: MAJORITY - 1] == [''] * (MAJORITY - 1), 'one frame is no majority'
@@ -190,13 +191,13 @@ def test_one_camera_on_both_topics(rig: Rig) -> None:
 def test_degenerate_matches_are_survived() -> None:
     first, features, plane = scene(RECTIFIED, RECTIFIED)
     for x, y in ((first.plane_xy * 0.0, plane * 0.0 + 0.1), (first.plane_xy, plane * 0.0)):
-        check = RigCheck(SETTINGS, RECTIFIED)
+        check = RigCheck(SETTINGS, RECTIFIED, NEAREST)
         for _ in range(5):
             check.offer(replace(first, plane_xy=x), features, y)
 
 
 def test_no_evidence_is_no_verdict() -> None:
-    check = RigCheck(SETTINGS, RECTIFIED)
+    check = RigCheck(SETTINGS, RECTIFIED, NEAREST)
     for seed in range(8):
         # Few features, none, only false matches; a far scene shows no depth, swapped or not.
         for offered in (
@@ -213,7 +214,7 @@ def test_no_evidence_is_no_verdict() -> None:
 
 
 def test_the_fits_come_to_an_end() -> None:
-    check = RigCheck(SETTINGS, RECTIFIED)
+    check = RigCheck(SETTINGS, RECTIFIED, NEAREST)
     noise = scene(RECTIFIED, RECTIFIED, wrong=1.0)
     for _ in range(MAX_FITS):
         check.offer(*noise)
@@ -223,7 +224,7 @@ def test_the_fits_come_to_an_end() -> None:
 
 
 def test_quiet_once_most_frames_agree_until_rearmed() -> None:
-    check = RigCheck(SETTINGS, RECTIFIED)
+    check = RigCheck(SETTINGS, RECTIFIED, NEAREST)
     assert verdict_after(check, exchange=False) == ''
     assert verdict_after(check, exchange=True) == '', 'settled'
     check.rearm()
@@ -231,7 +232,7 @@ def test_quiet_once_most_frames_agree_until_rearmed() -> None:
 
 
 def test_a_fault_goes_when_later_frames_agree() -> None:
-    check = RigCheck(SETTINGS, RECTIFIED)
+    check = RigCheck(SETTINGS, RECTIFIED, NEAREST)
     assert 'swapped' in verdict_after(check, exchange=True)
     assert 'swapped' in check.offer(*scene(RECTIFIED, RECTIFIED)), 'one frame is no majority'
     assert verdict_after(check, exchange=False) == ''
@@ -251,9 +252,9 @@ def test_the_same_frames_give_the_same_words() -> None:
 
 def test_rigs_without_a_baseline_are_refused() -> None:
     with pytest.raises(SettingsError, match='one camera'):
-        RigCheck(SETTINGS, Rig(RECTIFIED.cameras[:1]))
+        RigCheck(SETTINGS, Rig(RECTIFIED.cameras[:1]), NEAREST)
     with pytest.raises(SettingsError, match='no baseline'):
-        RigCheck(SETTINGS, make_rig(np.eye(4)))
+        RigCheck(SETTINGS, make_rig(np.eye(4)), NEAREST)
 
 
 def frames_of(source: Source, said: Rig | None = None, detector: str = 'sift') -> list[Offered]:
@@ -272,7 +273,7 @@ def test_worlds_are_right(world: str) -> None:
 
     source = getattr(presets, world)('stereo', MAJORITY, (320, 240))
     offered = frames_of(source)
-    check = RigCheck(SETTINGS, source.rig)
+    check = RigCheck(SETTINGS, source.rig, NEAREST)
     for frame in offered:
         assert check.offer(*frame) == ''
     assert check.offer(*exchanged(offered[0], source.rig)) == '', 'settled'
@@ -301,7 +302,7 @@ def test_recordings_are_right(sequences: Path, name: str, detector: str) -> None
     settings = read_settings(
         {'sensor': 'stereo', 'detector.name': detector, 'detector.max_keypoints': 1500}
     )
-    check = RigCheck(settings, source.rig)
+    check = RigCheck(settings, source.rig, NEAREST)
     took = []
     for frame in frames_of(source, detector=detector):
         begin = time.perf_counter()
@@ -330,7 +331,7 @@ def test_raw_euroc_images_called_rectified(sequences: Path) -> None:
     beside = left.body_from_camera @ pose((source.rig.baseline_m, 0.0, 0.0))
     plain = replace(left, model='pinhole', distortion=())
     said = Rig((plain, replace(plain, body_from_camera=beside)), source.rig.body_axes)
-    check = RigCheck(SETTINGS, said)
+    check = RigCheck(SETTINGS, said, NEAREST)
     for frame in frames_of(source, said):
         check.offer(*frame)
     assert check.fault.startswith('images are not rectified although the calibration says so')
