@@ -114,13 +114,13 @@ def _make_missing(
     minutes: float | None,
 ) -> None:
     """Make what is missing; after so many minutes only what nothing can do without."""
-    from mv_matcher_ros.training.matcher.feature_cache import make_features, remember
+    from mv_matcher_ros.training.matcher.feature_cache import make_features, remember_recipe
 
     begin = last = time.monotonic()
     for side in reversed(SIDES):
         jobs = wanted[side]
         missing = [job for job in jobs if not job.path(out / side).is_file()]
-        remember(recipe, out / side)
+        remember_recipe(recipe, out / side)
         with progress(f'features, {side}', len(missing)) as advance:
             made = make_features(recipe, missing, out / side, workers, here.device.type)
             for count, job in enumerate(made, start=1):

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import cv2
 import torch
+
+from mv_matcher_ros.errors import SourceError
 
 
 class FileJob(Protocol):
@@ -46,6 +49,32 @@ def make_missing(
     context = multiprocessing.get_context('spawn')
     with context.Pool(min(workers, len(missing)), single_thread) as pool:
         yield from pool.imap_unordered(make, missing)
+
+
+def remember(content: dict[str, Any], path: Path, what: str) -> None:
+    """Write down how the files of a folder are made, or see that it is as before.
+
+    Args:
+        content: plain values, as JSON gives them back.
+        path: the file that holds them, in the folder.
+        what: the files, for the message.
+
+    Raises:
+        SourceError: they were made in another way; names what differs.
+    """
+    try:
+        before = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+        if before is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=1), encoding='utf-8')
+    except (OSError, ValueError) as error:
+        raise SourceError(f'{path}: {error}') from None
+    if before not in (None, content):
+        differs = [key for key in content if before.get(key) != content[key]]
+        raise SourceError(
+            f'{path.parent}: holds {what} {", ".join(differs)}; take another folder, or the same '
+            f'sources and options'
+        )
 
 
 def single_thread() -> None:

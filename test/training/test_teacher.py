@@ -29,7 +29,7 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (48, 64)).astype(np.uint8)
 
 
 def test_the_teacher_gives_unit_descriptors_in_order_of_the_scores(tmp_path: Path) -> None:
-    pytest.importorskip('kornia')
+    pytest.importorskip('kornia', reason='kornia with ALIKED needs Python 3.11')
     teacher = Teacher(checkpoint(tmp_path / 'a.pth'), max_keypoints=20, threshold=0.0)
     said = teacher.teach(IMAGE)
     assert 0 < len(said.xy) <= 20
@@ -43,7 +43,7 @@ def test_the_teacher_gives_unit_descriptors_in_order_of_the_scores(tmp_path: Pat
 
 
 def test_faults_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip('kornia')
+    pytest.importorskip('kornia', reason='kornia with ALIKED needs Python 3.11')
     with pytest.raises(ModelError, match=r'b\.pth: no such checkpoint'):
         Teacher(tmp_path / 'b.pth')
     (tmp_path / 'c.pth').write_bytes(b'no weights')

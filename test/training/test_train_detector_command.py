@@ -18,7 +18,9 @@ CONFIG = Path(__file__).resolve().parents[2] / 'config' / 'train' / 'detector_li
 
 def teacher(path: Path) -> Path:
     """A file of random weights."""
-    network = pytest.importorskip('kornia.feature').ALIKED('aliked-n16')
+    network = pytest.importorskip(
+        'kornia.feature', reason='kornia with ALIKED needs Python 3.11'
+    ).ALIKED('aliked-n16')
     tensors = {n: v for n, v in network.state_dict().items() if n != 'dkd.hw_grid'}
     torch.save(tensors, path)
     return path

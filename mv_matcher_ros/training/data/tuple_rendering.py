@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ import numpy as np
 from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.training.data.shards import write_shard
 from mv_matcher_ros.training.data.tuple_sources import SPLITS, Split, TupleSources
-from mv_matcher_ros.training.workers import make_missing
+from mv_matcher_ros.training.workers import make_missing, remember
 from mv_matcher_ros.worlds.view_tuples import BASELINES, ViewTuple, sample_tuple
 
 PLAN_FILE = 'plan.json'
@@ -134,17 +133,4 @@ def _remember(sources: TupleSources, plan: RenderingPlan, out: Path) -> None:
         **{f'worlds_{split}': [p.stem for p in sources.worlds_of(split)] for split in SPLITS},
         **{f'photos_{split}': [p.name for p in sources.photos_of(split)] for split in SPLITS},
     }
-    path = out / PLAN_FILE
-    try:
-        before = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
-        if before is None:
-            out.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=1), encoding='utf-8')
-    except (OSError, ValueError) as error:
-        raise SourceError(f'{path}: {error}') from None
-    if before not in (None, content):
-        differs = [key for key in content if before.get(key) != content[key]]
-        raise SourceError(
-            f'{out}: holds tuples of other {", ".join(differs)}; take another folder, or the '
-            f'same sources and options'
-        )
+    remember(content, out / PLAN_FILE, 'tuples of other')

@@ -147,15 +147,24 @@ def _mesh(path: Path) -> MeshWorld:
     return load_mesh(path)
 
 
+def read_photo(path: Path) -> Pixels:
+    """(H, W) or (H, W, 3) uint8 BGR.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    try:
+        return np.asarray(read_image(path), np.uint8)
+    except UnreadableImageError as error:
+        raise SourceError(f'photo {error}: take it out of the folder') from None
+
+
 @lru_cache(maxsize=2)
 def _read_photos(paths: tuple[Path, ...]) -> tuple[Pixels, ...]:
     """(H, W, 3) uint8 BGR each."""
     found = []
     for path in paths:
-        try:
-            image = read_image(path)
-        except UnreadableImageError as error:
-            raise SourceError(f'photo {error}: take it out of the folder') from None
+        image = read_photo(path)
         if image.ndim == 2:
             image = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
         found.append(np.array(image, np.uint8))

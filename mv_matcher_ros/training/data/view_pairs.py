@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from mv_matcher_ros.errors import SourceError
-from mv_matcher_ros.files.images import UnreadableImageError, read_image
 from mv_matcher_ros.training.data.correspondence import Map, PosedView, by_depth, by_homography
 from mv_matcher_ros.training.data.datasets import TupleDataset
+from mv_matcher_ros.training.data.tuple_sources import read_photo
 from mv_matcher_ros.worlds.mipmaps import Pixels
 
 
@@ -233,10 +233,7 @@ def _within(there: Map, photo_from_view: torch.Tensor, shape: tuple[int, ...]) -
 @lru_cache(maxsize=128)
 def _photo(path: Path) -> Pixels:
     """(H, W) uint8 grey."""
-    try:
-        image = read_image(path)
-    except UnreadableImageError as error:
-        raise SourceError(f'photo {error}: take it out of the folder') from None
+    image = read_photo(path)
     if image.ndim == 3:
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
     return np.array(image, np.uint8)

@@ -29,7 +29,7 @@ from mv_matcher_ros.training.data.augmentation import Augmentation
 from mv_matcher_ros.training.data.datasets import TrainingTuple, TupleDataset
 from mv_matcher_ros.training.data.labels import LabelLimits, match_labels
 from mv_matcher_ros.training.matcher.feature_shards import TupleFeatures, write_features
-from mv_matcher_ros.training.workers import make_missing
+from mv_matcher_ros.training.workers import make_missing, remember
 
 RECIPE_FILE = 'features.json'
 PLAIN = 'plain'
@@ -118,7 +118,7 @@ def make_features(
     Raises:
         SourceError: `out` holds features of another recipe, or something cannot be read.
     """
-    remember(recipe, out)
+    remember_recipe(recipe, out)
     yield from make_missing(partial(_make, recipe, out, device), todo, out, workers)
 
 
@@ -162,22 +162,6 @@ def with_labels(
     )
 
 
-def remember(recipe: FeatureRecipe, out: Path) -> None:
-    """Write down how features are made, or see that it is as before.
-
-    Raises:
-        SourceError: they were made in another way; names what differs.
-    """
-    content, path = recipe.content(), out / RECIPE_FILE
-    try:
-        before = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
-        if before is None:
-            out.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=1), encoding='utf-8')
-    except (OSError, ValueError) as error:
-        raise SourceError(f'{path}: {error}') from None
-    if before not in (None, content):
-        differs = [key for key in content if before.get(key) != content[key]]
-        raise SourceError(
-            f'{out}: holds features with other {", ".join(differs)}; take another folder'
-        )
+def remember_recipe(recipe: FeatureRecipe, out: Path) -> None:
+    """Write down how features are made, or see that it is as before; see `workers.remember`."""
+    remember(recipe.content(), out / RECIPE_FILE, 'features with other')
