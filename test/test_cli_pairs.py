@@ -235,6 +235,7 @@ def test_ways_are_measured_on_the_same_pairs(
         ('- {name: SIFT}\n- {name: SIFT}', 'two ways are named SIFT'),
         ('- {name: SIFT, solver: magsac}', 'way 1 has other keys than'),
         ('- {name: SIFT, settings: {detector.nam: sift}}', 'did you mean "detector.name"'),
+        ('- {name: X, iterations: 20}', 'iterations 20: 1 or more, of a graph network'),
         ('- {name: X, aliked: nowhere.pth}', 'nowhere.pth: no such checkpoint|kornia'),
     ],
 )

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from mv_matcher_ros.evaluation.pair_comparison import Figure
     from mv_matcher_ros.models.classical import Detector, Matcher
 
-KEYS = {'name', 'settings', 'aliked', 'seeds', 'pairwise'}
+KEYS = {'name', 'settings', 'aliked', 'iterations', 'seeds', 'pairwise'}
 HELP = (
-    'YAML list of ways: each with `name`, `settings` (by dotted names), and `aliked` (a '
-    'checkpoint of ALIKED-n16, which takes the place of the detector). The first is what the '
-    'others are compared with.'
+    'YAML list of ways: each with `name`, `settings` (by dotted names), `aliked` (a checkpoint of '
+    'ALIKED-n16, which takes the place of the detector) and `iterations` (of Sinkhorn, instead of '
+    "the network's own). The first is what the others are compared with."
 )
 
 
@@ -98,10 +98,17 @@ def _variant(item: Mapping[str, Any], seed: Mapping[str, Any], where: str) -> Va
 
     settings = read_settings({**(item.get('settings') or {}), **seed}, where)
     detector = f'{settings.detector.model_dump_json()} {item.get("aliked", "")}'
-    return Variant(settings, detector, partial(_models, settings, item.get('aliked')))
+    iterations = item.get('iterations')
+    graph = settings.matching.matcher != 'nearest'
+    if iterations is not None and not (graph and isinstance(iterations, int) and iterations > 0):
+        raise SettingsError(f'{where}: iterations {iterations}: 1 or more, of a graph network')
+    make = partial(_models, settings, item.get('aliked'), iterations)
+    return Variant(settings, detector, make)
 
 
-def _models(settings: Settings, aliked: str | None) -> tuple[Detector, Matcher]:
+def _models(
+    settings: Settings, aliked: str | None, iterations: int | None
+) -> tuple[Detector, Matcher]:
     if aliked is not None:
         from mv_matcher_ros.cli.aliked_baseline import AlikedDetector
         from mv_matcher_ros.models.classical import NearestNeighbourMatcher
@@ -111,6 +118,9 @@ def _models(settings: Settings, aliked: str | None) -> tuple[Detector, Matcher]:
     from mv_matcher_ros.models.choice import Models
 
     models = Models.of(settings)
+    if iterations is not None and models.graph is not None:
+        network = models.graph.network
+        network.profile = network.profile.model_copy(update={'iterations': iterations})
     return models.detector, models.matcher
 
 

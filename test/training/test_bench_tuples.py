@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cli_cases import fails_in_one_line, prints_json
 
 from mv_matcher_ros import cli
+from mv_matcher_ros.cli.ways import read_ways
 from mv_matcher_ros.evaluation.matching_error import pose_auc
 from mv_matcher_ros.evaluation.pair_comparison import TupleResult, compare_tuples
 from mv_matcher_ros.models.matcher import MatcherNetwork
@@ -58,6 +59,17 @@ def test_ways_are_measured_on_the_same_tuples(
         ['bench', 'homographies', str(tmp_path), '--ways', str(tmp_path / 'ways.yaml')], capsys
     )
     assert 'layout of HPatches' in line
+
+
+def test_a_way_may_take_more_sinkhorn_iterations(tmp_path: Path) -> None:
+    listed = json.loads(ways(tmp_path).read_text())[1]
+    (tmp_path / 'more.yaml').write_text(
+        json.dumps([listed, {**listed, 'name': 'more', 'iterations': 50}])
+    )
+    for way, expected in zip(read_ways(tmp_path / 'more.yaml'), (10, 50), strict=True):
+        for variant in way.seeds:
+            _, matcher = variant.make()
+            assert matcher.network.profile.iterations == expected
 
 
 def test_figures_are_means_over_seeds_and_tuples_are_drawn_whole() -> None:
