@@ -37,11 +37,12 @@ class DetectorSettings(Section):
     contrast_threshold: float = Field(
         0.02, ge=0.0, le=0.2, description='SIFT: weakest contrast kept; lower finds more.'
     )
-    working_width: int = Field(
-        800,
+    working_pixels: int = Field(
+        480_000,
         ge=0,
-        le=8192,
-        description='Images wider than this are scaled down to it before detection; 0 keeps them.',
+        le=100_000_000,
+        description='Images with more pixels are scaled down to so many before detection and '
+        'tracking; 0 keeps them.',
     )
     border_px: int = Field(
         4, ge=0, le=100, description='Keypoints nearer to the image border are dropped.'

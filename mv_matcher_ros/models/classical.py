@@ -8,6 +8,7 @@ Lowe, IJCV 2004, §7.1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, Protocol
@@ -75,7 +76,7 @@ class ClassicalDetector:
     def detect(self, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None) -> Features:
         """Features of a (H, W) grey or (H, W, 3) BGR image; none where `mask` is False."""
         height, width = image.shape[:2]
-        grey = working_image(image, self._settings.working_width)
+        grey = working_image(image, self._settings.working_pixels)
         scale = grey.shape[1] / width
         if min(grey.shape) < SMALLEST_SIDE_PX:
             return empty_features((width, height), self.descriptor_size)
@@ -137,19 +138,20 @@ class ClassicalDetector:
         return SIGMA_AT_FINEST_PX * np.sqrt(np.maximum(size_px / finest, 1.0))
 
 
-def working_size(size: tuple[int, int], working_width: int) -> tuple[int, int]:
-    """(width, height) of an image made at most `working_width` wide (0: left as it is)."""
+def working_size(size: tuple[int, int], working_pixels: int) -> tuple[int, int]:
+    """(width, height) of an image scaled down to so many pixels (0: left as it is)."""
     width, height = size
-    if not 0 < working_width < width:
+    if not 0 < working_pixels < width * height:
         return size
-    return working_width, max(1, round(height * working_width / width))
+    scale = math.sqrt(working_pixels / (width * height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def working_image(image: NDArray[np.uint8], working_width: int) -> NDArray[np.uint8]:
-    """A (H, W) grey or (H, W, 3) BGR image as grey, at most `working_width` wide (0: any)."""
+def working_image(image: NDArray[np.uint8], working_pixels: int) -> NDArray[np.uint8]:
+    """A (H, W) grey or (H, W, 3) BGR image as grey, scaled down to so many pixels (0: never)."""
     if image.ndim == 3:
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
-    size = working_size((image.shape[1], image.shape[0]), working_width)
+    size = working_size((image.shape[1], image.shape[0]), working_pixels)
     if size == (image.shape[1], image.shape[0]):
         return image
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)

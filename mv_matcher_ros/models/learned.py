@@ -59,7 +59,7 @@ class LearnedDetector:
     def detect(self, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None) -> Features:
         """Features of a (H, W) grey or (H, W, 3) BGR image; none where `mask` is False."""
         # One image a call: on a CPU two together take longer (docs/results.md).
-        working = working_image(image, self._settings.working_width)
+        working = working_image(image, self._settings.working_pixels)
         allowed = _allowed(mask, working.shape)
         xy, scores, descriptors, sigma, valid = (
             part[0] for part in self._run(torch.tensor(working)[None, None], allowed[None])

@@ -80,7 +80,7 @@ class Observer:
         """(2,) pixels of the working image per pixel of the first camera, in x and y."""
         camera = self._rig.cameras[0]
         width, height = working_size(
-            (camera.width, camera.height), self._settings.detector.working_width
+            (camera.width, camera.height), self._settings.detector.working_pixels
         )
         return np.array([width / camera.width, height / camera.height], np.float32)
 
@@ -90,7 +90,7 @@ class Observer:
 
     def working_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The grey image (h, w) that detection and flow work on."""
-        return working_image(image, self._settings.detector.working_width)
+        return working_image(image, self._settings.detector.working_pixels)
 
     def image_fault(self, view: View) -> str:
         """Why nothing can be seen in an image: one line, empty when it is fine."""

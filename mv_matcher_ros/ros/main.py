@@ -21,7 +21,7 @@ _SHOWN = (
     'ros.frames.body',
     'ros.lossless',
     'detector.max_keypoints',
-    'detector.working_width',
+    'detector.working_pixels',
     'runtime.threads',
 )
 

@@ -86,7 +86,7 @@ def test_sift_finds_a_blob_where_it_is_in_the_image_as_given(width: int, working
     """Detection in a smaller image; a shift of half a pixel of either image would be seen."""
     size = (width, 3 * width // 4)
     at = places(size, 80)
-    features = sift(working_width=working).detect(blobs(size, at, 6.0))
+    features = sift(working_pixels=working * working * 3 // 4).detect(blobs(size, at, 6.0))
     error = errors_px(features, at)
     assert features.image_size == size
     assert np.abs(error).max() < SIFT_EXACT_PX * width / working
@@ -195,7 +195,7 @@ def test_mask_and_border_hold_keypoints_back(name: str) -> None:
 def test_mask_belongs_to_the_image_as_given() -> None:
     mask = np.zeros((480, 640), bool)
     mask[240:] = True
-    features = sift(working_width=320).detect(noise_image((640, 480)), mask)
+    features = sift(working_pixels=320 * 240).detect(noise_image((640, 480)), mask)
     assert len(features) > 20
     assert float(features.keypoints_xy[:, 1].min()) > 238.0
 
@@ -220,7 +220,7 @@ def test_colour_image_is_taken_as_grey(name: str) -> None:
 
 @both
 def test_two_runs_are_equal_to_the_last_bit(name: str) -> None:
-    image, settings = noise_image(), DetectorSettings(name=name, working_width=300)
+    image, settings = noise_image(), DetectorSettings(name=name, working_pixels=300 * 225)
     one, other = (ClassicalDetector(settings).detect(image.copy()) for _ in range(2))
     for field in ('keypoints_xy', 'descriptors', 'scores', 'sigma_px'):
         assert torch.equal(getattr(one, field), getattr(other, field)), field

@@ -299,22 +299,24 @@ def test_colour_is_taken_as_grey() -> None:
 
 
 def test_keypoints_are_in_pixels_of_the_image_as_given() -> None:
-    """At half the working width, twice the image has its keypoints at twice the place."""
+    """At a quarter of the pixels, twice the image has its keypoints at twice the place."""
     import cv2
 
     small = picture(160, 120)
     large = cv2.resize(small, (320, 240), interpolation=cv2.INTER_NEAREST)
-    settings = DetectorSettings(max_keypoints=50, working_width=160)
+    settings = DetectorSettings(max_keypoints=50, working_pixels=160 * 120)
     one, two = (detector(settings).detect(image) for image in (small, large))
     assert two.image_size == (320, 240)
     torch.testing.assert_close(two.keypoints_xy, 2.0 * one.keypoints_xy + 0.5, rtol=0, atol=0.01)
     torch.testing.assert_close(two.sigma_px, 2.0 * one.sigma_px)
 
 
-def test_a_mask_of_the_image_as_given_holds_at_the_working_width() -> None:
+def test_a_mask_of_the_image_as_given_holds_in_the_working_image() -> None:
     mask = np.zeros((240, 320), bool)
     mask[:, 200:] = True
-    found = detector(DetectorSettings(max_keypoints=50, working_width=160)).detect(picture(), mask)
+    found = detector(DetectorSettings(max_keypoints=50, working_pixels=160 * 120)).detect(
+        picture(), mask
+    )
     assert len(found) > 5
     assert float(found.keypoints_xy[:, 0].min()) > 196
 

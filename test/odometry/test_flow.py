@@ -46,8 +46,8 @@ def pose(x_m: float, y_m: float = 0.0) -> Tensor:
 
 
 class Setup:
-    def __init__(self, width: int = 0) -> None:
-        settings = read_settings({'detector.working_width': width})
+    def __init__(self, pixels: int = 0) -> None:
+        settings = read_settings({'detector.working_pixels': pixels})
         detector = ClassicalDetector(settings.detector)
         self.observer = Observer(settings, Rig((CAMERA,)), detector)
         matcher = NearestNeighbourMatcher(settings.matching, 'sift')
@@ -64,9 +64,9 @@ def frame_at(x_m: float, index: int, y_m: float = 0.0) -> Frame:
     return Frame(index, (View(image_at(x_m, y_m)),), index)
 
 
-@pytest.mark.parametrize('width', [0, 200])
-def test_the_pose_follows_a_moving_camera_through_many_images(width: int) -> None:
-    setup = Setup(width)
+@pytest.mark.parametrize('pixels', [0, 200 * 150])
+def test_the_pose_follows_a_moving_camera_through_many_images(pixels: int) -> None:
+    setup = Setup(pixels)
     for index in range(1, 15):
         x, y = 0.015 * index, 0.006 * index
         followed = setup.flow.track(frame_at(x, index, y), pose(x - 0.01, y))

@@ -151,7 +151,7 @@ def test_parameter_file_is_accepted_and_changes_nothing(repository: Path) -> Non
     settings = [re.sub(r'^(\s*)# (\s*[a-z_]+:)', r'\1\2', line) for line in lines]
     content = yaml.safe_load('\n'.join(settings))['/**']['ros__parameters']
     assert read_settings(content).ros.image_transport == 'compressed'
-    assert read_settings(content).detector.working_width == 640
+    assert read_settings(content).detector.working_pixels == 300_000
 
 
 def test_rviz_shows_what_the_node_publishes(repository: Path) -> None:
