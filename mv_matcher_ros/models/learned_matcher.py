@@ -23,8 +23,8 @@ from mv_matcher_ros.models.view_batch import ViewBatch, finite, padded
 
 # Sizes for keypoints where shapes are fixed: graphs are captured in a moment, engines are not.
 STEPS = {'graphs': 3}
-# Outputs of the streaming network that are kept with the view: keys, values, final.
-KEPT = 3
+# Outputs of the streaming network that are kept with the view: keys, values, final, place.
+KEPT = 4
 
 
 class LearnedMatcher:
@@ -202,7 +202,7 @@ class StreamingMatcher:
         Raises:
             ModelError: descriptors of another width than the network's.
         """
-        network, place = self._matcher.network, self._matcher.place
+        network, dtype = self._matcher.network, self._matcher.place.dtype
         rooms = self._rooms
         window = max(len(past), rooms.most_views - 1 if rooms.fixed else 0)
         kept = strongest(features, rooms.keypoints_of(window + 1))
@@ -211,12 +211,12 @@ class StreamingMatcher:
         batch = ViewBatch.of([features.chosen(kept)], room)
         stacked = PastViews.of([view.state for view in past], network, window, room)
         poses = self._poses(plane_xy[kept], past, past_from_new, sigma, window, room)
-        keys, values, final, partner, _, confidence = self._run(
-            *batch.to('cpu', place.dtype).tensors(),
-            stacked.keys, stacked.values, stacked.final, stacked.valid,
+        keys, values, final, place, partner, _, confidence = self._run(
+            *batch.to('cpu', dtype).tensors(),
+            stacked.keys, stacked.values, stacked.final, stacked.place, stacked.valid,
             *poses,
         )  # fmt: skip
-        state = ViewState(keys, values, final, batch.valid[0, 0].to(final.device))
+        state = ViewState(keys, values, final, place, batch.valid[0, 0].to(final.device))
         count = len(past)
         pairs = torch.tensor([(w, count) for w in range(count)]).reshape(-1, 2)
         matches = matches_from(pairs, partner[0, :count], confidence[0, :count])

@@ -7,15 +7,15 @@ views or pairs: views are a dimension.
 
 Sources: Sarlin et al., SuperGlue, CVPR 2020; Roessle and Niessner, End2End Multi-View Feature
 Matching with Differentiable Pose Optimization, ICCV 2023 (the cross layers, the confidences).
-Own: the confidence does not depend on the order of a pair, layer norm in place of batch norm,
-known poses as a term of attention and scores.
+Own: layer norm in place of batch norm, known poses as a term of attention and scores, and what
+`confidence` adds to the paper's head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ from torch.nn import functional
 
 from mv_matcher_ros.datatypes import Matches
 from mv_matcher_ros.errors import ModelError
+from mv_matcher_ros.models.confidence import ConfidenceHead
 from mv_matcher_ros.models.known_poses import KnownPoses
+from mv_matcher_ros.models.perceptron import perceptron
 from mv_matcher_ros.models.profiles import MatcherProfile
 from mv_matcher_ros.models.sinkhorn import log_optimal_transport, mutual_matches
 from mv_matcher_ros.models.view_batch import ViewBatch
@@ -45,8 +47,8 @@ class Assignment:
         partner: (B, P, N) int64 keypoint of b for each of a, −1 for none.
         log_score: (B, P, N) logarithm of the match's probability, −inf for none.
         confidence: (B, P, N) in [0, 1], 0 for none.
-        confidence_logit: (B, P, N) what the confidence is the sigmoid of, for training; None
-            without a confidence head.
+        confidence_logit: (R, B, P, N) for training, the last is what the confidence is the sigmoid
+            of, those before were made with less; None without a confidence head.
     """
 
     pairs: Tensor
@@ -159,7 +161,7 @@ class MatcherNetwork(nn.Module):
             distance = known.squared_distance(others(batch.views, batch.valid.device))
         final = self.describe(batch, sees, distance)
         penalty = None if distance is None else self.penalty(distance, index)
-        return self.assign(final, batch.valid, index, penalty)
+        return self.assign(final, self.places(batch), batch.valid, index, penalty)
 
     def describe(
         self, batch: ViewBatch, sees: Tensor | None = None, distance: Tensor | None = None
@@ -189,17 +191,25 @@ class MatcherNetwork(nn.Module):
                 f'the matcher takes descriptors of width {self.profile.descriptor_size}, '
                 f'these have {given}: its weights belong to another detector'
             )
+        place = self.places(batch).to(self.final.weight.dtype)
+        descriptors, scores = (
+            torch.where(batch.valid[..., None], x.to(place.dtype), 0.0)
+            for x in (batch.descriptors, batch.scores[..., None])
+        )
+        if self.profile.uses_scores:
+            place = torch.cat([place, scores], dim=-1)
+        return self.descriptor(self.gain * descriptors) + self.encoder(place)
+
+    @staticmethod
+    def places(batch: ViewBatch) -> Tensor:
+        """(B, V, N, 2) keypoints as the encoder takes them.
+
+        Whatever stands where nothing is used, also what is no number, enters nowhere.
+        """
         size = batch.image_size[:, :, None]
         longer = size.amax(dim=-1, keepdim=True)
         place = (batch.keypoints_xy - 0.5 * size) / (ENCODER_SCALE * longer)
-        place = place.to(self.final.weight.dtype)
-        if self.profile.uses_scores:
-            place = torch.cat([place, batch.scores.to(place.dtype)[..., None]], dim=-1)
-        descriptors = batch.descriptors.to(place.dtype)
-        # Whatever stands where nothing is used, also what is no number, enters nowhere.
-        used = batch.valid[..., None]
-        place, descriptors = (torch.where(used, x, 0.0) for x in (place, descriptors))
-        return self.descriptor(self.gain * descriptors) + self.encoder(place)
+        return torch.where(batch.valid[..., None], place, 0.0)
 
     def penalty(self, distance: Tensor, pairs: Tensor) -> Tensor:
         """(B, P, N, N) what the scores of pairs lose by epipolar distances; see `describe`."""
@@ -219,12 +229,18 @@ class MatcherNetwork(nn.Module):
         return None if self.geometry is None else functional.softplus(self.geometry[layer])
 
     def assign(
-        self, final: Tensor, valid: Tensor, pairs: Tensor, penalty: Tensor | None = None
+        self,
+        final: Tensor,
+        place: Tensor,
+        valid: Tensor,
+        pairs: Tensor,
+        penalty: Tensor | None = None,
     ) -> Assignment:
         """Optimal transport, mutual matches and confidences of pairs, in float32.
 
         Args:
-            final: (B, V, N, width) matching descriptors; valid: (B, V, N) bool.
+            final: (B, V, N, width) matching descriptors; place: (B, V, N, 2) as `places` gives
+                them; valid: (B, V, N) bool.
             pairs: (P, 2) int64 views.
             penalty: (B, P, N, N) subtracted from the scores.
         """
@@ -246,8 +262,8 @@ class MatcherNetwork(nn.Module):
             partner, log_score = mutual_matches(log_probability, self.profile.threshold)
             if self.confidence is None:
                 return Assignment(pairs, log_probability, partner, log_score, log_score.exp())
-            logit = self.confidence(final, pairs, partner, log_score)
-            confidence = torch.where(partner >= 0, logit.sigmoid(), 0.0)
+            logit = self.confidence(final, place.to(final.dtype), pairs, partner, log_score)
+            confidence = torch.where(partner >= 0, logit[-1].sigmoid(), 0.0)
             return Assignment(pairs, log_probability, partner, log_score, confidence, logit)
 
 
@@ -354,41 +370,3 @@ class GraphLayer(nn.Module):
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-class ConfidenceHead(nn.Module):
-    """Confidence of a match: sigmoid(F1(F2(log score) + F3(f_i, f_j))) (End2End, section 3.3).
-
-    The paper concatenates f_i and f_j, which gives a pair a direction. Sum and absolute difference
-    hold the same, without order: a match has one confidence, whichever view is named first.
-    """
-
-    def __init__(self, profile: MatcherProfile) -> None:
-        super().__init__()
-        size, width = profile.confidence_size, profile.width
-        self.of_score = perceptron((1, size, size), normalised=True, ends_active=True)
-        self.of_nodes = perceptron((2 * width, 2 * size, size), normalised=True, ends_active=True)
-        self.together = nn.Linear(size, 1)
-
-    def forward(self, final: Tensor, pairs: Tensor, partner: Tensor, log_score: Tensor) -> Tensor:
-        """(B, P, N) logits of the confidences, any value for keypoints without partner."""
-        matched = partner >= 0
-        index = partner.clamp_min(0)[..., None].expand(*partner.shape, final.shape[-1])
-        here, there = final[:, pairs[:, 0]], final[:, pairs[:, 1]].gather(2, index)
-        nodes = torch.cat([here + there, (here - there).abs()], dim=-1)
-        score = torch.where(matched, log_score, 0.0)[..., None]
-        hidden = self.of_score(score) + self.of_nodes(nodes)
-        logit: Tensor = self.together(hidden)[..., 0]
-        return logit
-
-
-def perceptron(sizes: Sequence[int], normalised: bool, ends_active: bool = False) -> nn.Sequential:
-    """Linear layers with (layer norm and) ReLU between them, and after the last if asked."""
-    parts: list[nn.Module] = []
-    for number, (before, after) in enumerate(pairwise(sizes), start=1):
-        parts.append(nn.Linear(before, after))
-        if number < len(sizes) - 1 or ends_active:
-            if normalised:
-                parts.append(nn.LayerNorm(after))
-            parts.append(nn.ReLU())
-    return nn.Sequential(*parts)

@@ -42,6 +42,10 @@ class MatcherProfile(Section):
     confidence_size: int = Field(
         64, ge=0, description='Width of the confidence head; 0: the probability is the confidence.'
     )
+    consensus: int = Field(
+        2, ge=0, description='Rounds in which matches listen to their neighbours; 0: none.'
+    )
+    neighbours: int = Field(10, ge=1, description='Nearest matches that a match listens to.')
     geometry: bool = Field(True, description='Known relative poses enter attention and scores.')
 
     @property

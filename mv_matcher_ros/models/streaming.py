@@ -31,12 +31,14 @@ class ViewState:
     Attributes:
         keys, values: (L, heads, N, size) of each of the L cross layers.
         final: (N, width) matching descriptors.
+        place: (N, 2) keypoints as `MatcherNetwork.places` gives them.
         valid: (N,) bool.
     """
 
     keys: Tensor
     values: Tensor
     final: Tensor
+    place: Tensor
     valid: Tensor
 
 
@@ -47,6 +49,7 @@ class PastViews:
     keys: Tensor
     values: Tensor
     final: Tensor
+    place: Tensor
     valid: Tensor
 
     @classmethod
@@ -67,6 +70,7 @@ class PastViews:
             nothing,
             nothing,
             weight.new_zeros(0, profile.width),
+            torch.zeros(0, 2, device=weight.device),
             torch.zeros(0, dtype=torch.bool, device=weight.device),
         )
         everyone = [*states, *[empty] * (max(views - len(states), 0) or 1)]
@@ -80,6 +84,7 @@ class PastViews:
             stacked([s.keys for s in everyone], 2),
             stacked([s.values for s in everyone], 2),
             stacked([s.final for s in everyone], 0),
+            stacked([s.place for s in everyone], 0),
             stacked([s.valid for s in everyone], 0),
         )
 
@@ -132,18 +137,21 @@ class StreamingNetwork(nn.Module):
         keys: Tensor,
         values: Tensor,
         final: Tensor,
+        place: Tensor,
         past_valid: Tensor,
         *poses: Tensor,
     ) -> tuple[Tensor, ...]:
         """`look` as a function of tensors (fields of `ViewBatch`, `PastViews`, `PastPoses`).
 
-        Returns keys, values and final of the new view, then partner, log_score and confidence.
+        Returns keys, values, final and place of the new view, then partner, log_score and
+        confidence.
         """
         batch = ViewBatch(keypoints_xy, descriptors, scores, valid, image_size)
-        past = PastViews(keys, values, final, past_valid)
+        past = PastViews(keys, values, final, place, past_valid)
         state, made = self.look(batch, past, PastPoses(*poses) if poses else None)
         return (
-            state.keys, state.values, state.final, made.partner, made.log_score, made.confidence
+            state.keys, state.values, state.final, state.place,
+            made.partner, made.log_score, made.confidence,
         )  # fmt: skip
 
     def look(
@@ -170,13 +178,14 @@ class StreamingNetwork(nn.Module):
             distances = poses.distances()
         state = self._seen(batch, past, None if distances is None else distances[0])
         final = torch.cat([past.final, state.final[None]])
+        place = torch.cat([past.place, state.place[None]])
         valid = torch.cat([past.valid, state.valid[None]])
         earlier = torch.arange(views, device=final.device)
         pairs = torch.stack([earlier, torch.full_like(earlier, views)], dim=1)
         penalty = None
         if distances is not None:
             penalty = network.penalty_of((distances[0].mT + distances[1])[None])
-        return state, network.assign(final[None], valid[None], pairs, penalty)
+        return state, network.assign(final[None], place[None], valid[None], pairs, penalty)
 
     def _seen(self, batch: ViewBatch, past: PastViews, distance: Tensor | None) -> ViewState:
         network = self.network
@@ -204,4 +213,4 @@ class StreamingNetwork(nn.Module):
             )
             x = layer.updated(x, keys, values, across, network.weight_of_lines(number))
         kept, given = (torch.stack(parts) for parts in zip(*offered, strict=True))
-        return ViewState(kept, given, network.final(x)[0], valid[0])
+        return ViewState(kept, given, network.final(x)[0], network.places(batch)[0, 0], valid[0])

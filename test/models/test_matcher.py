@@ -133,7 +133,7 @@ def test_five_views_with_confidences_follow_the_published_equations(
     public: reference.State,
 ) -> None:
     profile = MATCHERS['superglue'].model_copy(
-        update={'threshold': 0.0, 'confidence_size': 32, 'iterations': 100}
+        update={'threshold': 0.0, 'confidence_size': 32, 'consensus': 0}
     )
     features = views((14, 9, 20, 1, 17), 256)
     matcher = MatcherNetwork(profile).eval()
@@ -343,7 +343,7 @@ def test_a_known_pose_takes_probability_from_what_lies_off_the_line() -> None:
     far = there + back.T > FARTHEST
     informed, blind = matcher(batch, known=known), matcher(batch)
     share = [a.log_probability[0, 0, :-1, :-1].exp()[far].sum().item() for a in (blind, informed)]
-    assert share[1] < 0.5 * share[0]
+    assert share[1] < 0.6 * share[0]
 
 
 # ------------------------------------------------------------ bad input, gradients

@@ -24,7 +24,7 @@ def assignment(probability: torch.Tensor, confidence: list[float]) -> Assignment
         torch.tensor([[[1, -1]]]),
         torch.tensor([[[math.log(0.8), -torch.inf]]]),
         torch.tensor([[confidence]]),
-        torch.tensor([[confidence]]).logit(1e-6).requires_grad_(),
+        torch.tensor([[[confidence]]]).logit(1e-6).requires_grad_(),
     )
 
 
@@ -63,12 +63,12 @@ def test_confidence_is_that_of_the_match_that_was_made(label: int, right: bool) 
 
 def test_a_sure_and_wrong_match_can_be_unlearned() -> None:
     made = replace(
-        assignment(PROBABILITY, [0.9, 0.0]), confidence_logit=torch.full((1, 1, 2), 30.0)
+        assignment(PROBABILITY, [0.9, 0.0]), confidence_logit=torch.full((1, 1, 1, 2), 30.0)
     )
     assert made.confidence_logit is not None
     made.confidence_logit.requires_grad_()
     confidence_loss(made, labels(0, 0)).backward()
-    assert float(made.confidence_logit.grad[0, 0, 0]) == pytest.approx(1.0)  # type: ignore[index]
+    assert float(made.confidence_logit.grad[0, 0, 0, 0]) == pytest.approx(1.0)  # type: ignore[index]
     with pytest.raises(ModelError, match='no confidence head'):
         confidence_loss(replace(made, confidence_logit=None), labels(0, 0))
 

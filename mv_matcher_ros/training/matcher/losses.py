@@ -39,7 +39,8 @@ def matching_loss(assignment: Assignment, partner_a: Tensor, partner_b: Tensor) 
 
 
 def confidence_loss(assignment: Assignment, partner_a: Tensor) -> Tensor:
-    """Binary cross-entropy of the confidences: is the match that was made the labelled one?
+    """Binary cross-entropy of the confidences, also of those made with less: is the match that was
+    made the labelled one?
 
     Raises:
         ModelError: the matcher has no confidence head.
@@ -49,8 +50,9 @@ def confidence_loss(assignment: Assignment, partner_a: Tensor) -> Tensor:
         raise ModelError('this matcher has no confidence head to be trained')
     made = (assignment.partner >= 0) & (partner_a != IGNORED)
     right = (assignment.partner == partner_a).to(logit.dtype)
+    right = right.expand_as(logit)
     loss = functional.binary_cross_entropy_with_logits(logit, right, reduction='none')
-    return _mean(loss, made)
+    return _mean(loss.mean(0), made)
 
 
 def pose_angles(estimate: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
