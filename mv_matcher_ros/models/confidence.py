@@ -98,7 +98,7 @@ class Edges:
 
     @classmethod
     def _of(cls, here: Tensor, beyond: Tensor, matched: Tensor, count: int) -> Edges:
-        index, there = nearest(here.detach(), matched, count)
+        index, there, _ = nearest(here.detach(), matched, count)
         step, step_beyond = (at(x, index) - x[..., None, :] for x in (here, beyond))
         length, length_beyond = (
             (x.square().sum(-1) + SAME_PLACE**2).sqrt() for x in (step, step_beyond)
@@ -149,18 +149,20 @@ class ConsensusRound(nn.Module):
         return torch.cat([mean, (spread + SAME_PLACE**2).sqrt()], dim=-1)
 
 
-def nearest(place: Tensor, matched: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The nearest other matches of each, by places (B, P, N, 2), and which of them are any.
+def nearest(place: Tensor, matched: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest matches of each keypoint but its own, by places (B, P, N, 2).
 
     Returns:
-        (B, P, N, K) int64 and bool, with K = `count`, or N where that is less.
+        (B, P, N, K) int64 which, bool whether there is one, and the squared distances, zero where
+        there is none. K is `count`, or N where that is less.
     """
     apart = (place[..., :, None, 0] - place[..., None, :, 0]).square()
     apart = apart + (place[..., :, None, 1] - place[..., None, :, 1]).square()
     itself = torch.eye(place.shape[-2], dtype=torch.bool, device=place.device)
     apart = apart.masked_fill(~matched[..., None, :] | itself, torch.inf)
     distance, index = apart.topk(min(count, place.shape[-2]), dim=-1, largest=False)
-    return index, distance.isfinite()
+    there = distance.isfinite()
+    return index, there, torch.where(there, distance, 0.0)
 
 
 def at(of_matches: Tensor, index: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ views or pairs: views are a dimension.
 
 Sources: Sarlin et al., SuperGlue, CVPR 2020; Roessle and Niessner, End2End Multi-View Feature
 Matching with Differentiable Pose Optimization, ICCV 2023 (the cross layers, the confidences).
-Own: layer norm in place of batch norm, known poses as a term of attention and scores, and what
-`confidence` adds to the paper's head.
+Own: layer norm in place of batch norm, known poses as a term of attention and scores, what
+`confidence` adds to the paper's head, and the `second_look`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mv_matcher_ros.models.confidence import ConfidenceHead
 from mv_matcher_ros.models.known_poses import KnownPoses
 from mv_matcher_ros.models.perceptron import perceptron
 from mv_matcher_ros.models.profiles import MatcherProfile
+from mv_matcher_ros.models.second_look import SecondLook
 from mv_matcher_ros.models.sinkhorn import log_optimal_transport, mutual_matches
 from mv_matcher_ros.models.view_batch import ViewBatch
 
@@ -49,6 +50,7 @@ class Assignment:
         confidence: (B, P, N) in [0, 1], 0 for none.
         confidence_logit: (R, B, P, N) for training, the last is what the confidence is the sigmoid
             of, those before were made with less; None without a confidence head.
+        before: of the look before this one, for training; None for the first.
     """
 
     pairs: Tensor
@@ -57,6 +59,12 @@ class Assignment:
     log_score: Tensor
     confidence: Tensor
     confidence_logit: Tensor | None = None
+    before: Assignment | None = None
+
+    @property
+    def looks(self) -> list[Assignment]:
+        """All looks, the first one first."""
+        return [*(self.before.looks if self.before is not None else ()), self]
 
     def matches(self, tuple_index: int = 0) -> Matches:
         """The matches of one tuple of the batch on the host, in order of pairs and keypoints."""
@@ -102,6 +110,7 @@ class MatcherNetwork(nn.Module):
         self.final = nn.Linear(width, width)
         self.dustbin = nn.Parameter(torch.tensor(1.0))
         self.confidence = ConfidenceHead(profile) if profile.confidence_size else None
+        self.again = SecondLook() if profile.confidence_size and profile.looks > 1 else None
         # Weight of the epipolar term in each layer and, last, in the scores (softplus of it).
         self.geometry = (
             nn.Parameter(torch.zeros(len(profile.layers) + 1)) if profile.geometry else None
@@ -251,20 +260,37 @@ class MatcherNetwork(nn.Module):
             scores = (final * self.profile.width**-0.5)[:, a] @ final[:, b].mT
             if penalty is not None:
                 scores = scores - penalty
-            log_probability = log_optimal_transport(
-                scores,
-                self.dustbin,
-                valid[:, a],
-                valid[:, b],
-                self.profile.iterations,
-                self.profile.sinkhorn,
-            )
-            partner, log_score = mutual_matches(log_probability, self.profile.threshold)
-            if self.confidence is None:
-                return Assignment(pairs, log_probability, partner, log_score, log_score.exp())
-            logit = self.confidence(final, place.to(final.dtype), pairs, partner, log_score)
-            confidence = torch.where(partner >= 0, logit[-1].sigmoid(), 0.0)
-            return Assignment(pairs, log_probability, partner, log_score, confidence, logit)
+            place = place.to(final.dtype)
+            made = self._look(scores, final, place, valid, pairs, None)
+            if self.again is not None and place.shape[2]:
+                for _ in range(self.profile.looks - 1):
+                    term = self.again(place, pairs, made.partner, made.confidence)
+                    made = self._look(scores + term, final, place, valid, pairs, made)
+            return made
+
+    def _look(
+        self,
+        scores: Tensor,
+        final: Tensor,
+        place: Tensor,
+        valid: Tensor,
+        pairs: Tensor,
+        before: Assignment | None,
+    ) -> Assignment:
+        log_probability = log_optimal_transport(
+            scores,
+            self.dustbin,
+            valid[:, pairs[:, 0]],
+            valid[:, pairs[:, 1]],
+            self.profile.iterations,
+            self.profile.sinkhorn,
+        )
+        partner, log_score = mutual_matches(log_probability, self.profile.threshold)
+        if self.confidence is None:
+            return Assignment(pairs, log_probability, partner, log_score, log_score.exp())
+        logit = self.confidence(final, place, pairs, partner, log_score)
+        confidence = torch.where(partner >= 0, logit[-1].sigmoid(), 0.0)
+        return Assignment(pairs, log_probability, partner, log_score, confidence, logit, before)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,9 @@ class MatcherProfile(Section):
         2, ge=0, description='Rounds in which matches listen to their neighbours; 0: none.'
     )
     neighbours: int = Field(10, ge=1, description='Nearest matches that a match listens to.')
+    looks: int = Field(
+        2, ge=1, description='How often scores are made, from the second time on with neighbours.'
+    )
     geometry: bool = Field(True, description='Known relative poses enter attention and scores.')
 
     @property
@@ -80,6 +83,8 @@ MATCHERS: dict[str, MatcherProfile] = {
         iterations=100,
         threshold=0.2,
         confidence_size=0,
+        consensus=0,
+        looks=1,
         geometry=False,
     ),
 }

@@ -111,9 +111,10 @@ def test_the_nearest_matches_are_found_and_how_they_lie() -> None:
     here = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 0.3], [5.0, 5.0], [0.01, 0.0]])
     beyond = 2.0 * torch.stack([-here[:, 1], here[:, 0]], dim=1)  # a quarter turn, twice as far
     matched = torch.tensor([True, True, True, True, False])
-    index, there = nearest(here[None, None], matched[None, None], 4)
+    index, there, apart = nearest(here[None, None], matched[None, None], 4)
     assert index[0, 0, 0, :3].tolist() == [1, 2, 3]
     assert there[0, 0, 0].tolist() == [True, True, True, False]
+    assert apart[0, 0, 0].tolist() == pytest.approx([0.01, 0.09, 50.0, 0.0])
     edges, back = Edges.both_ways(here[None, None], beyond[None, None], matched[None, None], 1)
     length, beyond_length, ratio, cosine, sine = edges.geometry[0, 0, 0, 0]
     assert float(length.exp()) == pytest.approx(0.1, rel=1e-3)

@@ -132,9 +132,7 @@ def test_a_superglue_checkpoint_gives_the_scores_of_the_published_equations(
 def test_five_views_with_confidences_follow_the_published_equations(
     public: reference.State,
 ) -> None:
-    profile = MATCHERS['superglue'].model_copy(
-        update={'threshold': 0.0, 'confidence_size': 32, 'consensus': 0}
-    )
+    profile = MATCHERS['superglue'].model_copy(update={'threshold': 0.0, 'confidence_size': 32})
     features = views((14, 9, 20, 1, 17), 256)
     matcher = MatcherNetwork(profile).eval()
     missing, unexpected = matcher.load_state_dict(superglue_weights(public), strict=False)
@@ -377,7 +375,7 @@ def test_more_keypoints_than_a_batch_was_made_for_are_refused() -> None:
 
 def test_gradients_reach_every_parameter_and_are_finite_with_empty_views() -> None:
     matcher = network().train()
-    batch = doubled(ViewBatch.of(views((6, 9, 0), 12)))
+    batch = doubled(ViewBatch.of(views((30, 40, 0), 12)))
     result = matcher(batch, known=known_poses(batch))
     log_mass = result.log_probability
     (log_mass[log_mass.isfinite()].square().sum() + result.confidence.sum()).backward()
@@ -394,7 +392,8 @@ def test_the_untrained_network_matches_nearest_neighbours() -> None:
     near = torch.nn.functional.normalize(features[0].descriptors + noise, dim=-1)
     features[1] = replace(features[1], descriptors=near[order])
     for width in (12, 16):
-        profile = TINY.model_copy(update={'width': width})
+        # Places are random here: a second look would take them for what they are not.
+        profile = TINY.model_copy(update={'width': width, 'looks': 1})
         result = MatcherNetwork(profile).eval()(ViewBatch.of(features))
         assert result.partner[0, 0].tolist() == order.argsort().tolist()
         nobody = replace(features[1], descriptors=-features[0].descriptors)

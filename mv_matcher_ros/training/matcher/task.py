@@ -126,11 +126,12 @@ def matcher_losses(
         None if batch.known is None else batch.known.to(device),
     )
     partner_a, partner_b = batch.partner_a.to(device), batch.partner_b.to(device)
-    match = matching_loss(made, partner_a, partner_b)
+    looks = made.looks
+    match = torch.stack([matching_loss(look, partner_a, partner_b) for look in looks]).mean()
     found = {'match': match, **shares(made, replace(batch, partner_a=partner_a))}
     loss = (1.0 - batch.pose_share) * match
     if made.confidence_logit is not None and stage.confidence_weight:
-        found['confidence'] = confidence_loss(made, partner_a)
+        found['confidence'] = torch.stack([confidence_loss(x, partner_a) for x in looks]).mean()
         loss = loss + stage.confidence_weight * found['confidence']
     if batch.pose_share:
         poses = _pose_losses(made, batch, stage)
