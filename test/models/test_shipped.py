@@ -9,18 +9,22 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from mv_matcher_ros.config import read_settings
+from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.models.shipped import FOLDER, shipped
 from mv_matcher_ros.models.weights import load_detector, read_notes, read_weights, tensors_hash
 
+Picture = NDArray[np.uint8]
 MOST_BYTES = 40e6
 FILES = [(kind, path) for kind in ('detector', 'matcher') for path in shipped(kind).values()]
 
 
 def test_there_are_some() -> None:
     assert 'light' in shipped('detector')
+    assert 'light' in shipped('matcher')
 
 
 @pytest.mark.parametrize(('kind', 'path'), FILES, ids=[path.stem for _, path in FILES])
@@ -40,8 +44,8 @@ def test_matchers_belong_to_detectors_that_are_there() -> None:
         assert notes['detector'] != 'learned' or notes['detector_sha256'] in known
 
 
-def test_the_light_detector_finds_a_picture_again() -> None:
-    """Turned by 10 degrees: mutual nearest neighbours are where they should be."""
+def turned_picture() -> tuple[Picture, Picture, NDArray[np.float64]]:
+    """A picture, the same turned by 10 degrees, and the (2, 3) matrix between them."""
     rng = np.random.default_rng(0)
     image = np.zeros((240, 320), np.float32)
     for cell in (6, 12, 24):
@@ -49,12 +53,34 @@ def test_the_light_detector_finds_a_picture_again() -> None:
         image += cv2.resize(coarse, (320, 240), interpolation=cv2.INTER_CUBIC)
     first = np.clip(image, 0, 255).astype(np.uint8)
     matrix = cv2.getRotationMatrix2D((160.0, 120.0), 10.0, 1.0)
-    second = cv2.warpAffine(first, matrix, (320, 240))
+    return first, np.asarray(cv2.warpAffine(first, matrix, (320, 240)), np.uint8), matrix
+
+
+def errors_px(
+    a: Features, b: Features, pairs: torch.Tensor, matrix: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    there = a.keypoints_xy[pairs[:, 0]].numpy() @ matrix[:, :2].T + matrix[:, 2]
+    return np.linalg.norm(there - b.keypoints_xy[pairs[:, 1]].numpy(), axis=1)
+
+
+def test_the_light_detector_finds_a_picture_again() -> None:
+    first, second, matrix = turned_picture()
     models = Models.of(read_settings({'detector.name': 'learned', 'matching.ratio': 1.0}))
     a, b = (models.detector.detect(picture) for picture in (first, second))
-    pairs, _ = models.nearest.match([a, b]).pair(0, 1)
-    there = a.keypoints_xy[pairs[:, 0]].numpy() @ matrix[:, :2].T + matrix[:, 2]
-    error = np.linalg.norm(there - b.keypoints_xy[pairs[:, 1]].numpy(), axis=1)
-    assert len(pairs) > 150
+    error = errors_px(a, b, models.nearest.match([a, b]).pair(0, 1)[0], matrix)
+    assert len(error) > 150
     assert np.mean(error < 2.0) > 0.8
     assert np.median(error) < 0.6
+
+
+def test_the_light_matcher_knows_which_matches_are_wrong() -> None:
+    first, second, matrix = turned_picture()
+    settings = {'detector.name': 'learned', 'matching.ratio': 1.0, 'matching.matcher': 'multiview'}
+    models = Models.of(read_settings(settings))
+    a, b = (models.detector.detect(picture) for picture in (first, second))
+    assert models.graph is not None
+    found = errors_px(a, b, models.graph.match([a, b]).pair(0, 1)[0], matrix)
+    nearest = errors_px(a, b, models.nearest.match([a, b]).pair(0, 1)[0], matrix)
+    assert np.mean(found < 3.0) > 0.97
+    assert np.mean(found < 3.0) > np.mean(nearest < 3.0)
+    assert (found < 3.0).sum() > 0.9 * (nearest[:512] < 3.0).sum()
