@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cli_cases import fails_in_one_line, prints_json
+from cli_cases import fails_in_one_line, prints_json, texture
 
 from mv_matcher_ros import cli
 
@@ -25,12 +25,7 @@ WAYS = """
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
     """Image 1, and image 2: 1 turned by a few degrees and shifted."""
-    rng = np.random.default_rng(0)
-    image = np.zeros((300, 400), np.float32)
-    for cell in (6, 12, 24):
-        coarse = rng.uniform(0, 80, (300 // cell + 1, 400 // cell + 1)).astype(np.float32)
-        image += cv2.resize(coarse, (400, 300), interpolation=cv2.INTER_CUBIC)
-    first = np.clip(image, 0, 255).astype(np.uint8)
+    first = texture()
     angle = np.deg2rad(4.0)
     matrix = np.array([
         [np.cos(angle), -np.sin(angle), 12.3], [np.sin(angle), np.cos(angle), -7.7], [0, 0, 1]

@@ -156,13 +156,18 @@ def nearest(place: Tensor, matched: Tensor, count: int) -> tuple[Tensor, Tensor,
         (B, P, N, K) int64 which, bool whether there is one, and the squared distances, zero where
         there is none. K is `count`, or N where that is less.
     """
-    apart = (place[..., :, None, 0] - place[..., None, :, 0]).square()
-    apart = apart + (place[..., :, None, 1] - place[..., None, :, 1]).square()
+    apart = squared_distances(place, place)
     itself = torch.eye(place.shape[-2], dtype=torch.bool, device=place.device)
     apart = apart.masked_fill(~matched[..., None, :] | itself, torch.inf)
     distance, index = apart.topk(min(count, place.shape[-2]), dim=-1, largest=False)
     there = distance.isfinite()
     return index, there, torch.where(there, distance, 0.0)
+
+
+def squared_distances(one: Tensor, other: Tensor) -> Tensor:
+    """(..., N, M) between all places of (..., N, 2) and of (..., M, 2)."""
+    across = (one[..., :, None, 0] - other[..., None, :, 0]).square()
+    return across + (one[..., :, None, 1] - other[..., None, :, 1]).square()
 
 
 def at(of_matches: Tensor, index: Tensor) -> Tensor:

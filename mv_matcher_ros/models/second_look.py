@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mv_matcher_ros.models.confidence import at, nearest
+from mv_matcher_ros.models.confidence import at, nearest, squared_distances
 
 # Matches that a place is predicted from: the nearest, and only believed ones.
 NEIGHBOURS = 12
@@ -66,9 +66,7 @@ class SecondLook(nn.Module):
         there, spread, support = predicted(here, beyond, partner, belief)
         known = torch.stack([support.clamp_min(0.01).log(), 0.5 * spread.log()], dim=-1)
         gain, width, loss = functional.softplus(self.weights(known)).unbind(-1)
-        distance = (there[..., :, None, 0] - beyond[..., None, :, 0]).square()
-        distance = distance + (there[..., :, None, 1] - beyond[..., None, :, 1]).square()
-        q = distance / (4.0 * spread * width.clamp_min(0.05))[..., None]
+        q = squared_distances(there, beyond) / (4.0 * spread * width.clamp_min(0.05))[..., None]
         term = 8.0 * gain[..., None] * torch.exp(-0.5 * q) - loss[..., None] * q / (1.0 + q / FAR)
         return torch.where((support > LEAST_SUPPORT)[..., None], term, 0.0)
 

@@ -49,8 +49,7 @@ def confidence_loss(assignment: Assignment, partner_a: Tensor) -> Tensor:
     if logit is None:
         raise ModelError('this matcher has no confidence head to be trained')
     made = (assignment.partner >= 0) & (partner_a != IGNORED)
-    right = (assignment.partner == partner_a).to(logit.dtype)
-    right = right.expand_as(logit)
+    right = (assignment.partner == partner_a).to(logit.dtype).expand_as(logit)
     loss = functional.binary_cross_entropy_with_logits(logit, right, reduction='none')
     return _mean(loss.mean(0), made)
 
