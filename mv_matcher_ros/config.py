@@ -112,7 +112,7 @@ class PoseEstimatorSettings(Section):
         description='Least sum of confidences of agreeing matches for the weighted eight-point.',
     )
     min_inlier_share: float = Field(
-        0.6,
+        0.9,
         ge=0.0,
         le=1.0,
         description='Least share of the confidence that agrees; below it a robust solver runs.',
@@ -125,9 +125,6 @@ class PoseEstimatorSettings(Section):
         gt=0.0,
         le=1.0,
         description='Two views whose matches a turn explains to this share have no baseline.',
-    )
-    reweightings: int = Field(
-        2, ge=0, le=10, description='Rounds of the eight-point with outliers counting less.'
     )
     iterations: int = Field(10, ge=0, le=100, description='Bundle adjustment over all views.')
 

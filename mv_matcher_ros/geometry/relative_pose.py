@@ -47,7 +47,7 @@ def refine_relative_pose(
     xy_a: torch.Tensor,
     xy_b: torch.Tensor,
     weights: torch.Tensor | None = None,
-    sigma: float = 0.002,
+    sigma: float | torch.Tensor = 0.002,
     kernel: Kernel = 'huber',
     kernel_width: float = 1.345,
     iterations: int = 10,
@@ -61,7 +61,8 @@ def refine_relative_pose(
         b_from_a: (..., 4, 4) start; its translation is scaled to unit length.
         xy_a, xy_b: (..., N, 2) matched normalised coordinates; pairs not finite count as absent.
         weights: (..., N) multiply the robust cost of a match; None is ones.
-        sigma: noise of one coordinate in units of the normalised plane (1 px over focal length).
+        sigma: noise of one coordinate in units of the normalised plane (1 px over focal length),
+            of all matches or (..., N) of each.
         kernel, kernel_width: robust kernel on residuals in units of sigma.
         iterations: steps tried.
 
@@ -74,7 +75,7 @@ def refine_relative_pose(
     check('b_from_a', b_from_a, 4, 4)
     a, b, w = check_pair(xy_a, xy_b, weights)
     check_same_type(b_from_a=b_from_a, xy_a=a)
-    if not sigma > 0:
+    if not bool(torch.as_tensor(sigma > 0).all()):
         raise GeometryError(f'sigma must be positive, got {sigma}')
     rotation = b_from_a[..., :3, :3]
     length = b_from_a[..., :3, 3].norm(dim=-1, keepdim=True)
@@ -114,7 +115,7 @@ class _Problem:
     rays_a: torch.Tensor  # (..., 3, N), points last: every product below is one matrix product
     rays_b: torch.Tensor
     weights: torch.Tensor
-    sigma: float
+    sigma: float | torch.Tensor
     kernel: Kernel
     width: float
 

@@ -7,14 +7,14 @@ A kernel maps a squared residual s to ρ(s); reweighted least squares gives it t
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mv_matcher_ros.errors import GeometryError
 
-Kernel = Literal['none', 'huber', 'cauchy']
+Kernel = Literal['none', 'huber', 'cauchy', 'geman_mcclure']
 
 
 def kernel_value_and_weight(
@@ -22,7 +22,8 @@ def kernel_value_and_weight(
 ) -> tuple[Tensor, Tensor]:
     """ρ(s) and its derivative ρ'(s) of squared whitened residuals s of any shape.
 
-    Huber and Cauchy behave as s near 0; `width` is where they turn, in σ.
+    All behave as s near 0; `width` is where they turn, in σ. Geman-McClure lets go of outliers:
+    its value is bounded, and it wants a start near the solution.
 
     Raises:
         GeometryError: no such kernel.
@@ -38,4 +39,7 @@ def kernel_value_and_weight(
     if kernel == 'cauchy':
         scaled = squared / width2
         return width2 * torch.log1p(scaled), 1.0 / (1.0 + scaled)
-    raise GeometryError(f'kernel "{kernel}" is unknown; known: none, huber, cauchy')
+    if kernel == 'geman_mcclure':
+        kept = width2 / (width2 + squared)
+        return squared * kept, kept.square()
+    raise GeometryError(f'kernel "{kernel}" is unknown; known: {", ".join(get_args(Kernel))}')

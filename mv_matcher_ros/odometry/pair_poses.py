@@ -2,7 +2,9 @@
 """Relative pose of every pair of views from its matches and their confidences.
 
 The weighted eight-point (End2End, section 3.4) for all pairs at once; where the confidences or the
-geometry do not carry it, a robust solver, one pair at a time and without gradient.
+geometry do not carry it, a robust solver, one pair at a time. Either is a start only: what counts
+is the pose with the least Sampson errors near it. The eight-point's own error is that of a matrix
+with nine free numbers.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from mv_matcher_ros.geometry.epipolar import (
     sampson_error,
 )
 from mv_matcher_ros.geometry.homography import rotation_from_matches
-from mv_matcher_ros.geometry.robust_kernel import kernel_value_and_weight
+from mv_matcher_ros.geometry.relative_pose import refine_relative_pose
+from mv_matcher_ros.geometry.robust_kernel import Kernel
 from mv_matcher_ros.odometry.robust_pose import FEWEST, robust_pose
 
 # Cheirality: share of the matches that must lie in front of both views.
 MIN_SUPPORT = 0.7
-# Matches count less from this many sigma off the epipolar geometry on (Cauchy).
-KERNEL_WIDTH = 2.0
+# The eight-point takes the most believed matches only: wrong ones are rare among them.
+MOST_BELIEVED = 128
 # A transfer error has noise in two directions and from both views: what is as rare as three sigma
 # across a line is √2 times the root of the same quantile of χ² with two degrees of freedom.
 TRANSFER_SHARE = 1.62
@@ -109,6 +112,22 @@ class PairMatches:
         """(P, K) bool, no padding."""
         return self.weight > 0
 
+    def of_pairs(self, rows: Tensor) -> PairMatches:
+        """Of the pairs (R,) alone."""
+        return PairMatches(*(value[rows] for value in vars(self).values()))
+
+    def most_believed(self, count: int) -> PairMatches:
+        """Of each pair those of the largest weights."""
+        weight, index = self.weight.topk(min(count, self.weight.shape[1]), dim=1)
+        both = index[:, None].expand(-1, 2, -1)
+        return PairMatches(
+            self.pairs,
+            self.keypoint.gather(2, both),
+            self.plane_xy.gather(2, both[..., None].expand(*both.shape, 2)),
+            self.sigma.gather(1, index),
+            weight,
+        )
+
 
 @dataclass(frozen=True)
 class PairPoses:
@@ -129,6 +148,21 @@ class PairPoses:
     mass: Tensor
     share: Tensor
 
+    def of_pairs(self, rows: Tensor) -> PairPoses:
+        """Of the pairs (R,) alone."""
+        return PairPoses(*(value[rows] for value in vars(self).values()))
+
+    def with_rows(self, rows: Tensor, other: PairPoses) -> PairPoses:
+        """Those of other pairs (R,) in place of the rows (R,)."""
+        return PairPoses(*(
+            old.index_copy(0, rows, new)
+            for old, new in zip(vars(self).values(), vars(other).values(), strict=True)
+        ))  # fmt: skip
+
+    def only(self, good: Tensor) -> PairPoses:
+        """No method where not good (P,)."""
+        return replace(self, method=torch.where(good, self.method, int(PairMethod.NONE)))
+
 
 def pair_poses(
     matches: PairMatches, settings: PoseEstimatorSettings, known: Tensor | None = None
@@ -140,109 +174,123 @@ def pair_poses(
     """
     if known is not None:
         matches = replace(matches, weight=torch.where(known[:, None], 0.0, matches.weight))
-    first = weighted_poses(matches, settings)
-    trusted = first.method == PairMethod.EIGHT_POINT
-    if settings.relative == 'eight_point':
-        return _turns_without_baseline(first, matches, settings)
-    holds = (first.mass >= settings.min_mass) & (first.share >= settings.min_inlier_share)
-    trusted = trusted & holds & (settings.relative == 'both')
-    found = replace(first, method=torch.where(trusted, first.method, int(PairMethod.NONE)))
-    for pair in (~trusted & (matches.used.sum(1) >= FEWEST)).nonzero()[:, 0].tolist():
-        found = _with_robust(found, matches, pair, settings)
+    enough = matches.used.sum(1) >= FEWEST
+    if settings.relative == 'robust':
+        found = _none(matches)
+    else:
+        believed = matches.most_believed(MOST_BELIEVED)
+        start = FROM_FAR.refined(weighted_poses(believed).b_from_a, believed)
+        found = _judged(start, PairMethod.EIGHT_POINT, matches, settings)
+        holds = (found.mass >= settings.min_mass) & (found.share >= settings.min_inlier_share)
+        holds = enough & (holds | (settings.relative == 'eight_point'))
+        found = found.only(holds)
+    if settings.relative != 'eight_point':
+        found = _with_robust(found, enough, matches, settings)
     return _turns_without_baseline(found, matches, settings)
 
 
-def weighted_poses(matches: PairMatches, settings: PoseEstimatorSettings) -> PairPoses:
-    """By the weighted eight-point, reweighted where the confidences alone do not carry it.
+@dataclass(frozen=True)
+class WeightedPoses:
+    """Poses of P pairs by the weighted eight-point alone.
 
-    Differentiable by confidences and coordinates; the method is EIGHT_POINT or NONE.
+    Attributes:
+        b_from_a: (P, 4, 4), translation of unit length.
+        determined: (P,) bool, by these matches and in front of both views.
+    """
+
+    b_from_a: Tensor
+    determined: Tensor
+
+
+def weighted_poses(matches: PairMatches) -> WeightedPoses:
+    """The weighted eight-point of each pair; differentiable by confidences and coordinates.
+
+    Source: End2End, section 3.4.
     """
     a, b = matches.plane_xy[:, 0], matches.plane_xy[:, 1]
-    found, essential = _eight_point(matches, matches.weight, settings)
-    for _ in range(settings.reweightings):
-        poor = (found.share < settings.min_inlier_share) | (found.method == PairMethod.NONE)
-        poor = poor & matches.used.any(dim=1)
-        if not bool(poor.any()):
-            break
-        error = (sampson_error(essential, a, b) / matches.sigma).detach()
-        scale = _spread(error, matches)
-        _, factor = kernel_value_and_weight((error / scale).square(), 'cauchy', KERNEL_WIDTH)
-        again, there = _eight_point(matches, matches.weight * factor, settings)
-        essential = torch.where(poor[:, None, None], there, essential)
-        found = PairPoses(*(
-            torch.where(poor.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-            for old, new in zip(vars(found).values(), vars(again).values(), strict=True)
-        ))  # fmt: skip
-    return found
+    solved = eight_point(a, b, matches.weight)
+    pose = pose_from_essential(solved.essential, a, b, matches.weight)
+    return WeightedPoses(pose.b_from_a, ~solved.degenerate & (pose.support >= MIN_SUPPORT))
 
 
-def _eight_point(
-    matches: PairMatches, weight: Tensor, settings: PoseEstimatorSettings
-) -> tuple[PairPoses, Tensor]:
-    a, b = matches.plane_xy[:, 0], matches.plane_xy[:, 1]
-    solved = eight_point(a, b, weight)
-    pose = pose_from_essential(solved.essential, a, b, weight)
-    method = torch.where(
-        solved.degenerate | (pose.support < MIN_SUPPORT),
-        int(PairMethod.NONE),
-        int(PairMethod.EIGHT_POINT),
-    )
-    found = _judged(pose.b_from_a, method, solved.essential, pose.in_front, matches, settings)
-    return found, solved.essential
+@dataclass(frozen=True)
+class _Refinement:
+    """Of poses on the Sampson error, robustly; differentiable."""
+
+    kernel: Kernel
+    width: float  # in sigma
+    iterations: int
+
+    def refined(self, b_from_a: Tensor, matches: PairMatches) -> Tensor:
+        return refine_relative_pose(
+            b_from_a,
+            matches.plane_xy[:, 0],
+            matches.plane_xy[:, 1],
+            matches.weight,
+            matches.sigma,
+            self.kernel,
+            self.width,
+            self.iterations,
+        ).b_from_a
 
 
-def _spread(error: Tensor, matches: PairMatches) -> Tensor:
-    """(P, 1) robust standard deviation of (P, K) errors, at least one sigma."""
-    ranked = torch.where(matches.used, error.abs(), torch.inf).sort(dim=1).values
-    middle = (matches.used.sum(1, keepdim=True) - 1).clamp_min(0) // 2
-    if ranked.shape[1] == 0:
-        return torch.ones(len(error), 1, dtype=error.dtype)
-    return (1.4826 * ranked.gather(1, middle)).clamp(1.0, 1e6)
+# From an eight-point: matches far off are still heard.
+FROM_FAR = _Refinement('cauchy', 6.0, 6)
+# Last: what is off by more than the noise is let go of.
+AT_LAST = _Refinement('geman_mcclure', 1.0, 6)
+
+
+def _none(matches: PairMatches) -> PairPoses:
+    """No pose of any pair."""
+    weight = matches.weight
+    eye = torch.eye(4, dtype=weight.dtype).expand(len(weight), 4, 4)
+    none = torch.full((len(weight),), int(PairMethod.NONE))
+    nothing = weight.new_zeros(len(weight))
+    return PairPoses(eye, none, torch.zeros_like(matches.used), nothing, nothing)
 
 
 def _judged(
-    b_from_a: Tensor,
-    method: Tensor,
-    essential: Tensor,
-    in_front: Tensor,
-    matches: PairMatches,
-    settings: PoseEstimatorSettings,
+    start: Tensor, method: PairMethod, matches: PairMatches, settings: PoseEstimatorSettings
 ) -> PairPoses:
+    """What comes of (P, 4, 4) starts, and how much of the matches agrees with it."""
     a, b = matches.plane_xy[:, 0], matches.plane_xy[:, 1]
+    essential = essential_from_pose(AT_LAST.refined(start, matches))
     error = sampson_error(essential, a, b).abs() / matches.sigma
-    inlier = matches.used & in_front & (error < settings.inlier)
+    near = matches.used & (error < settings.inlier)
+    pose = pose_from_essential(essential, a, b, torch.where(near, matches.weight, 0.0))
+    inlier = near & pose.in_front
     weight = matches.weight.detach()
     mass = (weight * inlier).sum(1)
     share = mass / weight.sum(1).clamp_min(1e-12)
-    return PairPoses(b_from_a, method, inlier, mass, share)
+    methods = torch.where(pose.support < MIN_SUPPORT, int(PairMethod.NONE), int(method))
+    return PairPoses(pose.b_from_a, methods, inlier, mass, share)
 
 
 def _with_robust(
-    found: PairPoses, matches: PairMatches, pair: int, settings: PoseEstimatorSettings
+    found: PairPoses, enough: Tensor, matches: PairMatches, settings: PoseEstimatorSettings
 ) -> PairPoses:
-    """The pose of one pair by a robust solver, if that explains enough of its matches."""
-    used = matches.used[pair]
-    best_first = matches.weight[pair].detach().argsort(descending=True)[: int(used.sum())]
-    a, b = (matches.plane_xy[pair, view, best_first].detach() for view in (0, 1))
-    noise = float(matches.sigma[pair, used].median())
-    pose = robust_pose(a, b, settings.inlier * noise)
-    if pose is None:
+    """Where there is no pose, that of a robust solver, if it explains enough of the matches.
+
+    Args:
+        enough: (P,) bool, pairs with matches for it.
+    """
+    starts = {}
+    for pair in (enough & (found.method == PairMethod.NONE)).nonzero()[:, 0].tolist():
+        used = matches.used[pair]
+        best_first = matches.weight[pair].detach().argsort(descending=True)[: int(used.sum())]
+        a, b = (matches.plane_xy[pair, view, best_first].detach() for view in (0, 1))
+        noise = float(matches.sigma[pair, used].median())
+        pose = robust_pose(a, b, settings.inlier * noise)
+        if pose is not None:
+            starts[pair] = pose
+    if not starts:
         return found
-    one = replace(matches, **{
-        name: getattr(matches, name)[pair : pair + 1]
-        for name in ('pairs', 'keypoint', 'plane_xy', 'sigma', 'weight')
-    })  # fmt: skip
-    essential = essential_from_pose(pose)[None]
-    front = pose_from_essential(essential, one.plane_xy[:, 0], one.plane_xy[:, 1]).in_front
-    method = torch.tensor([int(PairMethod.ROBUST)])
-    judged = _judged(pose[None], method, essential, front, one, settings)
-    count = int(judged.inlier.sum())
-    if count < max(FEWEST, settings.min_robust_share * int(used.sum())):
-        return found
-    return PairPoses(*(
-        torch.cat([old[:pair], new.to(old.dtype), old[pair + 1 :]])
-        for old, new in zip(vars(found).values(), vars(judged).values(), strict=True)
-    ))  # fmt: skip
+    rows = torch.tensor(list(starts))
+    some = matches.of_pairs(rows)
+    judged = _judged(torch.stack(list(starts.values())), PairMethod.ROBUST, some, settings)
+    least = (settings.min_robust_share * some.used.sum(1)).clamp_min(FEWEST)
+    good = (judged.inlier.sum(1) >= least) & (judged.method != PairMethod.NONE)
+    return found.with_rows(rows[good], judged.of_pairs(good))
 
 
 def _turns_without_baseline(

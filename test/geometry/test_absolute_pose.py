@@ -162,7 +162,7 @@ def test_refinement_equals_opencv() -> None:
     assert distance(ours.camera_from_world, pose) < 1e-5
 
 
-@pytest.mark.parametrize('kernel', ['none', 'huber', 'cauchy'])
+@pytest.mark.parametrize('kernel', ['none', 'huber', 'cauchy', 'geman_mcclure'])
 def test_optimum_and_covariance_equal_gtsam(kernel: str) -> None:
     gtsam = pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
     sigma, width = 2e-3, 1.5
@@ -176,6 +176,7 @@ def test_optimum_and_covariance_equal_gtsam(kernel: str) -> None:
     robust = {
         'huber': gtsam.noiseModel.mEstimator.Huber,
         'cauchy': gtsam.noiseModel.mEstimator.Cauchy,
+        'geman_mcclure': gtsam.noiseModel.mEstimator.GemanMcClure,
     }
     model = gtsam.noiseModel.Isotropic.Sigma(2, sigma)
     if kernel != 'none':

@@ -174,6 +174,39 @@ def test_refinement_is_robust_weighted_batched_and_never_worse(two_views: Builde
     assert (wrong.cost <= fixed.cost).all()
 
 
+def test_refinement_hears_how_exact_each_match_is(two_views: Builder) -> None:
+    errors: dict[str, list[float]] = {'one': [], 'each': []}
+    for seed in range(10):
+        scene = two_views(count=120, noise=2e-4, seed=seed)
+        noise = torch.full((120,), 2e-4, dtype=torch.float64)
+        noise[::2] = 5e-3
+        generator = torch.Generator().manual_seed(seed)
+        extra = torch.randn(60, 2, generator=generator, dtype=torch.float64)
+        b = scene.xy_b.index_add(0, torch.arange(0, 120, 2), 5e-3 * extra)
+        for name, sigma in (('one', 2e-4), ('each', noise)):
+            found = refine_relative_pose(
+                scene.b_from_a, scene.xy_a, b, sigma=sigma, kernel='none', iterations=30
+            )
+            errors[name].append(angle_between(found.b_from_a[:3, 3], scene.b_from_a[:3, 3]))
+    assert np.median(errors['each']) < 0.2 * np.median(errors['one'])
+
+
+@pytest.mark.parametrize('share', [0.2, 0.4])
+def test_what_is_let_go_of_does_not_pull(two_views: Builder, share: float) -> None:
+    scene = two_views(count=200, noise=5e-4)
+    wrong = int(200 * share)
+    b = scene.xy_b.clone()
+    b[:wrong] = b[:wrong].roll(1, 0)
+    turn = torch.tensor([0, 0, 0, 0, 0.002, 0], dtype=torch.float64)
+    settings = {'sigma': 5e-4, 'kernel': 'geman_mcclure', 'kernel_width': 1.0, 'iterations': 30}
+    found = refine_relative_pose(se3.exp(turn) @ scene.b_from_a, scene.xy_a, b, **settings)
+    clean = refine_relative_pose(
+        scene.b_from_a, scene.xy_a[wrong:], b[wrong:], sigma=5e-4, kernel='none'
+    )
+    truth = scene.b_from_a
+    assert turn_between(found.b_from_a, truth) < 3.0 * turn_between(clean.b_from_a, truth) + 0.01
+
+
 def test_refinement_is_defined_where_nothing_is_known(two_views: Builder) -> None:
     start = se3.exp(torch.tensor([1.0, 0, 0, 0, 0, 0.1], dtype=torch.float64))
     for kind, count in (('rotation', 50), ('plane', 50), ('general', 3), ('general', 0)):

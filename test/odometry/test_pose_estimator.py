@@ -69,14 +69,20 @@ def test_bundle_adjustment_improves_on_the_tree() -> None:
     assert bool((errors[1] < 0.6 * errors[0]).all())
 
 
-@pytest.mark.parametrize('relative', ['eight_point', 'robust'])
-def test_one_way_alone(relative: str) -> None:
-    """Confidences that know nothing: the eight-point alone is off, and nothing replaces it."""
-    scene = match_scene(outliers=0.5, views=2)
-    result = estimate(scene, relative=relative, reweightings=0)
-    assert result.methods == {relative: 1}
-    turn, _, _ = pose_errors(result.world_from_body, scene.world_from_camera)
-    assert (turn < 1.0) == (relative == 'robust')
+def test_one_way_alone() -> None:
+    """Confidences that know nothing: the robust solver holds, the eight-point alone does not."""
+    scenes = [match_scene(seed, outliers=0.7, views=2) for seed in range(4)]
+
+    def turns(relative: str) -> list[float]:
+        found = [estimate(scene, relative=relative) for scene in scenes]
+        assert all(set(result.methods) <= {relative, 'none'} for result in found)
+        return [
+            pose_errors(result.world_from_body, scene.world_from_camera)[0]
+            for result, scene in zip(found, scenes, strict=True)
+        ]
+
+    assert max(turns('robust')) < 0.5
+    assert max(turns('eight_point')) > 5.0
 
 
 def test_low_confidence_takes_outliers_out_without_a_robust_solver() -> None:
@@ -271,6 +277,7 @@ def test_two_groups_without_common_points_stay_apart() -> None:
     scene = match_scene(views=4)
     first = (scene.matches.views == torch.tensor([0, 1])).all(1)
     second = (scene.matches.views == torch.tensor([2, 3])).all(1)
+    second &= second.cumsum(0) <= 150  # the larger group is that of the first views
     result = estimate(replace(scene, matches=only(scene.matches, first | second)))
     assert result.found.tolist() == [True, True, False, False]
 
@@ -294,9 +301,7 @@ def invariants(
 
     They do not change with the scale, which nothing holds.
     """
-    settings = PoseEstimatorSettings(
-        iterations=iterations, reweightings=0, min_mass=0, min_inlier_share=0.2
-    )
+    settings = PoseEstimatorSettings(iterations=iterations, min_mass=0, min_inlier_share=0.2)
 
     def poses(plane_xy: Tensor, confidence: Tensor) -> Tensor:
         matches = replace(scene.matches, confidence=confidence)

@@ -16,7 +16,7 @@ from mv_matcher_ros.config import PoseEstimatorSettings
 from mv_matcher_ros.datatypes import Matches
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.matcher import Assignment
-from mv_matcher_ros.odometry.pair_poses import PairMatches, PairMethod, weighted_poses
+from mv_matcher_ros.odometry.pair_poses import PairMatches, weighted_poses
 from mv_matcher_ros.odometry.pose_estimator import PoseEstimator
 from mv_matcher_ros.training.matcher.batches import MatcherBatch
 from mv_matcher_ros.training.matcher.losses import pose_angles
@@ -64,20 +64,17 @@ class PoseLoss:
         return PoseLoss(rotation, moved, count)
 
 
-def eight_point_loss(
-    assignment: Assignment, batch: MatcherBatch, reweightings: int = 0
-) -> PoseLoss:
-    """Of the weighted eight-point of each pair; the paper's is not reweighted."""
-    settings = PoseEstimatorSettings(reweightings=reweightings)
+def eight_point_loss(assignment: Assignment, batch: MatcherBatch) -> PoseLoss:
+    """Of the weighted eight-point of each pair."""
     pairs = list(combinations(range(batch.views.views), 2))
     parts = []
     for number in range(len(batch.overlap)):
         matches = PairMatches.of(
             assignment.matches(number), pairs, batch.plane_xy[number], batch.sigma[number]
         )
-        poses = weighted_poses(matches, settings)
+        poses = weighted_poses(matches)
         truth, use = _truth(batch, number, matches.pairs)
-        use = use & (poses.method == PairMethod.EIGHT_POINT)
+        use = use & poses.determined
         parts.append(PoseLoss.of(poses.b_from_a, truth, use))
     return PoseLoss.mean(parts)
 

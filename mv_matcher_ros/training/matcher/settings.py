@@ -56,13 +56,6 @@ class MatcherStage(StageSettings):
     translation_weight: float = Field(
         1.0, ge=0.0, description='Of the angle of translations, 1/rad.'
     )
-    reweightings: int = Field(
-        0,
-        ge=0,
-        le=10,
-        description='Rounds of the eight-point in the loss with outliers counting less; 0: '
-        'confidences alone decide what counts.',
-    )
     adjusted: bool = Field(
         False, description='Poses after bundle adjustment count too, half of the loss of poses.'
     )

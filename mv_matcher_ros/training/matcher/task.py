@@ -141,7 +141,7 @@ def matcher_losses(
 
 
 def _pose_losses(made: Assignment, batch: MatcherBatch, stage: MatcherStage) -> dict[str, Tensor]:
-    parts = {'eight_point': eight_point_loss(made, batch, stage.reweightings)}
+    parts = {'eight_point': eight_point_loss(made, batch)}
     if stage.adjusted:
         parts['adjusted'] = adjusted_loss(made, batch)
     found: dict[str, Tensor] = {}

@@ -14,13 +14,7 @@ from mv_matcher_ros.datatypes import Matches
 from mv_matcher_ros.evaluation.matching_error import pose_auc, pose_error
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.matcher import Assignment, MatcherNetwork
-from mv_matcher_ros.odometry.pair_poses import (
-    PairMatches,
-    PairMethod,
-    PairPoses,
-    pair_poses,
-    weighted_poses,
-)
+from mv_matcher_ros.odometry.pair_poses import PairMatches, PairMethod, PairPoses, pair_poses
 from mv_matcher_ros.training.matcher.batches import MatcherBatch, is_labelled
 from mv_matcher_ros.training.matcher.losses import matching_loss
 from mv_matcher_ros.training.matcher.settings import ValidationSettings
@@ -41,10 +35,10 @@ def validate_matcher(
     Returns:
         precision: of the matches made (by their confidence) whose label is certain, those that are
             right; recall: of the labelled matches, those that were made; auc5, auc10, auc20: of
-            the larger pose error of pairs, by the weighted eight-point of the matches made;
-            pairs_auc5, …: by the same where it holds, else by the robust solver, as the odometry
-            does; pairs: how many; loss: mean likelihood of the labels; score: pairs_auc10. (The
-            eight-point alone says next to nothing before confidences were trained by poses.)
+            the larger pose error of pairs, by the refined weighted eight-point of the matches
+            made; pairs_auc5, …: by the same where it holds, else by the robust solver, as the
+            odometry does; pairs: how many; loss: mean likelihood of the labels; score:
+            pairs_auc10.
     """
     device = next(network.parameters()).device
     right, judged, labelled, losses = 0, 0, 0, []
@@ -61,10 +55,9 @@ def validate_matcher(
             judged += int((sure & certain).sum())
             labelled += int((certain & (batch.partner_a[number] >= 0)).sum())
             matches = _packed(made, batch, number, settings.min_confidence)
-            for name, poses in (
-                ('', weighted_poses(matches, settings.pose_estimator)),
-                ('pairs_', pair_poses(matches, settings.pose_estimator)),
-            ):
+            for name, relative in (('', 'eight_point'), ('pairs_', 'both')):
+                estimator = settings.pose_estimator.model_copy(update={'relative': relative})
+                poses = pair_poses(matches, estimator)
                 errors[name] += _pose_errors(poses, matches, batch.world_from_camera[number], use)
         loss = matching_loss(made, batch.partner_a.to(device), batch.partner_b.to(device))
         losses.append(float(loss))
