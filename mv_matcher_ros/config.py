@@ -52,10 +52,11 @@ class DetectorSettings(Section):
 class MatchingSettings(Section):
     """Descriptor matching."""
 
-    matcher: Literal['nearest', 'multiview', 'streaming'] = Field(
-        'nearest',
+    matcher: Literal['auto', 'nearest', 'multiview', 'streaming'] = Field(
+        'auto',
         description='Nearest neighbours, the graph network over several keyframes, or the same '
-        'with what earlier keyframes gave kept instead of computed anew.',
+        'with what earlier keyframes gave kept instead of computed anew. auto: multiview where '
+        'there are weights for the detector, else nearest.',
     )
     weights: str = Field(
         '',
@@ -79,13 +80,18 @@ class MatchingSettings(Section):
         True, description='Tell the graph network the relative poses that are known.'
     )
     ratio: float = Field(
-        0.8,
-        gt=0.0,
+        0.0,
+        ge=0.0,
         le=1.0,
-        description='Largest ratio of best to second-best descriptor distance.',
+        description='Largest ratio of best to second-best descriptor distance of nearest '
+        'neighbours; 0: what suits the detector (learned 0.9, others 0.8).',
     )
     guided_ratio: float = Field(
-        0.85, gt=0.0, le=1.0, description='The same when a predicted position limits the search.'
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description='The same when a predicted position limits the search; 0: learned 0.95, '
+        'others 0.85.',
     )
     search_radius_px: float = Field(
         20.0, gt=0.0, description='Search radius around a predicted position, at 640 px width.'

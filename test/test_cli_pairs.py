@@ -116,7 +116,7 @@ def test_a_detector_in_half_precision_is_compared_too(tmp_path: Path) -> None:
     """Its keypoints move a little: those that stay within a pixel are the same."""
     settings = read_settings({
         'detector.name': 'learned', 'detector.max_keypoints': 200, 'runtime.device': 'cpu',
-        'matching.ratio': 1.0,
+        'matching.matcher': 'nearest', 'matching.ratio': 1.0,
     })  # fmt: skip
     solver = PairSolver(Solver.magsac, 1.0, PoseEstimatorSettings())
     compare, places = precision_comparer(settings, solver, HalfPrecision.fp16)

@@ -101,7 +101,7 @@ def test_nothing_is_suggested_when_nothing_is_near() -> None:
         ('detector.max_keypoints', 10**6),
         ('detector.max_keypoints', 'many'),
         ('detector.name', 'surf'),
-        ('matching.ratio', 0.0),
+        ('matching.search_radius_px', 0.0),
         ('matching.ratio', 1.5),
         ('sensor', 'lidar'),
         ('bundle_adjustment.iterations', -1),

@@ -12,13 +12,6 @@ from mv_matcher_ros.cli.console import print_json, print_table, say, warn
 from mv_matcher_ros.cli.options import ConfigOption, JsonOption, SetOption, settings_from
 from mv_matcher_ros.errors import SourceError
 
-# What `matching.matcher` means for still images, in which nothing can be kept.
-MATCHER_NAMES = {
-    'nearest': 'mutual nearest neighbours',
-    'multiview': 'graph network',
-    'streaming': 'graph network',
-}
-
 
 def match(
     images: Annotated[list[Path], typer.Argument(help='Two or more images.', metavar='IMAGE…')],
@@ -66,8 +59,8 @@ def match(
         print_json({'pairs': rows, 'drawing': str(out)})
         return
     print_table(
-        f'Matches of {len(images)} images '
-        f'({settings.detector.name}, {MATCHER_NAMES[settings.matching.matcher]})',
+        f'Matches of {len(images)} images ({settings.detector.name}, '
+        f'{"mutual nearest neighbours" if models.graph is None else "graph network"})',
         ('first', 'second', 'keypoints', 'matches', 'agree on one geometry'),
         [
             (Path(r['images'][0]).name, Path(r['images'][1]).name,

@@ -55,10 +55,11 @@ def pairs(
 ) -> None:
     """Pose accuracy and precision of the matches on image pairs with known relative pose."""
     from mv_matcher_ros.evaluation.pairs_file import read_pairs
+    from mv_matcher_ros.models.shipped import matcher_file
 
     settings = settings_from(config, assignments)
     room, most = settings.matching.graph_keypoints, settings.detector.max_keypoints
-    if settings.matching.matcher != 'nearest' and room < most:
+    if matcher_file(settings) is not None and room < most:
         warn(f'only the strongest {room} of up to {most} keypoints enter the graph '
              '(matching.graph_keypoints)')  # fmt: skip
     chosen = PairSolver(solver, threshold_px, settings.pose_estimator)

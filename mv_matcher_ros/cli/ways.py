@@ -95,11 +95,12 @@ def read_ways(path: Path) -> list[Way]:
 
 def _variant(item: Mapping[str, Any], seed: Mapping[str, Any], where: str) -> Variant:
     from mv_matcher_ros.config import read_settings
+    from mv_matcher_ros.models.shipped import matcher_file
 
     settings = read_settings({**(item.get('settings') or {}), **seed}, where)
     detector = f'{settings.detector.model_dump_json()} {item.get("aliked", "")}'
     iterations = item.get('iterations')
-    graph = settings.matching.matcher != 'nearest'
+    graph = matcher_file(settings) is not None
     if iterations is not None and not (graph and isinstance(iterations, int) and iterations > 0):
         raise SettingsError(f'{where}: iterations {iterations}: 1 or more, of a graph network')
     make = partial(_models, settings, item.get('aliked'), iterations)

@@ -50,7 +50,7 @@ class Models:
     Attributes:
         detector: of keypoints.
         nearest: matcher around predicted positions, and everywhere without a network.
-        graph: the multi-view network, None for `matching.matcher: nearest`.
+        graph: the multi-view network, None where nearest neighbours match.
         networks: what runs of 'detector' and 'matcher' that is a network.
     """
 
@@ -74,9 +74,9 @@ class Models:
         """
         detector, unrelated, networks = _detector(settings)
         nearest = NearestNeighbourMatcher(settings.matching, unrelated)
-        if settings.matching.matcher == 'nearest':
-            return cls(detector, nearest, networks=networks)
         path = matcher_file(settings)
+        if path is None:
+            return cls(detector, nearest, networks=networks)
         network = load_matcher(path)
         taken, given = network.profile.descriptor_size, detector.descriptor_size
         if taken != given:

@@ -198,6 +198,10 @@ def empty_features(image_size: tuple[int, int], descriptor_size: int) -> Feature
 # Similarity of the best of many unrelated descriptors: stands in for the second best where a
 # search region holds only one candidate, so that a lone wrong one does not pass the ratio test.
 UNRELATED_SIMILARITY = {'sift': 0.75, 'orb': 0.3}
+# Ratios of the test, without and with a predicted position. Learned descriptors of one scene are
+# more alike, so that a second best one says less.
+RATIOS = (0.8, 0.85)
+RATIOS_LEARNED = (0.9, 0.95)
 
 
 class NearestNeighbourMatcher:
@@ -208,10 +212,12 @@ class NearestNeighbourMatcher:
 
     def __init__(self, settings: MatchingSettings, descriptor: str | float) -> None:
         """`descriptor` is the detector's name, or the similarity of its unrelated descriptors."""
-        self._settings = settings
-        self._floor = (
-            UNRELATED_SIMILARITY[descriptor] if isinstance(descriptor, str) else descriptor
-        )
+        if isinstance(descriptor, str):
+            self._floor, usual = UNRELATED_SIMILARITY[descriptor], RATIOS
+        else:
+            self._floor, usual = descriptor, RATIOS_LEARNED
+        self._ratio = settings.ratio or usual[0]
+        self._guided_ratio = settings.guided_ratio or usual[1]
 
     def match(
         self, features: Sequence[Features], pairs: Sequence[tuple[int, int]] | None = None
@@ -221,7 +227,7 @@ class NearestNeighbourMatcher:
         views, keypoints, confidence = [], [], []
         for a, b in chosen:
             similarity = features[a].descriptors @ features[b].descriptors.T
-            indices, scores = mutual_nearest(similarity, self._settings.ratio)
+            indices, scores = mutual_nearest(similarity, self._ratio)
             views.append(torch.tensor([[a, b]], dtype=torch.int64).expand(len(indices), 2))
             keypoints.append(indices)
             confidence.append(scores)
@@ -239,7 +245,7 @@ class NearestNeighbourMatcher:
             (K, 2) int64 indices and (K,) confidence.
         """
         masked = similarity.masked_fill(~allowed, -2.0)
-        return mutual_nearest(masked, self._settings.guided_ratio, self._floor)
+        return mutual_nearest(masked, self._guided_ratio, self._floor)
 
     def match_near(
         self,
@@ -257,7 +263,7 @@ class NearestNeighbourMatcher:
         """
         a, b = near_pairs(source[0], target[0], radius)
         similarity = torch.einsum('kd,kd->k', source[1][a], target[1][b])
-        return mutual_nearest_of_pairs(a, b, similarity, self._settings.guided_ratio, self._floor)
+        return mutual_nearest_of_pairs(a, b, similarity, self._guided_ratio, self._floor)
 
 
 def near_pairs(

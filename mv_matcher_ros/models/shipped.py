@@ -45,12 +45,20 @@ def detector_file(settings: DetectorSettings) -> Path:
     return weights_file('detector', settings.weights or 'light', 'detector.weights')
 
 
-def matcher_file(settings: Settings) -> Path:
-    """Weights of the graph network; of none named, the light ones for the detector.
+def matcher_file(settings: Settings) -> Path | None:
+    """Weights of the graph network of the settings, None where nearest neighbours match.
+
+    None named: those shipped for the detector, by default the light ones. Without such,
+    `matching.matcher: auto` means nearest neighbours.
 
     Raises:
         SettingsError: no such weights.
     """
-    detector = settings.detector.name
-    usual = 'light' if detector == 'learned' else f'light_{detector}'
-    return weights_file('matcher', settings.matching.weights or usual, 'matching.weights')
+    matcher, named = settings.matching.matcher, settings.matching.weights
+    detector = settings.detector
+    usual = detector.weights or 'light' if detector.name == 'learned' else f'light_{detector.name}'
+    if matcher == 'nearest' or (
+        matcher == 'auto' and not named and usual not in shipped('matcher')
+    ):
+        return None
+    return weights_file('matcher', named or Path(usual).stem, 'matching.weights')

@@ -385,6 +385,25 @@ def test_shipped_weights_are_found_by_name(
         assert used.weights == f'detector_{file}.safetensors'
 
 
+@pytest.mark.parametrize(
+    ('settings', 'file'),
+    [
+        ({'detector.name': 'sift'}, None),
+        ({'detector.name': 'learned'}, 'matcher_light.safetensors'),
+        ({'detector.name': 'learned', 'matching.matcher': 'nearest'}, None),
+        ({'detector.name': 'learned', 'detector.weights': 'mine.safetensors'}, None),
+        ({'detector.name': 'sift', 'matching.weights': 'mine.safetensors'}, 'mine.safetensors'),
+    ],
+)
+def test_a_graph_network_is_taken_where_there_is_one_for_the_detector(
+    settings: dict[str, str], file: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, 'FOLDER', tmp_path)
+    (tmp_path / 'matcher_light.safetensors').touch()
+    found = shipped.matcher_file(read_settings(settings))
+    assert (None if found is None else found.name) == file
+
+
 def test_a_matcher_of_another_detector_is_refused(tmp_path: Path) -> None:
     found = tmp_path / 'd.safetensors'
     sha256 = save_detector(found, DetectorNetwork(DETECTOR))

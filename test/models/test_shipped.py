@@ -74,7 +74,7 @@ def test_the_light_detector_finds_a_picture_again() -> None:
 
 def test_the_light_matcher_knows_which_matches_are_wrong() -> None:
     first, second, matrix = turned_picture()
-    settings = {'detector.name': 'learned', 'matching.ratio': 1.0, 'matching.matcher': 'multiview'}
+    settings = {'detector.name': 'learned', 'matching.ratio': 1.0}
     models = Models.of(read_settings(settings))
     a, b = (models.detector.detect(picture) for picture in (first, second))
     assert models.graph is not None

@@ -76,7 +76,8 @@ def test_ranges_and_choices_are_told(declared: Any) -> None:
     )
     ratio = node.describe_parameter('matching.ratio')
     assert ratio.floating_point_range[0].to_value == 1.0
-    assert 'greater than 0' in ratio.additional_constraints
+    radius = node.describe_parameter('matching.search_radius_px')
+    assert 'greater than 0' in radius.additional_constraints
     assert 'sift' in node.describe_parameter('detector.name').additional_constraints
 
 
