@@ -55,8 +55,8 @@ class MatchingSettings(Section):
     matcher: Literal['auto', 'nearest', 'multiview', 'streaming'] = Field(
         'auto',
         description='Nearest neighbours, the graph network over several keyframes, or the same '
-        'with what earlier keyframes gave kept instead of computed anew. auto: multiview where '
-        'there are weights for the detector, else nearest.',
+        'with what earlier keyframes gave kept instead of computed anew. auto: the network where '
+        'there are weights for the detector, on a CPU only for views of which nothing is known.',
     )
     weights: str = Field(
         '',

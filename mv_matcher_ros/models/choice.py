@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mv_matcher_ros.config import Settings
+from mv_matcher_ros.config import MatchingSettings, Settings
 from mv_matcher_ros.datatypes import Rig
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.models.classical import (
@@ -63,6 +63,13 @@ class Models:
     def matcher(self) -> Matcher:
         """For views of which nothing is known."""
         return self.nearest if self.graph is None else self.graph
+
+    def graph_of_keyframes(self, settings: MatchingSettings) -> LearnedMatcher | None:
+        """The network, if it is to match every keyframe; around predicted positions nearest
+        neighbours do as well, and `matching.matcher: auto` leaves it to them on a CPU."""
+        if self.graph is None or settings.matcher != 'auto':
+            return self.graph
+        return self.graph if self.graph.place.device.type == 'cuda' else None
 
     @classmethod
     def of(cls, settings: Settings) -> Models:

@@ -156,9 +156,10 @@ def nearest(place: Tensor, matched: Tensor, count: int) -> tuple[Tensor, Tensor,
         (B, P, N, K) int64 which, bool whether there is one, and the squared distances, zero where
         there is none. K is `count`, or N where that is less.
     """
-    apart = squared_distances(place, place)
+    left_out = torch.where(matched, 0.0, torch.inf).to(place)
     itself = torch.eye(place.shape[-2], dtype=torch.bool, device=place.device)
-    apart = apart.masked_fill(~matched[..., None, :] | itself, torch.inf)
+    apart = squared_distances(place, place) + left_out[..., None, :]
+    apart = torch.where(itself, torch.inf, apart)
     distance, index = apart.topk(min(count, place.shape[-2]), dim=-1, largest=False)
     there = distance.isfinite()
     return index, there, torch.where(there, distance, 0.0)

@@ -78,7 +78,7 @@ class OdometryEngine:
         camera = rig.cameras[0]
         models = Models.of(settings) if models is None else models
         models.prepare(rig)
-        nearest, graph = models.nearest, models.graph
+        nearest, graph = models.nearest, models.graph_of_keyframes(settings.matching)
         self.networks = {name: asdict(use) for name, use in models.networks.items()}
         self._observer = Observer(settings, rig, models.detector)
         self._tracker = Tracker(settings, camera, nearest, graph)
