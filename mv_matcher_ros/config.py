@@ -27,7 +27,9 @@ class Section(BaseModel):
 class DetectorSettings(Section):
     """Keypoints and descriptors of one image."""
 
-    name: Literal['sift', 'orb', 'learned'] = Field('sift', description='Detector and descriptor.')
+    name: Literal['sift', 'orb', 'learned'] = Field(
+        'learned', description='Detector and descriptor.'
+    )
     weights: str = Field(
         '', description='Of the learned detector: file, or name of shipped ones; empty: light.'
     )

@@ -17,6 +17,7 @@ from mv_matcher_ros import cli
 
 WAYS = """
 - name: SIFT
+  settings: {detector.name: sift}
 - name: ORB
   settings: {detector.name: orb, matching.ratio: 0.9}
 """

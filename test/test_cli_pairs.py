@@ -44,7 +44,7 @@ def test_pairs_gives_the_keys_scripts_rely_on(
     assert found['pairs'] == 1
     assert found['precision'] > 90.0
     assert found['matches'] > 100
-    assert found['detector']['name'] == 'sift'
+    assert found['detector']['name'] == 'learned'
     assert found['results'][0]['names'] == ['a.png', 'b.png']
     orb = prints_json(
         ['pairs', str(file), '--json', '--solver', 'ransac', '--set', 'detector.name=orb'], capsys
@@ -69,7 +69,9 @@ def test_classical_matching_on_real_pairs(
     data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = data_root / 'pairs' / 'strecha' / 'pairs_with_gt.txt'
-    found = prints_json(['pairs', str(file), '--limit', '8', '--json'], capsys)
+    found = prints_json(
+        ['pairs', str(file), '--limit', '8', '--json', '--set', 'detector.name=sift'], capsys
+    )
     assert found['pairs'] == 8
     assert found['auc']['5'] > 60.0
 
@@ -87,7 +89,7 @@ def weights(tmp_path: Path) -> str:
 
 def network(weights: str) -> list[str]:
     """Options that name the network and take every match that it finds."""
-    given = ('matching.matcher=multiview', weights, 'matching.min_confidence=0')
+    given = ('detector.name=sift', weights, 'matching.min_confidence=0')
     return [word for value in given for word in ('--set', value)]
 
 
@@ -131,6 +133,7 @@ def test_without_a_network_there_is_nothing_to_compare(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ['pairs', str(pairs_file(tmp_path)), '--compare-precision', 'fp16']
+    words += ['--set', 'detector.name=sift']
     assert 'the settings name none' in fails_in_one_line(words, capsys)
 
 
@@ -197,6 +200,7 @@ def test_settings_of_the_estimator_count() -> None:
 
 WAYS = """
 - name: SIFT
+  settings: {detector.name: sift}
 - name: ORB
   settings: {detector.name: orb, matching.ratio: 0.9}
 """
@@ -220,7 +224,7 @@ def test_ways_are_measured_on_the_same_pairs(
     assert found['ways']['SIFT, loransac']['precision']['difference'] == 0.0
     assert max(row['auc@20']['value'] for row in found['ways'].values()) > 90.0
     assert all(row['solver_ms'] > 0.0 for row in found['ways'].values())
-    single = prints_json(['pairs', str(file), '--json'], capsys)
+    single = prints_json(['pairs', str(file), '--json', '--set', 'detector.name=sift'], capsys)
     assert first['precision']['value'] == pytest.approx(single['precision'])
     assert first['matching_score']['value'] == pytest.approx(single['matching_score'])
     assert cli.exit_code([*common, '--thresholds-deg', '1,3']) == 0
@@ -235,7 +239,10 @@ def test_ways_are_measured_on_the_same_pairs(
         ('- {name: SIFT}\n- {name: SIFT}', 'two ways are named SIFT'),
         ('- {name: SIFT, solver: magsac}', 'way 1 has other keys than'),
         ('- {name: SIFT, settings: {detector.nam: sift}}', 'did you mean "detector.name"'),
-        ('- {name: X, iterations: 20}', 'iterations 20: 1 or more, of a graph network'),
+        (
+            '- {name: X, iterations: 20, settings: {matching.matcher: nearest}}',
+            'iterations 20: 1 or more, of a graph network',
+        ),
         ('- {name: X, aliked: nowhere.pth}', 'nowhere.pth: no such checkpoint|kornia'),
     ],
 )

@@ -84,9 +84,10 @@ def test_a_run_says_which_networks_ran(
     torch.manual_seed(0)
     profile = MatcherProfile(descriptor_size=128, width=32, attention_size=32, blocks=1)
     sha256 = save_matcher(tmp_path / 'm.safetensors', MatcherNetwork(profile))
-    words = ['run', str(folder), '--out', str(tmp_path / 'run'), '--json', '--end', '4']
+    words = ['run', str(folder), '--out', str(tmp_path / 'run'), '--json', '--end', '4',
+             '--set', 'detector.name=sift']  # fmt: skip
     assert json.loads(succeeds(words, capsys))['run']['networks'] == {}
-    words += ['--set', 'matching.matcher=multiview', '--set', 'runtime.device=cpu']
+    words += ['--set', 'runtime.device=cpu']
     words += ['--set', f'matching.weights={tmp_path / "m.safetensors"}']
     used = {'place': 'cpu fp32', 'weights': 'm.safetensors', 'sha256': sha256}
     assert json.loads(succeeds(words, capsys))['run']['networks'] == {'matcher': used}

@@ -48,7 +48,7 @@ def detector_calls(ways: Sequence[RuntimeSettings]) -> dict[str, Call]:
             network = DetectorNetwork(DETECTORS[name])
             detector = LearnedDetector(network, DetectorSettings(max_keypoints=512), runtime)
             calls[f'{name}, {detector.place.name}'] = partial(detector.detect, image)
-    sift = ClassicalDetector(DetectorSettings())
+    sift = ClassicalDetector(DetectorSettings(name='sift'))
     calls['SIFT of OpenCV'] = partial(sift.detect, image)
     return calls
 

@@ -9,7 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from mv_matcher_ros.cli.console import print_json, print_table, say, warn
-from mv_matcher_ros.cli.options import ConfigOption, JsonOption, SetOption, settings_from
+from mv_matcher_ros.cli.options import (
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    for_still_images,
+    settings_from,
+)
 from mv_matcher_ros.errors import SourceError
 
 
@@ -29,7 +35,7 @@ def match(
 
     if len(images) < 2:
         raise SourceError(f'match needs at least two images, {len(images)} given')
-    settings = settings_from(config, assignments)
+    settings = for_still_images(settings_from(config, assignments))
     pictures = [read_image(path) for path in images]
     models = Models.of(settings)
     features = [models.detector.detect(picture) for picture in pictures]

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from mv_matcher_ros.config import Settings
 
 
+# As the setting allows.
+MOST_IN_GRAPH = 4096
+
+
 class SensorChoice(str, Enum):
     """Which sensor the frames come from."""
 
@@ -132,3 +136,14 @@ def locate(source: Path) -> Path:
             if (base / source).exists():
                 return base / source
     return source
+
+
+def for_still_images(settings: Settings) -> Settings:
+    """Settings by which all keypoints of still images enter the graph, where they do not say how
+    many: nothing has to keep up with a camera."""
+    matching = settings.matching
+    if 'graph_keypoints' in matching.model_fields_set:
+        return settings
+    most = min(settings.detector.max_keypoints, MOST_IN_GRAPH)
+    matching = matching.model_copy(update={'graph_keypoints': most})
+    return settings.model_copy(update={'matching': matching})

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mv_matcher_ros.cli.console import print_json, print_table, progress, warn
-from mv_matcher_ros.cli.options import ConfigOption, JsonOption, SetOption, settings_from
+from mv_matcher_ros.cli.options import (
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    for_still_images,
+    settings_from,
+)
 from mv_matcher_ros.cli.pair_precision import (
     HalfPrecision,
     precision_comparer,
@@ -57,7 +63,7 @@ def pairs(
     from mv_matcher_ros.evaluation.pairs_file import read_pairs
     from mv_matcher_ros.models.shipped import matcher_file
 
-    settings = settings_from(config, assignments)
+    settings = for_still_images(settings_from(config, assignments))
     room, most = settings.matching.graph_keypoints, settings.detector.max_keypoints
     if matcher_file(settings) is not None and room < most:
         warn(f'only the strongest {room} of up to {most} keypoints enter the graph '

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mv_matcher_ros.cli.console import print_table
+from mv_matcher_ros.cli.options import for_still_images
 from mv_matcher_ros.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -98,9 +99,10 @@ def _variant(item: Mapping[str, Any], seed: Mapping[str, Any], where: str) -> Va
     from mv_matcher_ros.models.shipped import matcher_file
 
     settings = read_settings({**(item.get('settings') or {}), **seed}, where)
+    settings = for_still_images(settings)
     detector = f'{settings.detector.model_dump_json()} {item.get("aliked", "")}'
     iterations = item.get('iterations')
-    graph = matcher_file(settings) is not None
+    graph = 'aliked' not in item and matcher_file(settings) is not None
     if iterations is not None and not (graph and isinstance(iterations, int) and iterations > 0):
         raise SettingsError(f'{where}: iterations {iterations}: 1 or more, of a graph network')
     make = partial(_models, settings, item.get('aliked'), iterations)

@@ -53,7 +53,7 @@ def picture(width: int = 320, height: int = 240, seed: int = 0) -> np.ndarray:
 def shifted_views(count: int = 3) -> list[Features]:
     """SIFT features of one wide image seen through a window that moves."""
     wide = picture(420, 240)
-    detector = ClassicalDetector(DetectorSettings(max_keypoints=200))
+    detector = ClassicalDetector(DetectorSettings(name='sift', max_keypoints=200))
     return [
         detector.detect(np.ascontiguousarray(wide[:, 30 * k : 30 * k + 320])) for k in range(count)
     ]
@@ -257,7 +257,7 @@ def test_models_moved_to_a_precision_that_is_slow_here(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_matcher(tmp_path / 'm.safetensors', MatcherNetwork(MATCHER))
     models = Models.of(read_settings({
-        'matching.matcher': 'multiview', 'matching.weights': str(tmp_path / 'm.safetensors'),
+        'detector.name': 'sift', 'matching.weights': str(tmp_path / 'm.safetensors'),
         'matching.min_confidence': 0.0, 'runtime.device': 'cpu',
     }))  # fmt: skip
     assert models.networks['matcher'].place == 'cpu fp32'
@@ -335,9 +335,10 @@ def test_models_are_those_that_the_settings_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
     matcher_hash = save_matcher(tmp_path / 'm.safetensors', MatcherNetwork(MATCHER))
     detector_hash = save_detector(tmp_path / 'd.safetensors', DetectorNetwork(DETECTOR))
-    assert Models.of(read_settings()).graph is None
-    assert Models.of(read_settings()).networks == {}
-    chosen = {'matching.matcher': 'multiview', 'matching.weights': str(tmp_path / 'm.safetensors')}
+    sift = {'detector.name': 'sift'}
+    assert Models.of(read_settings(sift)).graph is None
+    assert Models.of(read_settings(sift)).networks == {}
+    chosen = {**sift, 'matching.weights': str(tmp_path / 'm.safetensors')}
     models = Models.of(read_settings({**chosen, 'runtime.precision': 'fp32'}))
     assert models.graph is models.matcher
     used = NetworkUse(models.graph.place.name, 'm.safetensors', matcher_hash)
@@ -357,7 +358,10 @@ def test_models_are_those_that_the_settings_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ({'matching.matcher': 'streaming'}, 'matching.weights: light_sift is neither'),
+        (
+            {'detector.name': 'sift', 'matching.matcher': 'streaming'},
+            'matching.weights: light_sift is neither',
+        ),
         (
             {'detector.name': 'learned', 'detector.weights': 'mine'},
             r'detector.weights: mine is neither a file nor shipped \(shipped: best\)',

@@ -19,7 +19,7 @@ from mv_matcher_ros.odometry.landmarks import LandmarkMaker
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
 Make = Callable[..., Any]
-SETTINGS = read_settings({'sensor': 'stereo'})
+SETTINGS = read_settings({'sensor': 'stereo', 'detector.name': 'sift'})
 BASELINE_M = 0.12
 NOISE_PX = 0.3
 PER_PX = 1.0 / (400.0 * BASELINE_M)  # inverse depth of one pixel of disparity

@@ -47,7 +47,7 @@ def pose(x_m: float, y_m: float = 0.0) -> Tensor:
 
 class Setup:
     def __init__(self, pixels: int = 0) -> None:
-        settings = read_settings({'detector.working_pixels': pixels})
+        settings = read_settings({'detector.name': 'sift', 'detector.working_pixels': pixels})
         detector = ClassicalDetector(settings.detector)
         self.observer = Observer(settings, Rig((CAMERA,)), detector)
         matcher = NearestNeighbourMatcher(settings.matching, 'sift')

@@ -18,7 +18,7 @@ from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
 Make = Callable[..., Any]
-SETTINGS = read_settings({'sensor': 'rgbd'})
+SETTINGS = read_settings({'sensor': 'rgbd', 'detector.name': 'sift'})
 STEP_NS = 10**8
 
 

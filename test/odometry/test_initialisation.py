@@ -17,7 +17,7 @@ from mv_matcher_ros.odometry.initialisation import MapInitialiser, spread
 from mv_matcher_ros.odometry.map_start import MapStart
 
 Make = Callable[..., Any]
-SETTINGS = read_settings()
+SETTINGS = read_settings({'detector.name': 'sift'})
 
 
 def initialiser(scene: Any) -> MapInitialiser:

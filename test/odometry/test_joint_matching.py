@@ -43,6 +43,7 @@ def settings(mode: str, sensor: str = 'stereo', **more: object) -> Settings:
         'matching.graph_keypoints': 300,
         'matching.views': 4,
         'matching.min_confidence': 0.0,
+        'detector.name': 'sift',
         'detector.max_keypoints': 400,
         'runtime.precision': 'fp32',
         **more,

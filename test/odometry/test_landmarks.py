@@ -17,7 +17,7 @@ from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker, inverse_depth_from_pair
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
-SETTINGS = read_settings()
+SETTINGS = read_settings({'detector.name': 'sift'})
 Make = Callable[..., Any]
 
 

@@ -28,7 +28,7 @@ NOISE_PX = 0.3
 
 
 def mapper_for(camera: Any, sensor: str) -> LocalMapper:
-    settings = read_settings({'sensor': sensor})
+    settings = read_settings({'sensor': sensor, 'detector.name': 'sift'})
     rig = Rig((camera,))
     matcher = NearestNeighbourMatcher(settings.matching, 'sift')
     observer = Observer(settings, rig, ClassicalDetector(settings.detector))

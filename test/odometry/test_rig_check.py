@@ -23,7 +23,7 @@ from mv_matcher_ros.odometry.observation import Observation, Observer
 from mv_matcher_ros.odometry.rig_check import MAJORITY, MAX_FITS, RigCheck
 from mv_matcher_ros.runner import Source
 
-SETTINGS = read_settings({'sensor': 'stereo'})
+SETTINGS = read_settings({'sensor': 'stereo', 'detector.name': 'sift'})
 NEAREST = NearestNeighbourMatcher(SETTINGS.matching, 'sift')
 SIZE = (752, 480)
 Matrix = NDArray[np.float64]

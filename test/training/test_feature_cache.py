@@ -24,7 +24,7 @@ from mv_matcher_ros.training.matcher.feature_cache import (
 )
 from mv_matcher_ros.training.matcher.feature_shards import FeatureShard, quantised
 
-RECIPE = FeatureRecipe(DetectorSettings(max_keypoints=60))
+RECIPE = FeatureRecipe(DetectorSettings(name='sift', max_keypoints=60))
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -83,7 +83,7 @@ def test_many_processes_make_the_same(tuples: Path, tmp_path: Path) -> None:
 def test_features_of_another_recipe_are_refused(tuples: Path, tmp_path: Path) -> None:
     jobs = feature_jobs(tuples / 'val', variants(0))
     list(make_features(RECIPE, jobs, tmp_path))
-    other = FeatureRecipe(DetectorSettings(max_keypoints=50))
+    other = FeatureRecipe(DetectorSettings(name='sift', max_keypoints=50))
     with pytest.raises(SourceError, match='with other detector'):
         list(make_features(other, jobs, tmp_path))
 

@@ -204,7 +204,7 @@ def test_validation_counts_what_it_should() -> None:
 
 def test_descriptors_of_another_width_are_said() -> None:
     with pytest.raises(SettingsError, match='width 16, the detector sift gives 128'):
-        check_descriptors(tiny(detector=DetectorSettings()), 128)
+        check_descriptors(tiny(detector=DetectorSettings(name='sift')), 128)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def rendered_tuple() -> tuple[list[Features], list[LabelView], tuple[float, ...]
     """SIFT features of five views of a room, with depth and pose."""
     # Keypoints are off by a fraction of a pixel: large images leave little of it as an angle.
     world, camera = scenes.room(3), make_rig('mono', (1600, 1200)).cameras[0]
-    settings = DetectorSettings(max_keypoints=KEYPOINTS, working_pixels=0)
+    settings = DetectorSettings(name='sift', max_keypoints=KEYPOINTS, working_pixels=0)
     detector = ClassicalDetector(settings)
     fx, fy, cx, cy = camera.intrinsics
     intrinsics = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]).double()
