@@ -198,8 +198,7 @@ def empty_features(image_size: tuple[int, int], descriptor_size: int) -> Feature
 # Similarity of the best of many unrelated descriptors: stands in for the second best where a
 # search region holds only one candidate, so that a lone wrong one does not pass the ratio test.
 UNRELATED_SIMILARITY = {'sift': 0.75, 'orb': 0.3}
-# Ratios of the test, without and with a predicted position. Learned descriptors of one scene are
-# more alike, so that a second best one says less.
+# Ratios of the test, without and with a predicted position; measured on recordings.
 RATIOS = (0.8, 0.85)
 RATIOS_LEARNED = (0.9, 0.95)
 

@@ -55,10 +55,10 @@ def matcher_file(settings: Settings) -> Path | None:
         SettingsError: no such weights.
     """
     matcher, named = settings.matching.matcher, settings.matching.weights
-    detector = settings.detector
+    detector, known = settings.detector, shipped('matcher')
     usual = detector.weights or 'light' if detector.name == 'learned' else f'light_{detector.name}'
-    if matcher == 'nearest' or (
-        matcher == 'auto' and not named and usual not in shipped('matcher')
-    ):
+    if matcher == 'nearest' or (matcher == 'auto' and not named and usual not in known):
         return None
-    return weights_file('matcher', named or Path(usual).stem, 'matching.weights')
+    if detector.name == 'learned' and usual not in known:
+        usual = 'light'  # told apart by what its file says of its detector
+    return weights_file('matcher', named or usual, 'matching.weights')

@@ -397,6 +397,10 @@ def test_shipped_weights_are_found_by_name(
         ({'detector.name': 'learned', 'matching.matcher': 'nearest'}, None),
         ({'detector.name': 'learned', 'detector.weights': 'mine.safetensors'}, None),
         ({'detector.name': 'sift', 'matching.weights': 'mine.safetensors'}, 'mine.safetensors'),
+        (
+            {'detector.weights': 'mine.safetensors', 'matching.matcher': 'multiview'},
+            'matcher_light.safetensors',
+        ),
     ],
 )
 def test_a_graph_network_is_taken_where_there_is_one_for_the_detector(
