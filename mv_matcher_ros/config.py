@@ -24,6 +24,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra='forbid', frozen=True)
 
 
+# Keypoints of a view that one graph takes.
+MOST_IN_GRAPH = 4096
+
+
 class DetectorSettings(Section):
     """Keypoints and descriptors of one image."""
 
@@ -73,7 +77,10 @@ class MatchingSettings(Section):
         'many begin a map.',
     )
     graph_keypoints: int = Field(
-        512, ge=16, le=4096, description='Strongest keypoints of a view that enter the graph.'
+        512,
+        ge=16,
+        le=MOST_IN_GRAPH,
+        description='Strongest keypoints of a view that enter the graph.',
     )
     min_confidence: float = Field(
         0.3, ge=0.0, le=1.0, description='Least confidence of a match of the graph network.'

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from mv_matcher_ros.config import Settings
 
 
-# As the setting allows.
-MOST_IN_GRAPH = 4096
-
-
 class SensorChoice(str, Enum):
     """Which sensor the frames come from."""
 
@@ -141,6 +137,8 @@ def locate(source: Path) -> Path:
 def for_still_images(settings: Settings) -> Settings:
     """Settings by which all keypoints of still images enter the graph, where they do not say how
     many: nothing has to keep up with a camera."""
+    from mv_matcher_ros.config import MOST_IN_GRAPH
+
     matching = settings.matching
     if 'graph_keypoints' in matching.model_fields_set:
         return settings

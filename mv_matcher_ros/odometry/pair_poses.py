@@ -31,7 +31,7 @@ from mv_matcher_ros.geometry.relative_pose import refine_relative_pose
 from mv_matcher_ros.geometry.robust_kernel import Kernel
 from mv_matcher_ros.odometry.robust_pose import FEWEST, robust_pose
 
-# Cheirality: share of the matches that must lie in front of both views.
+# Cheirality: share of the matches near their lines that must lie in front of both views.
 MIN_SUPPORT = 0.7
 # The eight-point takes the most believed matches only: wrong ones are rare among them.
 MOST_BELIEVED = 128
@@ -45,8 +45,8 @@ class PairMethod(IntEnum):
 
     NONE = 0  # too few matches, or they do not agree on one geometry
     KNOWN = 1  # rig, or both views solved before
-    EIGHT_POINT = 2  # weighted eight-point; differentiable
-    ROBUST = 3  # LO-RANSAC of PoseLib where installed, else MAGSAC++ of OpenCV
+    EIGHT_POINT = 2  # refined from the weighted eight-point
+    ROBUST = 3  # refined from LO-RANSAC of PoseLib where installed, else MAGSAC++ of OpenCV
     ROTATION = 4  # the views differ by a turn only: no baseline
 
 
@@ -159,10 +159,6 @@ class PairPoses:
             for old, new in zip(vars(self).values(), vars(other).values(), strict=True)
         ))  # fmt: skip
 
-    def only(self, good: Tensor) -> PairPoses:
-        """No method where not good (P,)."""
-        return replace(self, method=torch.where(good, self.method, int(PairMethod.NONE)))
-
 
 def pair_poses(
     matches: PairMatches, settings: PoseEstimatorSettings, known: Tensor | None = None
@@ -183,7 +179,7 @@ def pair_poses(
         found = _judged(start, PairMethod.EIGHT_POINT, matches, settings)
         holds = (found.mass >= settings.min_mass) & (found.share >= settings.min_inlier_share)
         holds = enough & (holds | (settings.relative == 'eight_point'))
-        found = found.only(holds)
+        found = replace(found, method=torch.where(holds, found.method, int(PairMethod.NONE)))
     if settings.relative != 'eight_point':
         found = _with_robust(found, enough, matches, settings)
     return _turns_without_baseline(found, matches, settings)

@@ -3,7 +3,7 @@
 
 Matches and confidences of all pairs → weighted eight-point of each pair → relative scales → poses
 over the best spanning tree → bundle adjustment over all views, weighted by confidence. Everything
-is differentiable by confidences and coordinates, but for pairs that needed a robust solver.
+is differentiable by confidences and coordinates; from the start of a robust solver on.
 Source: Roessle and Niessner, End2End Multi-View Feature Matching with Differentiable Pose
 Optimization, ICCV 2023, section 3.4; the scales and the tree are our own. On the CPU, in double
 precision: problems are small.
