@@ -122,7 +122,7 @@ class PoseEstimator:
         """Of each pair: what is known, else from its matches."""
         known, relative = setup.known_pairs(pairs.pairs)
         return with_known(
-            pair_poses(pairs, self._settings), pairs, known, relative, self._settings
+            pair_poses(pairs, self._settings, known), pairs, known, relative, self._settings
         )
 
     def _problem(
