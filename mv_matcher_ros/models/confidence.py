@@ -156,22 +156,40 @@ def nearest(place: Tensor, matched: Tensor, count: int) -> tuple[Tensor, Tensor,
         (B, P, N, K) int64 which, bool whether there is one, and the squared distances, zero where
         there is none. K is `count`, or N where that is less.
     """
-    left_out = torch.where(matched, 0.0, torch.inf).to(place)
-    itself = torch.eye(place.shape[-2], dtype=torch.bool, device=place.device)
-    apart = squared_distances(place, place) + left_out[..., None, :]
-    apart = torch.where(itself, torch.inf, apart)
-    distance, index = apart.topk(min(count, place.shape[-2]), dim=-1, largest=False)
-    there = distance.isfinite()
+    if place.shape[-2] == 0:
+        none = matched[..., None].expand(*matched.shape, 0)
+        return none.long(), none, none.to(place)
+    # Squared distances |x|² − 2 x·y + |y|² by one product, in whole steps; the number of y in the
+    # low bits, so that the least of a row says which one it is: several times faster than topk.
+    bits = max(place.shape[-2] - 1, 1).bit_length()
+    nowhere = 2.0 ** min(31 - bits, 24) - 1.0
+    length = place.square().sum(-1, keepdim=True)
+    step = (4.0 * length.amax(dim=-2, keepdim=True)).clamp_min(1e-12) / nowhere
+    one = torch.ones_like(length)
+    far = torch.where(matched[..., None], length / step, 2.0 * nowhere)
+    apart = torch.cat([-2.0 * place / step, length / step, one], dim=-1) @ (
+        torch.cat([place, one, far], dim=-1).mT
+    )
+    number = torch.arange(place.shape[-2], device=place.device)
+    apart.scatter_(-1, number.expand_as(matched)[..., None], nowhere)  # not its own
+    apart = apart.clamp_(0.0, nowhere).to(torch.int32).bitwise_left_shift_(bits)
+    apart.bitwise_or_(number.to(torch.int32))
+    found = []
+    for _ in range(min(count, place.shape[-2])):
+        found.append(apart.amin(dim=-1, keepdim=True))
+        chosen = found[-1].bitwise_and(2**bits - 1).long()
+        apart.scatter_(-1, chosen, 2**31 - 1)
+    least = torch.cat(found, dim=-1)
+    index = least.bitwise_and(2**bits - 1).long()
+    there = least.bitwise_right_shift(bits) < nowhere
+    distance = (at(place, index) - place[..., None, :]).square().sum(-1)
     return index, there, torch.where(there, distance, 0.0)
-
-
-def squared_distances(one: Tensor, other: Tensor) -> Tensor:
-    """(..., N, M) between all places of (..., N, 2) and of (..., M, 2)."""
-    across = (one[..., :, None, 0] - other[..., None, :, 0]).square()
-    return across + (one[..., :, None, 1] - other[..., None, :, 1]).square()
 
 
 def at(of_matches: Tensor, index: Tensor) -> Tensor:
     """(B, P, N, K, C) rows of (B, P, N, C) that (B, P, N, K) names."""
-    flat = index.flatten(-2)[..., None].expand(*index.shape[:-2], -1, of_matches.shape[-1])
-    return of_matches.gather(-2, flat).unflatten(-2, index.shape[-2:])
+    room, size = of_matches.shape[-2:]
+    pairs = index.flatten(0, -3)
+    first = room * torch.arange(len(pairs), device=index.device)[:, None, None]
+    rows = of_matches.reshape(-1, size).index_select(0, (pairs + first).flatten())
+    return rows.reshape(*index.shape, size)

@@ -264,8 +264,8 @@ class MatcherNetwork(nn.Module):
             made = self._look(scores, final, place, valid, pairs, None)
             if self.again is not None and place.shape[2]:
                 for _ in range(self.profile.looks - 1):
-                    term = self.again(place, pairs, made.partner, made.confidence)
-                    made = self._look(scores + term, final, place, valid, pairs, made)
+                    seen = self.again(scores, place, pairs, made.partner, made.confidence)
+                    made = self._look(seen, final, place, valid, pairs, made)
             return made
 
     def _look(

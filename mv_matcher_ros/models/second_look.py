@@ -9,11 +9,14 @@ as a term of the scores between two optimal transports it is our own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mv_matcher_ros.models.confidence import at, nearest, squared_distances
+from mv_matcher_ros.models.confidence import at, nearest
+from mv_matcher_ros.models.sinkhorn import exponential
 
 # Matches that a place is predicted from: the nearest, and only believed ones.
 NEIGHBOURS = 12
@@ -46,10 +49,13 @@ class SecondLook(nn.Module):
         with torch.no_grad():  # about what is learned
             last.bias.copy_(torch.tensor([-1.5, -1.3, -1.3]))
 
-    def forward(self, place: Tensor, pairs: Tensor, partner: Tensor, confidence: Tensor) -> Tensor:
-        """(B, P, N, N) to be added to the scores of P pairs.
+    def forward(
+        self, scores: Tensor, place: Tensor, pairs: Tensor, partner: Tensor, confidence: Tensor
+    ) -> Tensor:
+        """(B, P, N, N) scores of P pairs with what the first look says added to them.
 
         Args:
+            scores: (B, P, N, N) without it.
             place: (B, V, N, 2) keypoints as the encoder takes them; pairs: (P, 2) views.
             partner, confidence: (B, P, N) of the first look; constants to gradients.
         """
@@ -57,18 +63,56 @@ class SecondLook(nn.Module):
         belief = confidence.detach()
         back, belief_back = inverted(partner, belief)
         one, other = place[:, a].detach(), place[:, b].detach()
-        return (
-            self._of_one(one, other, partner, belief)
-            + self._of_one(other, one, back, belief_back).mT
-        )
+        ahead = self._expected(one, other, partner, belief)
+        behind = self._expected(other, one, back, belief_back)
+        there, here = lifted(other).mT, lifted(one)
+        # q / (1 + q/9) = 9 − 81 / (9 + q): a product and one pass over the scores for each term.
+        scores = scores - FAR * ahead.loss[..., None]
+        scores.sub_(FAR * behind.loss[..., None, :])
+        scores.addcmul_(ahead.gain[..., None], exponential(ahead.linear(-0.5) @ there))
+        scores.addcmul_(behind.gain[..., None, :], exponential(here @ behind.linear(-0.5).mT))
+        scores.addcdiv_(FAR**2 * ahead.loss[..., None], ahead.linear(1.0, FAR) @ there)
+        scores.addcdiv_(FAR**2 * behind.loss[..., None, :], here @ behind.linear(1.0, FAR).mT)
+        return scores
 
-    def _of_one(self, here: Tensor, beyond: Tensor, partner: Tensor, belief: Tensor) -> Tensor:
+    def _expected(self, here: Tensor, beyond: Tensor, partner: Tensor, belief: Tensor) -> Expected:
         there, spread, support = predicted(here, beyond, partner, belief)
         known = torch.stack([support.clamp_min(0.01).log(), 0.5 * spread.log()], dim=-1)
         gain, width, loss = functional.softplus(self.weights(known)).unbind(-1)
-        q = squared_distances(there, beyond) / (4.0 * spread * width.clamp_min(0.05))[..., None]
-        term = 8.0 * gain[..., None] * torch.exp(-0.5 * q) - loss[..., None] * q / (1.0 + q / FAR)
-        return torch.where((support > LEAST_SUPPORT)[..., None], term, 0.0)
+        use = support > LEAST_SUPPORT
+        return Expected(
+            there,
+            1.0 / (4.0 * spread * width.clamp_min(0.05)),
+            torch.where(use, 8.0 * gain, 0.0),
+            torch.where(use, loss, 0.0),
+        )
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Where the partners of keypoints should be, and what that is worth.
+
+    Attributes:
+        there: (B, P, N, 2) predicted places; precision: (B, P, N), q = precision · distance².
+        gain, loss: (B, P, N) what is gained at the place (8 α) and lost far from it (β).
+    """
+
+    there: Tensor
+    precision: Tensor
+    gain: Tensor
+    loss: Tensor
+
+    def linear(self, scale: float, offset: float = 0.0) -> Tensor:
+        """(B, P, N, 4) whose product with `lifted` places is scale · q + offset."""
+        scaled = (scale * self.precision)[..., None]
+        length = self.there.square().sum(-1, keepdim=True)
+        return torch.cat([-2.0 * scaled * self.there, scaled * length + offset, scaled], dim=-1)
+
+
+def lifted(place: Tensor) -> Tensor:
+    """(..., 4) of places (..., 2): themselves, one, and their squared length."""
+    length = place.square().sum(-1, keepdim=True)
+    return torch.cat([place, torch.ones_like(length), length], dim=-1)
 
 
 def inverted(partner: Tensor, belief: Tensor) -> tuple[Tensor, Tensor]:

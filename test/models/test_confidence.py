@@ -107,6 +107,22 @@ def test_few_matches_and_one_place_for_all(count: int) -> None:
     assert bool(place.grad.isfinite().all())
 
 
+@pytest.mark.parametrize('count', [3, 60, 700])
+def test_the_nearest_matches_are_those_of_all_distances(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    place = torch.rand(2, 3, count, 2, generator=generator, dtype=torch.float64) - 0.5
+    matched = torch.rand(2, 3, count, generator=generator) < 0.4
+    index, there, apart = nearest(place.float(), matched, 10)
+    every = torch.cdist(place, place).square()
+    every = every.masked_fill(~matched[..., None, :], torch.inf)
+    every = every.masked_fill(torch.eye(count, dtype=torch.bool), torch.inf)
+    wanted = every.topk(min(10, count), largest=False).values
+    assert torch.equal(there, wanted.isfinite())
+    # Those that are as far to the last bit but one may change places.
+    torch.testing.assert_close(apart[there].double(), wanted[there], rtol=0, atol=3e-6)
+    assert bool(matched[:, :, None].expand(-1, -1, count, -1).gather(-1, index)[there].all())
+
+
 def test_the_nearest_matches_are_found_and_how_they_lie() -> None:
     here = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 0.3], [5.0, 5.0], [0.01, 0.0]])
     beyond = 2.0 * torch.stack([-here[:, 1], here[:, 0]], dim=1)  # a quarter turn, twice as far

@@ -23,6 +23,39 @@ def similar(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return here, 1.3 * here @ matrix.T + torch.tensor([0.1, -0.2])
 
 
+def gained(
+    look: SecondLook, place: Tensor, partner: Tensor, confidence: Tensor, pairs: Tensor = PAIRS
+) -> Tensor:
+    """(B, P, N, N) what scores of zero gain."""
+    room = place.shape[-2]
+    return look(torch.zeros(1, len(pairs), room, room), place, pairs, partner, confidence)
+
+
+def test_scores_gain_what_the_formula_says() -> None:
+    here, beyond = similar(40)
+    place, partner = torch.stack([here, beyond])[None], torch.arange(40)[None, None]
+    confidence = torch.rand(1, 1, 40, generator=torch.Generator().manual_seed(3))
+    look = SecondLook()
+    with torch.no_grad():
+        for parameter in look.parameters():
+            parameter.add_(0.1)
+        scores = torch.randn(1, 1, 40, 40, generator=torch.Generator().manual_seed(4))
+        term = torch.zeros(40, 40, dtype=torch.float64)
+        for one, other in ((here, beyond), (beyond, here)):
+            there, spread, support = predicted(
+                one[None, None], other[None, None], partner, confidence
+            )
+            known = torch.stack([support.log(), 0.5 * spread.log()], dim=-1)[0, 0]
+            alpha, width, beta = torch.nn.functional.softplus(look.weights(known)).double().T
+            apart = torch.cdist(there[0, 0].double(), other.double()).square()
+            q = apart / (4.0 * spread[0, 0].double() * width)[:, None]
+            gain = 8.0 * alpha[:, None] * torch.exp(-0.5 * q) - beta[:, None] * q / (1.0 + q / 9.0)
+            term += gain if one is here else gain.T
+        found = look(scores, place, PAIRS, partner, confidence)
+    assert float(term.abs().max()) > 5.0
+    torch.testing.assert_close(found[0, 0], scores[0, 0] + term.float(), rtol=0, atol=0.02)
+
+
 def test_a_similarity_is_predicted_exactly_and_without_the_own_match() -> None:
     here, beyond = similar(60)
     wrong = beyond.clone()
@@ -43,7 +76,7 @@ def test_of_two_that_look_alike_the_one_where_neighbours_point_gains() -> None:
     partner[20], partner[60] = 60, -1
     confidence = torch.full((61,), 0.9)
     with torch.inference_mode():
-        term = SecondLook()(place, PAIRS, partner[None, None], confidence[None, None])[0, 0]
+        term = gained(SecondLook(), place, partner[None, None], confidence[None, None])[0, 0]
     assert float(term[20, 20] - term[20, 60]) > 1.0
     assert int(term[20].argmax()) == 20
 
@@ -59,8 +92,8 @@ def test_nothing_depends_on_which_view_is_named_first() -> None:
     back, belief = inverted(partner, confidence)
     look = SecondLook()
     with torch.inference_mode():
-        one = look(place, PAIRS, partner, confidence)
-        other = look(place, PAIRS.flip(1), back, belief)
+        one = gained(look, place, partner, confidence)
+        other = gained(look, place, back, belief, PAIRS.flip(1))
     torch.testing.assert_close(one, other.mT, rtol=0, atol=1e-5)
 
 
@@ -70,7 +103,7 @@ def test_few_matches_and_one_place_for_all(matched: int) -> None:
     partner[matched:] = -1
     confidence = torch.where(partner >= 0, 0.9, 0.0)
     look = SecondLook()
-    term = look(torch.zeros(1, 2, 5, 2), PAIRS, partner[None, None], confidence[None, None])
+    term = gained(look, torch.zeros(1, 2, 5, 2), partner[None, None], confidence[None, None])
     assert term.shape == (1, 1, 5, 5)
     assert bool(term.isfinite().all())
     if matched < 2:  # no keypoint hears a match but from another one
