@@ -61,7 +61,7 @@ def matcher(
     from mv_matcher_ros.training.trainer import Slice, Trainer
 
     settings = read_train_settings(MatcherTraining, config, parse_assignments(assignments or ()))
-    recipe = FeatureRecipe(settings.detector, seed=settings.trainer.seed)
+    recipe = FeatureRecipe(settings.detector, seed=settings.feature_seed)
     check_descriptors(settings, recipe.make_detector().descriptor_size)
     with processes(device) as here:
         wanted = _wanted(settings, tuples, overfit)

@@ -27,14 +27,15 @@ from mv_matcher_ros.geometry.epipolar import (
     sampson_error,
 )
 from mv_matcher_ros.geometry.homography import rotation_from_matches
-from mv_matcher_ros.geometry.relative_pose import refine_relative_pose
+from mv_matcher_ros.geometry.relative_pose import RefinedRelativePose, refine_relative_pose
 from mv_matcher_ros.geometry.robust_kernel import Kernel
 from mv_matcher_ros.odometry.robust_pose import FEWEST, robust_pose
 
 # Cheirality: share of the matches near their lines that must lie in front of both views.
 MIN_SUPPORT = 0.7
-# The eight-point takes the most believed matches only: wrong ones are rare among them.
-MOST_BELIEVED = 128
+# The eight-point takes the most believed matches only: wrong ones are rare among them. It is begun
+# with each of these counts: fewer hold fewer wrong ones, more say more.
+MOST_BELIEVED = (128, 32)
 # A transfer error has noise in two directions and from both views: what is as rare as three sigma
 # across a line is √2 times the root of the same quantile of χ² with two degrees of freedom.
 TRANSFER_SHARE = 1.62
@@ -174,9 +175,7 @@ def pair_poses(
     if settings.relative == 'robust':
         found = _none(matches)
     else:
-        believed = matches.most_believed(MOST_BELIEVED)
-        start = FROM_FAR.refined(weighted_poses(believed).b_from_a, believed)
-        found = _judged(start, PairMethod.EIGHT_POINT, matches, settings)
+        found = _judged(_best_start(matches), PairMethod.EIGHT_POINT, matches, settings)
         holds = (found.mass >= settings.min_mass) & (found.share >= settings.min_inlier_share)
         holds = enough & (holds | (settings.relative == 'eight_point'))
         found = replace(found, method=torch.where(holds, found.method, int(PairMethod.NONE)))
@@ -217,23 +216,37 @@ class _Refinement:
     width: float  # in sigma
     iterations: int
 
-    def refined(self, b_from_a: Tensor, matches: PairMatches) -> Tensor:
+    def refined(self, b_from_a: Tensor, matches: PairMatches) -> RefinedRelativePose:
+        """Of (..., P, 4, 4) starts."""
+
+        def each(part: Tensor) -> Tensor:
+            return part.expand(*b_from_a.shape[:-3], *part.shape)
+
         return refine_relative_pose(
             b_from_a,
-            matches.plane_xy[:, 0],
-            matches.plane_xy[:, 1],
-            matches.weight,
-            matches.sigma,
+            each(matches.plane_xy[:, 0]),
+            each(matches.plane_xy[:, 1]),
+            each(matches.weight),
+            each(matches.sigma),
             self.kernel,
             self.width,
             self.iterations,
-        ).b_from_a
+        )
 
 
 # From an eight-point: matches far off are still heard.
 FROM_FAR = _Refinement('cauchy', 6.0, 6)
 # Last: what is off by more than the noise is let go of.
 AT_LAST = _Refinement('geman_mcclure', 1.0, 6)
+
+
+def _best_start(matches: PairMatches) -> Tensor:
+    """(P, 4, 4) of the eight-points of some and of fewer matches that with the least errors."""
+    believed = [matches.most_believed(count) for count in MOST_BELIEVED]
+    starts = torch.stack([weighted_poses(some).b_from_a for some in believed])
+    refined = FROM_FAR.refined(starts, believed[0])
+    best = refined.cost.argmin(0)
+    return refined.b_from_a[best, torch.arange(len(best))]
 
 
 def _none(matches: PairMatches) -> PairPoses:
@@ -250,7 +263,7 @@ def _judged(
 ) -> PairPoses:
     """What comes of (P, 4, 4) starts, and how much of the matches agrees with it."""
     a, b = matches.plane_xy[:, 0], matches.plane_xy[:, 1]
-    essential = essential_from_pose(AT_LAST.refined(start, matches))
+    essential = essential_from_pose(AT_LAST.refined(start, matches).b_from_a)
     error = sampson_error(essential, a, b).abs() / matches.sigma
     near = matches.used & (error < settings.inlier)
     pose = pose_from_essential(essential, a, b, torch.where(near, matches.weight, 0.0))

@@ -42,7 +42,7 @@ MIN_PARALLAX_RAD = 0.005
 LEAST_NOISE = 0.1
 POINT_STEPS = 1
 # Share of the cost that the last step may still save. Gradients hold at the optimum only.
-CONVERGED = {'none': 1e-4, 'unrolled': 1e-9, 'implicit': 1e-12}
+CONVERGED = {'none': 1e-3, 'unrolled': 1e-9, 'implicit': 1e-12}
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,11 @@ class JointTask:
             count: TupleDataset(tuples / 'train', count, seed=seed) for count in sorted(views)
         }
         self._members = {stage.places: self._of(stage.places) for stage in settings.stages}
-        recipe = FeatureRecipe(settings.detector, seed=seed)
+        recipe = FeatureRecipe(settings.detector, seed=settings.feature_seed)
         self._limits = recipe.limits
-        self._judge = TupleDataset(tuples / 'val', augmentation=recipe.augmentation, seed=seed)
+        self._judge = TupleDataset(
+            tuples / 'val', augmentation=recipe.augmentation, seed=recipe.seed
+        )
 
     def _of(self, places: str) -> list[int]:
         """Numbers of the tuples that a stage wants."""

@@ -19,6 +19,7 @@ from match_scenes import NOISE, MatchScene, match_scene, only, pose_errors
 from mv_matcher_ros.config import PoseEstimatorSettings
 from mv_matcher_ros.datatypes import Matches
 from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.odometry import pair_poses as pair_poses_module
 from mv_matcher_ros.odometry import pose_estimator
 from mv_matcher_ros.odometry.pair_poses import PairMatches, PairMethod, pair_poses
 from mv_matcher_ros.odometry.pose_estimator import Gradient, PoseEstimator, WindowPoses
@@ -71,7 +72,7 @@ def test_bundle_adjustment_improves_on_the_tree() -> None:
 
 def test_one_way_alone() -> None:
     """Confidences that know nothing: the robust solver holds, the eight-point alone does not."""
-    scenes = [match_scene(seed, outliers=0.7, views=2) for seed in range(4)]
+    scenes = [match_scene(seed, outliers=0.7, views=2, wrong_confidence=1.0) for seed in range(4)]
 
     def turns(relative: str) -> list[float]:
         found = [estimate(scene, relative=relative) for scene in scenes]
@@ -81,7 +82,7 @@ def test_one_way_alone() -> None:
             for result, scene in zip(found, scenes, strict=True)
         ]
 
-    assert max(turns('robust')) < 0.5
+    assert max(turns('robust')) < 2.0
     assert max(turns('eight_point')) > 5.0
 
 
@@ -91,6 +92,29 @@ def test_low_confidence_takes_outliers_out_without_a_robust_solver() -> None:
     assert result.methods == {'eight_point': 10}
     turn, direction, scale = pose_errors(result.world_from_body, scene.world_from_camera)
     assert (turn < 0.3, direction < 1.5, scale < 0.05) == (True, True, True)
+
+
+def test_the_most_believed_matches_lead_where_the_next_ones_are_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scenes = []
+    for seed in range(6):
+        scene = match_scene(seed, outliers=0.4, views=2, wrong_confidence=0.5)
+        confidence = scene.matches.confidence.clone()
+        right = (confidence > 0.9).nonzero()[:, 0]
+        confidence[right[60:]] = 0.5  # what is less believed may be right or wrong
+        scenes.append(replace(scene, matches=replace(scene.matches, confidence=confidence)))
+
+    def turns() -> list[float]:
+        found = [estimate(scene, relative='eight_point') for scene in scenes]
+        return sorted(
+            pose_errors(result.world_from_body, scene.world_from_camera)[0]
+            for result, scene in zip(found, scenes, strict=True)
+        )
+
+    assert turns()[-1] < 1.0
+    monkeypatch.setattr(pair_poses_module, 'MOST_BELIEVED', (128,))
+    assert turns()[-1] > 5.0
 
 
 @pytest.mark.parametrize('library', ['poselib', 'opencv'])

@@ -97,6 +97,9 @@ class MatcherTraining(Section):
     augmentations: int = Field(
         2, ge=0, le=100, description='How differently each tuple is seen; 0: as rendered.'
     )
+    feature_seed: int = Field(
+        0, ge=0, description='Of those; trainings of several seeds share their features.'
+    )
     growing: bool = Field(
         False,
         description='Tuples that appear later are taken in by the next slice; then slices are '
