@@ -154,7 +154,8 @@ def nearest(place: Tensor, matched: Tensor, count: int) -> tuple[Tensor, Tensor,
 
     Returns:
         (B, P, N, K) int64 which, bool whether there is one, and the squared distances, zero where
-        there is none. K is `count`, or N where that is less.
+        there is none. K is `count`, or N where that is less. What differs by less than a
+        millionth of the largest squared distance (four with 2048 keypoints) is as near.
     """
     if place.shape[-2] == 0:
         none = matched[..., None].expand(*matched.shape, 0)
