@@ -79,7 +79,7 @@ def matcher(
                 out,
                 here,
                 _identity(settings, recipe, task, start, overfit),
-                _notes(config, recipe, task),
+                _notes(config, recipe, task, start),
                 watcher,
             )
             if here.first and trainer.step:
@@ -184,13 +184,28 @@ def _identity(
     }
 
 
-def _notes(config: Path, recipe: FeatureRecipe, task: Any) -> dict[str, str]:
+def _notes(config: Path, recipe: FeatureRecipe, task: Any, start: Path | None) -> dict[str, str]:
     detector = recipe.content()['detector']
     return {
+        **({} if start is None else start_notes(start)),
         'trained': f'mv-matcher train matcher {config.name}',
         'data': data_note(max(task.data.values(), key=len).worlds()),
         'detector': detector['name'],
         'detector_sha256': detector['weights'] if detector['name'] == 'learned' else '',
+    }
+
+
+def start_notes(start: Path) -> dict[str, str]:
+    """What a training goes on from: hash, steps and data of the weights."""
+    from mv_matcher_ros.models.weights import load_matcher, read_notes, tensors_hash
+
+    notes = read_notes(start)
+    steps = sum(int(notes.get(name, 0)) for name in ('steps', 'from_steps'))
+    data = '; '.join(notes[name] for name in ('from_data', 'data') if name in notes)
+    return {
+        'from': tensors_hash(load_matcher(start).state_dict()),
+        'from_steps': str(steps),
+        'from_data': data,
     }
 
 
