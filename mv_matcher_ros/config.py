@@ -83,7 +83,7 @@ class MatchingSettings(Section):
         description='Strongest keypoints of a view that enter the graph.',
     )
     min_confidence: float = Field(
-        0.3, ge=0.0, le=1.0, description='Least confidence of a match of the graph network.'
+        0.1, ge=0.0, le=1.0, description='Least confidence of a match of the graph network.'
     )
     known_poses: bool = Field(
         True, description='Tell the graph network the relative poses that are known.'

@@ -94,6 +94,6 @@ def test_a_tuple_of_five_views_is_learned_by_heart() -> None:
         f'deg mean {translation.max():.3f} deg largest, {found.methods}'
     )
     assert precision >= 0.99
-    assert recall >= 0.975
+    assert recall >= 0.97
     assert float(rotation.max()) < 0.1
     assert float(translation.max()) < 0.1
