@@ -13,7 +13,7 @@ import torch
 from mv_matcher_ros import cli
 from mv_matcher_ros.config import DetectorSettings
 from mv_matcher_ros.errors import SourceError
-from mv_matcher_ros.models.weights import load_matcher
+from mv_matcher_ros.models.weights import load_matcher, read_notes, tensors_hash
 from mv_matcher_ros.training.data.labels import match_labels
 from mv_matcher_ros.training.matcher.feature_cache import (
     FeatureRecipe,
@@ -137,7 +137,13 @@ def test_the_command_trains_in_slices(
     assert train(tuples, tmp_path, *best) == 2
     assert 'from was None, is ' in capsys.readouterr().err
     features = ['--features', str(tmp_path / 'features')]
-    assert train(tuples, tmp_path / 'again', *best, *features, '--overfit', '1') == 0
+    # Another seed shares the features.
+    seed = ['--set', 'trainer.seed=1']
+    assert train(tuples, tmp_path / 'again', *best, *features, *seed, '--overfit', '1') == 0
+    first, notes = (read_notes(tmp_path / name / 'best.safetensors') for name in ('.', 'again'))
+    assert 'from' not in first
+    assert notes['from'] == tensors_hash(network.state_dict())
+    assert (notes['from_steps'], notes['from_data']) == (first['steps'], first['data'])
 
 
 def test_the_command_says_what_is_missing(
