@@ -147,7 +147,7 @@ def mutual_matches(log_assignment: Tensor, threshold: float) -> tuple[Tensor, Te
         none = torch.full(inner.shape[:-1], -1, dtype=torch.int64, device=inner.device)
         return none, inner.new_full(inner.shape[:-1], -torch.inf)
     best, partner = inner.max(dim=-1)
-    back = inner.max(dim=-2).indices.gather(-1, partner)  # several times faster than argmax
+    back = inner.max(dim=-2).indices.gather(-1, partner)  # faster than argmax
     here = torch.arange(inner.shape[-2], device=inner.device)
     limit = math.log(threshold) if threshold > 0 else -torch.inf
     good = (back == here) & (best > limit)
