@@ -39,7 +39,7 @@ def log_optimal_transport(
         scores: (..., M, N) similarity of each keypoint of a with each of b.
         dustbin: () score of leaving a keypoint unmatched.
         valid_a: (..., M) bool; valid_b: (..., N) bool: the others are padding, on which nothing
-            depends.
+            depends; their scores are finite.
         iterations: row and column normalisations; part of the model: train with the count that
             runs.
         form: 'log' normalises rows, then columns, in logarithms from zero potentials (the released
@@ -57,16 +57,20 @@ def log_optimal_transport(
             torch.cat([v, v.new_ones(*v.shape[:-1], 1)], dim=-1) for v in (valid_a, valid_b)
         )
         padded = _with_dustbins(scores, dustbin.to(scores.dtype))
-        for side in (rows[..., None], columns[..., None, :]):
-            padded = padded.add_(torch.where(side, 0.0, LOG_NOTHING).to(padded))
+        padded = _barred(padded, rows, columns, LOG_NOTHING)
         count_a, count_b = (v.sum(-1, keepdim=True).to(scores.dtype) for v in (valid_a, valid_b))
         mass_a = torch.cat([valid_a.to(scores.dtype), count_b], dim=-1)
         mass_b = torch.cat([valid_b.to(scores.dtype), count_a], dim=-1)
         normalise = _normalise_logarithms if form == 'log' else _normalise_kernel
         log_assignment = normalise(padded, mass_a, mass_b, iterations)
-        for side in (rows[..., None], columns[..., None, :]):
-            log_assignment = log_assignment.add_(torch.where(side, 0.0, -torch.inf).to(padded))
-        return log_assignment
+        return _barred(log_assignment, rows, columns, -torch.inf)
+
+
+def _barred(logarithms: Tensor, rows: Tensor, columns: Tensor, nothing: float) -> Tensor:
+    """In place, `nothing` added where a row or column is padding: masks take longer."""
+    for valid in (rows[..., None], columns[..., None, :]):
+        logarithms = logarithms.add_(torch.where(valid, 0.0, nothing).to(logarithms))
+    return logarithms
 
 
 def _with_dustbins(scores: Tensor, dustbin: Tensor) -> Tensor:
