@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mv_matcher_ros.cli.adapt import adapt
 from mv_matcher_ros.cli.bench import bench
 from mv_matcher_ros.cli.dataset import dataset
 from mv_matcher_ros.cli.demo import demo
@@ -57,6 +58,7 @@ app.command('eval')(evaluate)
 app.command()(dataset)
 app.command()(match)
 app.command()(pairs)
+app.command()(adapt)
 app.command()(stress)
 app.command()(settings)
 app.command()(doctor)

@@ -13,6 +13,7 @@ from mv_matcher_ros.cli.bench_matcher import matcher
 from mv_matcher_ros.cli.bench_memory import memory
 from mv_matcher_ros.cli.bench_node import node
 from mv_matcher_ros.cli.bench_pairs import pairs
+from mv_matcher_ros.cli.bench_recording import recording
 from mv_matcher_ros.cli.bench_recovery import recovery
 from mv_matcher_ros.cli.bench_report import report
 from mv_matcher_ros.cli.bench_stages import FRAMES, measure_stages, print_stages, stages
@@ -59,6 +60,7 @@ bench.command()(stages)
 bench.command()(pairs)
 bench.command()(homographies)
 bench.command()(tuples)
+bench.command()(recording)
 
 
 @bench.command('ba')

@@ -60,7 +60,7 @@ class LearnedDetector:
         """Features of a (H, W) grey or (H, W, 3) BGR image; none where `mask` is False."""
         # One image a call: on a CPU two together take longer (docs/results.md).
         working = working_image(image, self._settings.working_pixels)
-        allowed = _allowed(mask, working.shape)
+        allowed = allowed_at(mask, working.shape)
         xy, scores, descriptors, sigma, valid = (
             part[0] for part in self._run(torch.tensor(working)[None, None], allowed[None])
         )
@@ -75,7 +75,8 @@ class LearnedDetector:
         )
 
 
-def _allowed(mask: NDArray[np.bool_] | None, shape: tuple[int, ...]) -> Tensor:
+def allowed_at(mask: NDArray[np.bool_] | None, shape: tuple[int, ...]) -> Tensor:
+    """(h, w) bool, where keypoints may lie in an image of this shape; a mask of any size."""
     if mask is None:
         return torch.ones(shape[:2], dtype=torch.bool)
     rows = (np.arange(shape[0]) + 0.5) * mask.shape[0] / shape[0]

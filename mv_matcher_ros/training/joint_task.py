@@ -212,10 +212,18 @@ class JointTask:
     def save(self, network: nn.Module, path: Path, notes: Mapping[str, str]) -> None:
         """The matcher as `path`, the detector that it belongs to beside it."""
         assert isinstance(network, JointNetwork)
+        save_both(network, path, notes)
+
+
+def save_both(
+    network: JointNetwork, path: Path, notes: Mapping[str, str], detector: bool = True
+) -> None:
+    """The matcher as `path`, the detector that it belongs to beside it if wanted."""
+    if detector:
         save_detector(path.with_name(DETECTOR_FILE), network.detector, notes)
-        single = copy.deepcopy(network.detector).float()
-        belongs = {'detector': 'learned', 'detector_sha256': tensors_hash(single.state_dict())}
-        save_matcher(path, network.matcher, {**notes, **belongs})
+    single = copy.deepcopy(network.detector).float()
+    belongs = {'detector': 'learned', 'detector_sha256': tensors_hash(single.state_dict())}
+    save_matcher(path, network.matcher, {**notes, **belongs})
 
 
 def seen(said: Keypoints, view: int, shape: Sequence[int]) -> Features:

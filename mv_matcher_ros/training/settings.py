@@ -78,15 +78,28 @@ def stage_at(stages: Sequence[StageSettings], step: int) -> tuple[int, int]:
 
 
 def read_train_settings(
-    kind: type[SettingsType], path: Path, overrides: Mapping[str, Any] | None = None
+    kind: type[SettingsType], path: Path | None, overrides: Mapping[str, Any] | None = None
 ) -> SettingsType:
-    """Settings of a training from a YAML file, with dotted `overrides` over it.
+    """Settings of a training from a YAML file or the defaults, with dotted `overrides` over it.
 
     `stages.0.steps` names the steps of the first stage.
 
     Raises:
         SettingsError: no such file, not YAML, an unknown key, or a value out of range.
     """
+    content = {} if path is None else _content(path)
+    for name, value in (overrides or {}).items():
+        _put(content, name.split('.'), value, name)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = '.'.join(str(part) for part in fault['loc'])
+        where = '' if path is None else f'{path}: '
+        raise SettingsError(f'{where}{name} = {fault.get("input")!r}: {fault["msg"]}') from None
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
@@ -95,15 +108,8 @@ def read_train_settings(
         raise SettingsError(f'{path}: not a readable YAML file: {error}') from None
     if not isinstance(content, dict):
         raise SettingsError(f'{path}: a settings file holds "name: value" lines')
-    content = json.loads(json.dumps(content, default=str))  # aliases become values of their own
-    for name, value in (overrides or {}).items():
-        _put(content, name.split('.'), value, name)
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        name = '.'.join(str(part) for part in fault['loc'])
-        raise SettingsError(f'{path}: {name} = {fault.get("input")!r}: {fault["msg"]}') from None
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))  # aliases become values
+    return plain
 
 
 def _put(tree: Any, names: Sequence[str], value: Any, whole: str) -> None:

@@ -45,13 +45,26 @@ def confidence_loss(assignment: Assignment, partner_a: Tensor) -> Tensor:
     Raises:
         ModelError: the matcher has no confidence head.
     """
+    made = (assignment.partner >= 0) & (partner_a != IGNORED)
+    return believed_loss(assignment, assignment.partner == partner_a, made)
+
+
+def believed_loss(assignment: Assignment, right: Tensor, judged: Tensor) -> Tensor:
+    """Binary cross-entropy of the confidences, all that were made, of matches that are judged.
+
+    Args:
+        assignment: of P pairs.
+        right, judged: (B, P, N) bool of a's keypoints.
+
+    Raises:
+        ModelError: the matcher has no confidence head.
+    """
     logit = assignment.confidence_logit
     if logit is None:
         raise ModelError('this matcher has no confidence head to be trained')
-    made = (assignment.partner >= 0) & (partner_a != IGNORED)
-    right = (assignment.partner == partner_a).to(logit.dtype).expand_as(logit)
-    loss = functional.binary_cross_entropy_with_logits(logit, right, reduction='none')
-    return _mean(loss.mean(0), made)
+    target = right.to(logit.dtype).expand_as(logit)
+    loss = functional.binary_cross_entropy_with_logits(logit, target, reduction='none')
+    return _mean(loss.mean(0), judged)
 
 
 def pose_angles(estimate: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

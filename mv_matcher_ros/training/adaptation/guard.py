@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether adapted weights are better: on clips that taught nothing, by what needs no truth.
+
+Four figures of the structure that a clip's matches give, all with limits in pixels that do not
+change: how many points there are, how exactly they are seen, in how many views, and how well two
+halves of them agree on the motion. More points must not be bought with worse ones, nor the other
+way round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mv_matcher_ros.datatypes import Array, Features, Matches, Rig
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.geometry.bundle_adjustment import solve
+from mv_matcher_ros.geometry.reprojection import Problem
+from mv_matcher_ros.geometry.so3 import rotation_angle
+from mv_matcher_ros.models.classical import Detector, Matcher
+from mv_matcher_ros.training.adaptation.clips import Clip
+from mv_matcher_ros.training.adaptation.settings import StructureSettings
+from mv_matcher_ros.training.adaptation.structure import (
+    ClipViews,
+    Fault,
+    Structure,
+    StructureSolver,
+)
+from mv_matcher_ros.training.adaptation.views import clip_views
+
+# Of an inlier, pixels of the working image: not a setting, so that figures compare.
+INLIER_PX = 2.0
+# Of the two halves of the points.
+ITERATIONS, CONVERGED = 15, 1e-8
+RESAMPLINGS = 2000
+HALVINGS = 6
+
+
+@dataclass(frozen=True)
+class ClipFigures:
+    """What the structure of one clip is like.
+
+    Attributes:
+        tracks: points within the limit in two views or more; 0 without a structure.
+        length: mean number of views that see one.
+        errors_px: (tracks,) root mean square reprojection error of each, sorted.
+        matches: that were made, between all pairs of views.
+        turn_deg, direction_deg: by how much two halves of the points differ in the motion from the
+            first to the last view; NaN without a structure.
+        fault: why there is none.
+    """
+
+    tracks: int
+    length: float
+    errors_px: Array
+    matches: int
+    turn_deg: float
+    direction_deg: float
+    fault: str = ''
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure before and after, over the clips that both solved.
+
+    Attributes:
+        name, unit: for people; better: 'more' or 'less'.
+        before, after: means.
+        interval: of the difference, 95 %, by resampling clips.
+        good: it is as it has to be for the weights to be better.
+    """
+
+    name: str
+    unit: str
+    better: str
+    before: float
+    after: float
+    interval: tuple[float, float]
+    good: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether adapted weights are better.
+
+    Attributes:
+        figures: that decide.
+        clips: how many; solved: by both.
+    """
+
+    figures: tuple[Figure, ...]
+    clips: int
+    solved: int
+
+    @property
+    def better(self) -> bool:
+        """All figures are as they have to be."""
+        return self.solved > 0 and all(figure.good for figure in self.figures)
+
+    @property
+    def against(self) -> str:
+        """What speaks against the weights."""
+        if not self.solved:
+            return 'no clip that judges could be solved'
+        return ', '.join(
+            f'{f.name} {f.before:.4g} -> {f.after:.4g} {f.unit}'
+            for f in self.figures if not f.good
+        )  # fmt: skip
+
+
+class Judge:
+    """Measures detectors and matchers on clips."""
+
+    def __init__(self, clips: Sequence[Clip], rig: Rig) -> None:
+        self._clips, self._rig = clips, rig
+        self._solver = StructureSolver(StructureSettings(inlier_px=INLIER_PX, grow_px=0.0))
+
+    def figures(
+        self,
+        detector: Detector,
+        matcher: Matcher,
+        advance: Callable[[], None] = lambda: None,
+        watch: Callable[[int, list[Features], Matches, Structure | None], None] | None = None,
+    ) -> list[ClipFigures]:
+        """Of each clip.
+
+        Args:
+            watch: gets the number of each clip with its features, matches and structure.
+        """
+        found = []
+        for number, clip in enumerate(self._clips):
+            features = [
+                detector.detect(image, mask)
+                for image, mask in zip(clip.images, clip.masks, strict=True)
+            ]
+            matches = matcher.match(features)
+            views, _ = clip_views(clip, features, self._rig)
+            structure = self._solver.solve(views, matches)
+            solved = None if isinstance(structure, Fault) else structure
+            found.append(
+                ClipFigures(0, 0.0, np.zeros(0), len(matches), np.nan, np.nan, structure.reason)
+                if isinstance(structure, Fault)
+                else figures_of(views, structure, len(matches))
+            )
+            if watch is not None:
+                watch(number, features, matches, solved)
+            advance()
+        return found
+
+
+def figures_of(views: ClipViews, structure: Structure, matches: int) -> ClipFigures:
+    """Of a structure."""
+    close = structure.residual_px <= INLIER_PX
+    tracks = close.sum(1) >= 2
+    count = close[tracks].sum(1)
+    squared = torch.where(close, structure.residual_px, 0.0).square().sum(1)[tracks]
+    errors = (squared / count).sqrt().sort().values
+    turn, direction = halves_apart(structure)
+    return ClipFigures(
+        int(tracks.sum()),
+        float(count.double().mean()) if len(count) else 0.0,
+        errors.numpy(),
+        matches,
+        turn,
+        direction,
+    )
+
+
+@torch.no_grad()
+def halves_apart(structure: Structure) -> tuple[float, float]:
+    """Degrees between the motions, first to last view, that two halves of the points say.
+
+    Rotation, and direction of translation: root mean squares over a few ways to halve. The two
+    estimates share no keypoint: what they differ by is noise.
+    """
+    squares = []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(HALVINGS):
+        half = torch.rand(len(structure), generator=generator).argsort() % 2 == 0
+        one, other = _motion(structure, half), _motion(structure, ~half)
+        turn = rotation_angle(one[:3, :3].mT @ other[:3, :3])
+        a, b = (torch.nn.functional.normalize(motion[:3, 3], dim=0) for motion in (one, other))
+        direction = torch.atan2(torch.linalg.cross(a, b).norm(), a @ b)
+        squares.append(torch.stack([turn, direction]).square())
+    turn, direction = torch.rad2deg(torch.stack(squares).mean(0).sqrt())
+    return float(turn), float(direction)
+
+
+def _motion(structure: Structure, part: Tensor) -> Tensor:
+    """(4, 4) pose of the last body in the first, from a part (T,) of the points."""
+    problem = structure.problem
+    kept = part[structure.track]
+    number = torch.cumsum(part, 0) - 1
+
+    def chosen(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value[:, kept]
+
+    smaller = Problem(
+        problem.world_from_body,
+        problem.points[:, part],
+        problem.pose_index[:, kept],
+        number[structure.track[kept]][None],
+        problem.measured[:, kept],
+        problem.sqrt_information[:, kept],
+        problem.fixed,
+        problem.camera_from_body,
+        chosen(problem.camera_index),
+        kernel=problem.kernel,
+        kernel_width=problem.kernel_width,
+        importance=chosen(problem.importance),
+    )
+    poses = solve(smaller, ITERATIONS, CONVERGED, point_steps=1).world_from_body[0]
+    found = (~problem.fixed[0]).nonzero()[:, 0]
+    first = int(problem.fixed[0].nonzero()[0]) if bool(problem.fixed.any()) else 0
+    last = int(found[-1]) if len(found) else first
+    return se3.inverse(poses[first]) @ poses[last]
+
+
+def compared(before: Sequence[ClipFigures], after: Sequence[ClipFigures]) -> Verdict:
+    """The verdict on figures of the same clips with the weights before and after."""
+    both = [(b, a) for b, a in zip(before, after, strict=True) if not b.fault and not a.fault]
+    tracks = [(float(b.tracks), float(a.tracks)) for b, a in zip(before, after, strict=True)]
+    figures = [_figure('points', 'a clip', tracks, 'more', may_stay=True)]
+    figures.append(_figure('reprojection error', 'px', [_errors(*p) for p in both], 'less'))
+    figures.append(
+        _figure('views of a point', '', [(b.length, a.length) for b, a in both], 'more')
+    )
+    apart = [(b.direction_deg, a.direction_deg) for b, a in both]
+    figures.append(_figure('disagreement of halves', 'deg', apart, 'less', geometric=True))
+    return Verdict(tuple(figures), len(before), len(both))
+
+
+def _errors(before: ClipFigures, after: ClipFigures) -> tuple[float, float]:
+    """Mean errors of as many points of each, the best ones: more points are not worse ones."""
+    count = min(before.tracks, after.tracks)
+    return float(before.errors_px[:count].mean()), float(after.errors_px[:count].mean())
+
+
+def _figure(
+    name: str,
+    unit: str,
+    pairs: Sequence[tuple[float, float]],
+    better: str,
+    may_stay: bool = False,
+    geometric: bool = False,
+) -> Figure:
+    values = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    values = values[np.isfinite(values).all(1)]
+    if not len(values):
+        return Figure(name, unit, better, np.nan, np.nan, (np.nan, np.nan), False)
+    if geometric:
+        values = np.log(np.maximum(values, 1e-9))
+    before, after = values.mean(0)
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLINGS, len(values)))
+    low, high = np.percentile((values[:, 1] - values[:, 0])[drawn].mean(1), [2.5, 97.5])
+    if geometric:  # the share that is left, as a difference from the mean before
+        low, high = (math.exp(before) * (math.exp(x) - 1.0) for x in (low, high))
+        before, after = math.exp(before), math.exp(after)
+    gain = after - before if better == 'more' else before - after
+    good = gain >= 0.0 if may_stay else gain > 0.0
+    return Figure(
+        name, unit, better, float(before), float(after), (float(low), float(high)), bool(good)
+    )

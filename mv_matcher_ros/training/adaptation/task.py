@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptation as a task of the trainer: a clip is matched, solved, and taught by its solution."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Features, Matches, Rig
+from mv_matcher_ros.models.detector import DetectorNetwork
+from mv_matcher_ros.models.learned import LearnedDetector, allowed_at
+from mv_matcher_ros.models.matcher import Assignment, MatcherNetwork
+from mv_matcher_ros.models.view_batch import ViewBatch
+from mv_matcher_ros.training.adaptation.clips import Clip
+from mv_matcher_ros.training.adaptation.objective import ExpectedPlaces, objective_at_optimum
+from mv_matcher_ros.training.adaptation.settings import AdaptationSettings
+from mv_matcher_ros.training.adaptation.structure import Fault, Structure, StructureSolver
+from mv_matcher_ros.training.adaptation.verdicts import Verdicts, verdicts
+from mv_matcher_ros.training.adaptation.views import clip_views
+from mv_matcher_ros.training.joint_task import JointNetwork, save_both, seen
+from mv_matcher_ros.training.matcher.losses import believed_loss, matching_loss
+from mv_matcher_ros.training.matcher.task import batch_device
+
+# Clips that the end of a training is measured on; the judgement that counts is the guard's.
+VALIDATED = 4
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Clips of a step, by number, and the seed of what is drawn of them."""
+
+    clips: tuple[int, ...]
+    seed: tuple[int, ...]
+
+
+class AdaptationTask:
+    """See `training.task.Task`.
+
+    Args:
+        settings: of the adaptation.
+        running: of the engine; how its networks run.
+        rig: cameras of the clips; the first, or the first two.
+        clips: that teach.
+        detector, matcher: to go on from.
+    """
+
+    network: nn.Module
+
+    def __init__(
+        self,
+        settings: AdaptationSettings,
+        running: Settings,
+        rig: Rig,
+        clips: Sequence[Clip],
+        detector: DetectorNetwork,
+        matcher: MatcherNetwork,
+    ) -> None:
+        self._settings, self._running = settings, running
+        self._clips, self._rig = clips, rig
+        self._solver = StructureSolver(settings.structure)
+        self._before = copy.deepcopy(detector).eval().requires_grad_(False)
+        self._similarity = detector.profile.unrelated_similarity
+        self.network = JointNetwork(detector, matcher)
+        _let_learn(self.network, settings)
+        self._finder: LearnedDetector | None = None
+        self._found: dict[int, list[Features]] = {}
+
+    @property
+    def detector_learns(self) -> bool:
+        """Whether anything of the detector changes."""
+        return bool({'descriptors', 'places'} & set(self._settings.learns))
+
+    def batch(self, step: int, rank: int, world: int) -> ClipBatch:
+        """See `Task`."""
+        settings, seed = self._settings, self._settings.trainer.seed
+        place = (step * world + rank) * settings.clips_per_step
+        chosen = []
+        for position in range(place, place + settings.clips_per_step):
+            epoch, inner = divmod(position, len(self._clips))
+            order = np.random.default_rng((seed, 53, epoch)).permutation(len(self._clips))
+            chosen.append(int(order[inner]))
+        return ClipBatch(tuple(chosen), (seed, step, rank))
+
+    def losses(self, network: nn.Module, batch: ClipBatch) -> dict[str, Tensor]:
+        """Means over the clips that could be solved; `solved` is the share of those."""
+        assert isinstance(network, JointNetwork)
+        rng = np.random.default_rng(batch.seed)
+        parts = []
+        for number in batch.clips:
+            part = self._of_clip(network, number, rng)
+            if part is not None:
+                parts.append(part)
+        solved = torch.tensor(len(parts) / len(batch.clips))
+        if not parts:
+            return {'loss': torch.zeros(()), 'solved': solved}
+        found = {name: torch.stack([p[name] for p in parts]).mean() for name in parts[0]}
+        # A clip without a solution says nothing: the others do not count for more.
+        return {**found, 'loss': found['loss'] * solved.to(found['loss']), 'solved': solved}
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Objective and tracks on a few of the clips that teach."""
+        assert isinstance(network, JointNetwork)
+        rng = np.random.default_rng(0)
+        found = [
+            part
+            for number in range(min(VALIDATED, len(self._clips)))
+            if (part := self._of_clip(network, number, rng)) is not None
+        ]
+        if not found:
+            return {'score': 0.0}
+        means = {n: float(np.mean([float(part[n]) for part in found])) for n in found[0]}
+        return {'score': means['tracks'], **means}
+
+    def save(self, network: nn.Module, path: Path, notes: Mapping[str, str]) -> None:
+        """The matcher as `path`; where the detector learned, too, that one beside it."""
+        assert isinstance(network, JointNetwork)
+        save_both(network, path, notes, self.detector_learns)
+
+    # -------------------------------------------------------------- one clip
+
+    def _of_clip(
+        self, network: JointNetwork, number: int, rng: np.random.Generator
+    ) -> dict[str, Tensor] | None:
+        """Losses of a clip, None where it has no structure."""
+        settings, clip = self._settings, self._clips[number]
+        device = batch_device(network)
+        features, moved = self._features(network.detector, number)
+        features = [one.chosen(self._drawn(len(one), rng)) for one in features]
+        room = max(len(one) for one in features)
+        if room == 0:
+            return None
+        made: Assignment = network.matcher(ViewBatch.of(features, room).to(device))
+        views, plane = clip_views(clip, features, self._rig)
+        places = ExpectedPlaces.of(
+            plane, views.valid, views.pixel, made.pairs.cpu(),
+            made.log_probability[0].cpu(), settings.reach_px, settings.reach_keypoints,
+        )  # fmt: skip
+        matches = _believed(made.matches(), settings.min_confidence)
+        if settings.control == 'shuffled':
+            matches = shuffled(matches, rng)
+        structure = self._solver.solve(views, matches, places.detached(), self._similarity)
+        if isinstance(structure, Fault):
+            return None
+        said = verdicts(
+            views, structure, made.pairs.cpu(), made.partner[0].cpu(), settings.structure.inlier_px
+        )
+        objective = objective_at_optimum(structure, places(structure.table)).float()
+        return self._weighed(made, structure, said, objective, moved)
+
+    def _weighed(
+        self,
+        made: Assignment,
+        structure: Structure,
+        said: Verdicts,
+        objective: Tensor,
+        moved: Tensor,
+    ) -> dict[str, Tensor]:
+        settings = self._settings
+        device = made.log_probability.device
+        a, b, wrong = (x[None].to(device) for x in (said.partner_a, said.partner_b, said.wrong))
+        looks = made.looks
+        match = torch.stack([matching_loss(look, a, b) for look in looks]).mean()
+        confidence = torch.zeros(())
+        if made.confidence_logit is not None:
+            parts = []
+            for look in looks:
+                right = (look.partner >= 0) & (look.partner == a)
+                # What was said of the last look's matches holds for others only if they are those.
+                same = look.partner == made.partner
+                elsewhere = (look.partner >= 0) & (a >= 0) & ~right
+                parts.append(believed_loss(look, right, right | elsewhere | (wrong & same)))
+            confidence = torch.stack(parts).mean()
+        loss = (
+            settings.objective_weight * objective.to(match)
+            + settings.match_weight * match
+            + settings.confidence_weight * confidence
+            + settings.keep * moved
+        )
+        judged = ((made.partner >= 0) & ((a >= 0) | wrong)).sum().clamp_min(1)
+        return {
+            'loss': loss,
+            'objective': objective.detach(),
+            'match': match.detach(),
+            'confidence': confidence.detach(),
+            'moved': moved.detach(),
+            'tracks': torch.tensor(float(len(structure))),
+            'length': (structure.table >= 0).sum(1).double().mean(),
+            'wrong': wrong.sum() / judged,
+        }
+
+    def _features(self, detector: DetectorNetwork, number: int) -> tuple[list[Features], Tensor]:
+        """Of the images of a clip, with gradients where the detector learns; and how far places
+        have moved from where they were."""
+        clip = self._clips[number]
+        if not self.detector_learns:
+            if number not in self._found:
+                self._found[number] = [
+                    self._finder_of(detector).detect(image, mask)
+                    for image, mask in zip(clip.images, clip.masks, strict=True)
+                ]
+            return self._found[number], torch.zeros(())
+        device = batch_device(detector)
+        found, moved = [], []
+        for image, mask in zip(clip.images, clip.masks, strict=True):
+            grey = (torch.tensor(image)[None, None].float() / 255.0).to(device)
+            with torch.no_grad():
+                allowed = allowed_at(mask, image.shape)[None].to(device)
+            dense = detector.dense(grey)
+            said = detector.select(dense, self._room, self._running.detector.border_px, allowed)
+            found.append(seen(said, 0, image.shape))
+            if 'places' in self._settings.learns and detector.subpixel is not None:
+                x, y = self._pixels(dense.scores, said.xy)
+                there, _ = self._before.to(device).refined(dense.fine.detach(), x, y)
+                here, _ = detector.refined(dense.fine, x, y)
+                moved.append(functional.smooth_l1_loss(here, there))
+        return found, torch.stack(moved).mean() if moved else torch.zeros(())
+
+    @staticmethod
+    def _pixels(scores: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, K) columns and rows near the keypoints (1, K, 2)."""
+        height, width = scores.shape[-2:]
+        column, row = xy.detach().round().long().unbind(-1)
+        return column.clamp(0, width - 1), row.clamp(0, height - 1)
+
+    @property
+    def _room(self) -> int:
+        return round(self._settings.keypoints * self._settings.spare_keypoints)
+
+    def _finder_of(self, detector: DetectorNetwork) -> LearnedDetector:
+        if self._finder is None:
+            settings = self._running.detector.model_copy(update={'max_keypoints': self._room})
+            network = copy.deepcopy(detector).float()
+            self._finder = LearnedDetector(network, settings, self._running.runtime)
+        return self._finder
+
+    def _drawn(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Index of the keypoints that take part: half of the time the strongest."""
+        wanted = self._settings.keypoints
+        if count <= wanted or rng.random() < 0.5:
+            return torch.arange(min(count, wanted))
+        return torch.from_numpy(rng.permutation(count)[:wanted]).sort().values
+
+
+def shuffled(matches: Matches, rng: np.random.Generator) -> Matches:
+    """For comparison: in each pair of views, partners dealt out anew."""
+    keypoints = matches.keypoints.clone()
+    for pair in torch.unique(matches.views, dim=0):
+        rows = (matches.views == pair).all(1).nonzero()[:, 0]
+        keypoints[rows, 1] = keypoints[rows[torch.from_numpy(rng.permutation(len(rows)))], 1]
+    return Matches(matches.views, keypoints, matches.confidence)
+
+
+def _believed(matches: Matches, least: float) -> Matches:
+    kept = matches.confidence.detach() >= least
+    return Matches(matches.views[kept], matches.keypoints[kept], matches.confidence[kept].detach())
+
+
+def _let_learn(network: JointNetwork, settings: AdaptationSettings) -> None:
+    """Only the parts that the settings name."""
+    network.requires_grad_(False)
+    learns = set(settings.learns)
+    detector, matcher = network.detector, network.matcher
+    if 'matcher' in learns:
+        matcher.requires_grad_(True)
+        if matcher.confidence is not None:
+            matcher.confidence.requires_grad_(False)
+    parts: dict[str, list[nn.Module | None]] = {
+        'confidence': [matcher.confidence],
+        'descriptors': [detector.descriptor_hidden, detector.descriptor],
+        'places': [detector.subpixel],
+    }
+    for name, modules in parts.items():
+        for module in modules:
+            if name in learns and module is not None:
+                module.requires_grad_(True)

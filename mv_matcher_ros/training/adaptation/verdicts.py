@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What bundle adjustment says of keypoints and matches: labels that nobody had to make.
+
+Keypoints of one point are partners. A keypoint whose point lies outside another view, or far from
+every keypoint of it, has no partner there, hidden or not. A match is wrong where its keypoint's
+point lies elsewhere, or where it is far from the epipolar line; of what has no point and
+contradicts nothing nothing is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.geometry.camera import camera_project
+from mv_matcher_ros.geometry.epipolar import essential_from_pose, symmetric_epipolar_error
+from mv_matcher_ros.training.adaptation.structure import ClipViews, Structure
+from mv_matcher_ros.training.data.labels import IGNORED, UNMATCHED
+
+# Beyond this a keypoint is not where a point is projected, and a match not on its line, pixels.
+FAR_PX = 8.0
+# How far outside the image a projected point is seen by none of its keypoints for certain.
+OUTSIDE_PX = 4.0
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Labels of P pairs of views.
+
+    Attributes:
+        partner_a, partner_b: (P, N) int64 partner in the other view, `UNMATCHED` for certain, or
+            `IGNORED`.
+        wrong: (P, N) bool, what keypoint of a was matched with is not its partner.
+    """
+
+    partner_a: Tensor
+    partner_b: Tensor
+    wrong: Tensor
+
+
+@torch.no_grad()
+def verdicts(
+    clip: ClipViews, structure: Structure, pairs: Tensor, partner: Tensor, inlier_px: float
+) -> Verdicts:
+    """Of the pairs (P, 2) and the matches that were made, (P, N) partners of a's keypoints.
+
+    Args:
+        inlier_px: largest residual of an observation that counts.
+    """
+    capacity = clip.plane_xy.shape[1]
+    table = torch.where(structure.residual_px <= inlier_px, structure.table, -1)
+    table = torch.where(((table >= 0).sum(1) >= 2)[:, None], table, -1)
+    nowhere, elsewhere_px = _projected(clip, structure)
+    side_a = torch.full((len(pairs), capacity), IGNORED, dtype=torch.int64)
+    side_b = side_a.clone()
+    wrong = torch.zeros_like(side_a, dtype=torch.bool)
+    for number, (a, b) in enumerate(pairs.tolist()):
+        if not bool(structure.seen[a] & structure.seen[b]):
+            continue
+        _label(side_a[number], table, a, b, nowhere)
+        _label(side_b[number], table, b, a, nowhere)
+        made = partner[number]
+        wrong[number] = _contradicts(made, table, a, b, elsewhere_px) | _off_its_line(
+            clip, structure, made, a, b
+        )
+    wrong &= (partner >= 0) & (partner != side_a)
+    return Verdicts(side_a, side_b, wrong)
+
+
+def _label(row: Tensor, table: Tensor, here: int, there: int, nowhere: Tensor) -> None:
+    """Partners in view `there` of the keypoints of `here`, into the row (N,)."""
+    seen = table[:, here] >= 0
+    both = seen & (table[:, there] >= 0)
+    alone = seen & ~both & nowhere[:, there]
+    row[table[alone, here]] = UNMATCHED
+    row[table[both, here]] = table[both, there]
+
+
+def _projected(clip: ClipViews, structure: Structure) -> tuple[Tensor, list[Tensor]]:
+    """(T, V) bool, no keypoint of a view can be the point; and of each view (T, N) distances in
+    pixels of its keypoints from the projected points."""
+    nowhere, distances = [], []
+    for view, camera in enumerate(clip.cameras):
+        there = se3.transform(structure.camera_from_world[view], structure.points)
+        pixels, valid = camera_project(camera, there)
+        limit = pixels.new_tensor([camera.width, camera.height]) - 0.5 + OUTSIDE_PX
+        outside = (pixels < -0.5 - OUTSIDE_PX).any(1) | (pixels > limit).any(1)
+        outside = outside | (there[:, 2] <= 0)
+        ahead = there[:, 2] > 1e-6
+        plane = there[:, :2] / torch.where(ahead, there[:, 2], 1.0)[:, None]
+        apart = torch.cdist(plane, clip.plane_xy[view]) / clip.pixel[view]
+        apart = apart.masked_fill(~clip.valid[view], torch.inf)
+        nearest = apart.amin(1) if apart.shape[1] else torch.full((len(apart),), torch.inf)
+        nowhere.append(outside | (valid & (nearest > FAR_PX)))
+        distances.append(apart)
+    return torch.stack(nowhere, dim=1), distances
+
+
+def _contradicts(
+    made: Tensor, table: Tensor, a: int, b: int, elsewhere_px: list[Tensor]
+) -> Tensor:
+    """(N,) the matched keypoint is far from where the point of a's keypoint is projected.
+
+    The other way round, too: the keypoint in b sees a point that is elsewhere in a.
+    """
+    count = len(made)
+    index = torch.arange(count)
+    bad = torch.zeros(count, dtype=torch.bool)
+    for here, there, mine, others in ((a, b, index, made), (b, a, made, index)):
+        owner = torch.full((count,), -1, dtype=torch.int64)
+        seen = table[:, here] >= 0
+        owner[table[seen, here]] = seen.nonzero()[:, 0]
+        track = owner[mine.clamp_min(0)]
+        known = (track >= 0) & (made >= 0)
+        apart = elsewhere_px[there][track.clamp_min(0), others.clamp_min(0)]
+        bad |= known & (apart > FAR_PX)
+    return bad
+
+
+def _off_its_line(clip: ClipViews, structure: Structure, made: Tensor, a: int, b: int) -> Tensor:
+    """(N,) the match is far from its epipolar lines."""
+    pose = structure.camera_from_world[b] @ se3.inverse(structure.camera_from_world[a])
+    essential = essential_from_pose(pose)
+    xy_a, xy_b = clip.plane_xy[a], clip.plane_xy[b][made.clamp_min(0)]
+    squared = symmetric_epipolar_error(essential, xy_a, xy_b)
+    far = squared > 2.0 * (FAR_PX * torch.maximum(clip.pixel[a], clip.pixel[b])) ** 2
+    return (made >= 0) & squared.isfinite() & far
