@@ -33,7 +33,7 @@ FEWEST_POINTS = 40
 # A chain of chosen frames ends where fewer points than this share can be followed to the next.
 LOST_SHARE = 0.25
 # Of the share of an image's contrast between neighbours that is left after blurring it (Crete).
-BLURRED = 0.62
+BLURRED = 0.58
 REFERENCE_WIDTH = 640
 # Quantile of the motions that counts: what is far away hardly moves, however the camera does.
 NEARER = 0.75

@@ -3,12 +3,13 @@
 
 Keypoints of one point are partners. A keypoint whose point lies outside another view, or far from
 every keypoint of it, has no partner there, hidden or not. A match is wrong where its keypoint's
-point lies elsewhere, or where it is far from the epipolar line; of what has no point and
-contradicts nothing nothing is said.
+point lies elsewhere, where it is off its epipolar line, or where its rays meet behind a view; of
+what has no point and contradicts nothing nothing is said.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +18,16 @@ from torch import Tensor
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.camera import camera_project
 from mv_matcher_ros.geometry.epipolar import essential_from_pose, symmetric_epipolar_error
+from mv_matcher_ros.geometry.triangulation import triangulate
 from mv_matcher_ros.training.adaptation.structure import ClipViews, Structure
 from mv_matcher_ros.training.data.labels import IGNORED, UNMATCHED
 
-# Beyond this a keypoint is not where a point is projected, and a match not on its line, pixels.
+# Beyond this a keypoint cannot be the point that is projected there, pixels.
 FAR_PX = 8.0
+# The same of a match that was made, times the limit of an inlier: between the two nobody knows.
+ELSEWHERE = 2.0
+# Parallax from which rays that meet behind a view say that a match is wrong.
+MEETING_DEG = 0.5
 # How far outside the image a projected point is seen by none of its keypoints for certain.
 OUTSIDE_PX = 4.0
 
@@ -48,7 +54,8 @@ def verdicts(
     """Of the pairs (P, 2) and the matches that were made, (P, N) partners of a's keypoints.
 
     Args:
-        inlier_px: largest residual of an observation that counts.
+        inlier_px: largest residual of an observation that counts, and largest distance of a match
+            from its epipolar lines (root mean square of the two).
     """
     capacity = clip.plane_xy.shape[1]
     table = torch.where(structure.residual_px <= inlier_px, structure.table, -1)
@@ -63,9 +70,9 @@ def verdicts(
         _label(side_a[number], table, a, b, nowhere)
         _label(side_b[number], table, b, a, nowhere)
         made = partner[number]
-        wrong[number] = _contradicts(made, table, a, b, elsewhere_px) | _off_its_line(
-            clip, structure, made, a, b
-        )
+        limit_px = ELSEWHERE * inlier_px
+        wrong[number] = _contradicts(made, table, a, b, elsewhere_px, limit_px)
+        wrong[number] |= _against_the_motion(clip, structure, made, a, b, inlier_px)
     wrong &= (partner >= 0) & (partner != side_a)
     return Verdicts(side_a, side_b, wrong)
 
@@ -100,7 +107,7 @@ def _projected(clip: ClipViews, structure: Structure) -> tuple[Tensor, list[Tens
 
 
 def _contradicts(
-    made: Tensor, table: Tensor, a: int, b: int, elsewhere_px: list[Tensor]
+    made: Tensor, table: Tensor, a: int, b: int, elsewhere_px: list[Tensor], limit_px: float
 ) -> Tensor:
     """(N,) the matched keypoint is far from where the point of a's keypoint is projected.
 
@@ -116,15 +123,21 @@ def _contradicts(
         track = owner[mine.clamp_min(0)]
         known = (track >= 0) & (made >= 0)
         apart = elsewhere_px[there][track.clamp_min(0), others.clamp_min(0)]
-        bad |= known & (apart > FAR_PX)
+        bad |= known & (apart > limit_px)
     return bad
 
 
-def _off_its_line(clip: ClipViews, structure: Structure, made: Tensor, a: int, b: int) -> Tensor:
-    """(N,) the match is far from its epipolar lines."""
+def _against_the_motion(
+    clip: ClipViews, structure: Structure, made: Tensor, a: int, b: int, limit_px: float
+) -> Tensor:
+    """(N,) the match is off its epipolar lines, or its rays meet behind a view."""
     pose = structure.camera_from_world[b] @ se3.inverse(structure.camera_from_world[a])
-    essential = essential_from_pose(pose)
     xy_a, xy_b = clip.plane_xy[a], clip.plane_xy[b][made.clamp_min(0)]
-    squared = symmetric_epipolar_error(essential, xy_a, xy_b)
-    far = squared > 2.0 * (FAR_PX * torch.maximum(clip.pixel[a], clip.pixel[b])) ** 2
-    return (made >= 0) & squared.isfinite() & far
+    squared = symmetric_epipolar_error(essential_from_pose(pose), xy_a, xy_b)
+    pixel = torch.maximum(clip.pixel[a], clip.pixel[b])
+    off = squared.isfinite() & (squared > 2.0 * (limit_px * pixel) ** 2)
+    eye = torch.eye(4, dtype=pose.dtype)
+    met = triangulate(torch.stack([xy_a, xy_b], dim=1), torch.stack([eye, pose]))
+    wide = met.parallax_rad > math.radians(MEETING_DEG)
+    behind = wide & (met.depths < 0).any(1)
+    return (made >= 0) & (off | behind)

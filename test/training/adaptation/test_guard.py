@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When adapted weights count as better."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from clip_scenes import clip_scene
+
+from mv_matcher_ros.training.adaptation.guard import (
+    INLIER_PX,
+    ClipFigures,
+    compared,
+    figures_of,
+    halves_apart,
+)
+from mv_matcher_ros.training.adaptation.settings import StructureSettings
+from mv_matcher_ros.training.adaptation.structure import Structure, StructureSolver
+
+
+def figures(
+    tracks: int = 100, length: float = 3.0, error_px: float = 0.5, apart: float = 0.2
+) -> ClipFigures:
+    errors = np.full(tracks, error_px)
+    return ClipFigures(tracks, length, errors, 2 * tracks, apart, apart)
+
+
+BEFORE = [figures() for _ in range(4)]
+BETTER = [figures(110, 3.1, 0.45, 0.15) for _ in range(4)]
+
+
+def test_all_figures_better() -> None:
+    verdict = compared(BEFORE, BETTER)
+    assert verdict.better
+    assert verdict.against == ''
+    assert [f.good for f in verdict.figures] == [True] * 4
+
+
+def test_the_same_weights_are_not_better() -> None:
+    verdict = compared(BEFORE, BEFORE)
+    assert not verdict.better
+    assert all(f.before == f.after for f in verdict.figures)
+
+
+@pytest.mark.parametrize(
+    ('change', 'name'),
+    [
+        ({'tracks': 99, 'errors_px': np.full(99, 0.45)}, 'points'),
+        ({'length': 2.9}, 'views of a point'),
+        ({'errors_px': np.full(110, 0.55)}, 'reprojection error'),
+        ({'direction_deg': 0.3}, 'disagreement of halves'),
+    ],
+)
+def test_one_figure_that_is_worse_speaks_against_it(change: dict[str, object], name: str) -> None:
+    verdict = compared(BEFORE, [replace(f, **change) for f in BETTER])  # type: ignore[arg-type]
+    assert not verdict.better
+    assert name in verdict.against
+
+
+def test_as_many_points_are_enough() -> None:
+    assert compared(BEFORE, [figures(100, 3.1, 0.45, 0.15) for _ in range(4)]).better
+
+
+def test_more_points_are_not_blamed_for_being_the_harder_ones() -> None:
+    more = replace(BETTER[0], errors_px=np.concatenate([np.full(100, 0.45), np.full(10, 1.9)]))
+    assert compared(BEFORE, [more] * 4).better
+
+
+def test_a_clip_that_is_lost_counts_as_no_points() -> None:
+    lost = ClipFigures(0, 0.0, np.zeros(0), 0, np.nan, np.nan, 'too few matches')
+    verdict = compared(BEFORE, [*BETTER[:3], lost])
+    assert not verdict.better
+    assert 'points' in verdict.against
+    assert verdict.solved == 3
+
+
+def test_nothing_solved() -> None:
+    lost = ClipFigures(0, 0.0, np.zeros(0), 0, np.nan, np.nan, 'too few matches')
+    verdict = compared([lost], [lost])
+    assert not verdict.better
+    assert 'no clip' in verdict.against
+
+
+def test_figures_of_a_structure() -> None:
+    scene = clip_scene()
+    found = StructureSolver(StructureSettings(grow_px=0.0)).solve(scene.views, scene.matches)
+    assert isinstance(found, Structure)
+    measured = figures_of(scene.views, found, len(scene.matches))
+    assert measured.tracks > 100
+    assert 2.0 < measured.length <= 4.0
+    assert (measured.errors_px <= INLIER_PX).all()
+    assert (np.diff(measured.errors_px) >= 0).all()
+    assert measured.matches == len(scene.matches)
+
+
+def test_halves_agree_the_better_the_less_noise_there_is() -> None:
+    apart = []
+    for noise_px in (0.05, 0.5):
+        scene = clip_scene(noise_px=noise_px)
+        found = StructureSolver(StructureSettings()).solve(scene.views, scene.matches)
+        assert isinstance(found, Structure)
+        apart.append(halves_apart(found))
+    assert 5.0 * apart[0][1] < apart[1][1] < 5.0
+    assert 5.0 * apart[0][0] < apart[1][0] < 1.0
