@@ -39,6 +39,7 @@ from mv_matcher_ros.cli.train_matcher import start_notes, watched
 from mv_matcher_ros.errors import MvMatcherError, SettingsError
 
 if TYPE_CHECKING:
+    from mv_matcher_ros.cli.adapt_report import Pictures
     from mv_matcher_ros.config import Settings
     from mv_matcher_ros.files.recording import Recording
     from mv_matcher_ros.training.adaptation.clips import Clip, ClipPlan
@@ -79,6 +80,7 @@ def adapt(
     else nothing is written and the exit code is 3. `--config` is that of the engine, `--set` names
     settings of the adaptation. The same command goes on where it was interrupted.
     """
+    from mv_matcher_ros.cli.adapt_report import REPORT, write_adaptation_report
     from mv_matcher_ros.training.adaptation.settings import AdaptationSettings
     from mv_matcher_ros.training.settings import read_train_settings
 
@@ -98,7 +100,7 @@ def adapt(
     if not _learned(settings, running, recording, plan, teach, weights, folder, minutes, device):
         return
     best = folder / 'best.safetensors'
-    verdict = _judged(running, recording, judge, best, folder)
+    verdict, pictures = _judged(running, recording, judge, best, folder)
     content = {
         'better': verdict.better,
         'clips': verdict.clips,
@@ -109,6 +111,10 @@ def adapt(
         'teach': len(teach),
     }
     write_text(folder / FIGURES, _as_text(content))
+    page = write_adaptation_report(
+        folder / REPORT, recording.name, verdict, pictures, folder / 'log.jsonl', content
+    )
+    say(f'report: {page}')
     if json:
         print_json(content)
     else:
@@ -209,8 +215,9 @@ def _learned(
 
 def _judged(
     running: Settings, recording: Recording, judge: Sequence[Clip], adapted: Path, folder: Path
-) -> Verdict:
+) -> tuple[Verdict, list[Pictures]]:
     """The verdict of the clips that taught nothing, on the weights before and after."""
+    from mv_matcher_ros.cli.adapt_report import Pictures
     from mv_matcher_ros.models.choice import Models
     from mv_matcher_ros.training.adaptation.guard import Judge, compared
     from mv_matcher_ros.training.joint_task import DETECTOR_FILE
@@ -221,13 +228,15 @@ def _judged(
         'after': _with_weights(running, adapted, detector if detector.exists() else None),
     }
     judging = Judge(judge, recording.rig)
-    found = []
+    found, pictures = [], []
     for name, settings in sides.items():
         models = Models.of(settings)
         assert models.graph is not None
         with progress(f'judging the weights {name}', len(judge)) as advance:
-            found.append(judging.figures(models.detector, models.graph, advance))
-    return compared(*found)
+            taken = Pictures(judge, name)
+            found.append(judging.figures(models.detector, models.graph, advance, taken.watch))
+            pictures.append(taken)
+    return compared(*found), pictures
 
 
 def _with_weights(running: Settings, matcher: Path | None, detector: Path | None) -> Settings:

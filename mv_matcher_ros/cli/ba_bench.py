@@ -120,7 +120,7 @@ def time_ours(scene: Scene, repeats: int) -> Timing:
     from mv_matcher_ros.geometry.bundle_adjustment import solve
 
     problem = to_problem(scene)
-    elapsed, solution = _median_ms(
+    elapsed, solution = median_ms(
         lambda: solve(problem, MAX_ITERATIONS, RELATIVE_DECREASE), repeats
     )
     return Timing(
@@ -148,7 +148,7 @@ def time_gtsam(scene: Scene, repeats: int) -> Timing | None:
         optimizer = gtsam.LevenbergMarquardtOptimizer(graph, values, parameters)
         return optimizer.optimize(), optimizer.iterations()
 
-    elapsed, (result, iterations) = _median_ms(optimise, repeats)
+    elapsed, (result, iterations) = median_ms(optimise, repeats)
     return Timing('gtsam', elapsed, iterations, graph.error(values), graph.error(result))
 
 
@@ -175,7 +175,8 @@ def _gtsam_graph(gtsam: Any, scene: Scene) -> tuple[Any, Any]:
     return graph, values
 
 
-def _median_ms(function: Callable[[], T], repeats: int) -> tuple[float, T]:
+def median_ms(function: Callable[[], T], repeats: int) -> tuple[float, T]:
+    """Median time of a function, and its last result."""
     result = function()  # caches and thread pools warm up outside the clock
     times = []
     for _ in range(repeats):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mv_matcher_ros.cli.bench_creep import creep
+from mv_matcher_ros.cli.bench_gradient import gradient
 from mv_matcher_ros.cli.bench_homographies import homographies
 from mv_matcher_ros.cli.bench_matcher import matcher
 from mv_matcher_ros.cli.bench_memory import memory
@@ -75,6 +76,7 @@ def bundle_adjustment(
     report({'bundle_adjustment': rows}, json, lambda: print_bundle_adjustment(rows))
 
 
+bench.command()(gradient)
 bench.command()(matcher)
 bench.command()(node)
 bench.command()(memory)

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,12 +100,22 @@ def render_report(content: Content, folder: Path) -> str:
         '<footer>Lengths in metres unless said otherwise; odom has x forward, y left, z up. '
         'Move the pointer over a chart to see that frame in all of them.</footer>',
     ]
+    title = f'{run.name} – odometry report'
+    return page(title, [part for part in body if part], linked.to_json())
+
+
+def page(title: str, body: Sequence[str], frames: Mapping[str, Any] | None = None) -> str:
+    """A self-contained page in the look of our reports.
+
+    Args:
+        body: HTML, one part after the other.
+        frames: what links charts (`LinkedFrames.to_json`); None without charts.
+    """
     template = resources.files('mv_matcher_ros.evaluation').joinpath('report_template.html')
-    page = template.read_text(encoding='utf-8')
-    page = page.replace('{{title}}', escape(f'{run.name} – odometry report'))
+    text = template.read_text(encoding='utf-8').replace('{{title}}', escape(title))
     # "</" would end the script element early; JSON reads "<\/" the same.
-    page = page.replace('{{frames}}', json.dumps(linked.to_json()).replace('</', '<\\/'))
-    return page.replace('{{body}}', '\n'.join(part for part in body if part))
+    text = text.replace('{{frames}}', json.dumps(frames or {}).replace('</', '<\\/'))
+    return text.replace('{{body}}', '\n'.join(body))
 
 
 def _notes(notes: list[str], result: EvaluationResult | None) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import cv2
 import numpy as np
@@ -91,6 +92,7 @@ def frames(make: Callable[[int], Image], count: int = 90) -> Iterator[Frame]:
         yield Frame(step * 100_000_000, (View(make(step)),), step)
 
 
+@cache
 def surveyed(make: Callable[[int], Image], count: int = 90) -> Survey:
     return survey(frames(make, count), RIG, SETTINGS, 0, 4.0)
 
