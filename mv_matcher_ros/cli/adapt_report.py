@@ -113,8 +113,8 @@ def _figures(figures: Sequence[Figure]) -> str:
     )
     return (
         '<section class="card"><h2>Before and after</h2><p class="hint">Means over clips. Points: '
-        'triangulated from the matches and seen within 2 px in two views or more. Their error: of '
-        'as many of the best ones before and after. Halves: by how much the motions differ that '
+        'triangulated from the matches, seen within 2 px in two views or more. Error and views: '
+        'of the points that both have. Halves: by how much the motions differ that '
         'two halves of the points give. The difference with its 95 % interval, by resampling '
         'clips.</p><table><tr><th>figure</th><th>before</th><th>after</th><th class="text">unit'
         f'</th><th>difference</th><th class="text">as it must be</th></tr>{rows}</table></section>'

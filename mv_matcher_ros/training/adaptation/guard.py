@@ -2,9 +2,9 @@
 """Whether adapted weights are better: on clips that taught nothing, by what needs no truth.
 
 Four figures of the structure that a clip's matches give, all with limits in pixels that do not
-change: how many points there are, how exactly they are seen, in how many views, and how well two
-halves of them agree on the motion. More points must not be bought with worse ones, nor the other
-way round.
+change: how many points there are; of those that both weights find, how exactly they are seen and
+in how many views; and how well two halves of them agree on the motion. More points must not be
+bought with worse ones, nor the other way round.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mv_matcher_ros.datatypes import Array, Features, Matches, Rig
@@ -26,7 +27,6 @@ from mv_matcher_ros.models.classical import Detector, Matcher
 from mv_matcher_ros.training.adaptation.clips import Clip
 from mv_matcher_ros.training.adaptation.settings import StructureSettings
 from mv_matcher_ros.training.adaptation.structure import (
-    ClipViews,
     Fault,
     Structure,
     StructureSolver,
@@ -46,22 +46,37 @@ class ClipFigures:
     """What the structure of one clip is like.
 
     Attributes:
-        tracks: points within the limit in two views or more; 0 without a structure.
-        length: mean number of views that see one.
-        errors_px: (tracks,) root mean square reprojection error of each, sorted.
+        table: (T, V) int64 keypoints of the points within the limit in two views or more, −1 where
+            unseen or beyond it; T is 0 without a structure.
+        residual_px: (T, V) their reprojection errors, infinite there.
         matches: that were made, between all pairs of views.
         turn_deg, direction_deg: by how much two halves of the points differ in the motion from the
             first to the last view; NaN without a structure.
         fault: why there is none.
     """
 
-    tracks: int
-    length: float
-    errors_px: Array
+    table: NDArray[np.int64]
+    residual_px: Array
     matches: int
     turn_deg: float
     direction_deg: float
     fault: str = ''
+
+    @property
+    def tracks(self) -> int:
+        """How many points."""
+        return len(self.table)
+
+    @property
+    def length(self) -> float:
+        """Mean number of views that see one."""
+        return float((self.table >= 0).sum(1).mean()) if len(self.table) else 0.0
+
+    @classmethod
+    def without(cls, views: int, matches: int, fault: str) -> ClipFigures:
+        """Of a clip without a structure."""
+        nothing = np.zeros((0, views))
+        return cls(nothing.astype(np.int64), nothing, matches, np.nan, np.nan, fault)
 
 
 @dataclass(frozen=True)
@@ -143,9 +158,9 @@ class Judge:
             structure = self._solver.solve(views, matches)
             solved = None if isinstance(structure, Fault) else structure
             found.append(
-                ClipFigures(0, 0.0, np.zeros(0), len(matches), np.nan, np.nan, structure.reason)
+                ClipFigures.without(len(features), len(matches), structure.reason)
                 if isinstance(structure, Fault)
-                else figures_of(views, structure, len(matches))
+                else figures_of(structure, len(matches))
             )
             if watch is not None:
                 watch(number, features, matches, solved)
@@ -153,22 +168,13 @@ class Judge:
         return found
 
 
-def figures_of(views: ClipViews, structure: Structure, matches: int) -> ClipFigures:
+def figures_of(structure: Structure, matches: int) -> ClipFigures:
     """Of a structure."""
     close = structure.residual_px <= INLIER_PX
     tracks = close.sum(1) >= 2
-    count = close[tracks].sum(1)
-    squared = torch.where(close, structure.residual_px, 0.0).square().sum(1)[tracks]
-    errors = (squared / count).sqrt().sort().values
-    turn, direction = halves_apart(structure)
-    return ClipFigures(
-        int(tracks.sum()),
-        float(count.double().mean()) if len(count) else 0.0,
-        errors.numpy(),
-        matches,
-        turn,
-        direction,
-    )
+    table = torch.where(close, structure.table, -1)[tracks]
+    residual = torch.where(close, structure.residual_px, torch.inf)[tracks]
+    return ClipFigures(table.numpy(), residual.numpy(), matches, *halves_apart(structure))
 
 
 @torch.no_grad()
@@ -226,19 +232,44 @@ def compared(before: Sequence[ClipFigures], after: Sequence[ClipFigures]) -> Ver
     both = [(b, a) for b, a in zip(before, after, strict=True) if not b.fault and not a.fault]
     tracks = [(float(b.tracks), float(a.tracks)) for b, a in zip(before, after, strict=True)]
     figures = [_figure('points', 'a clip', tracks, 'more', may_stay=True)]
-    figures.append(_figure('reprojection error', 'px', [_errors(*p) for p in both], 'less'))
-    figures.append(
-        _figure('views of a point', '', [(b.length, a.length) for b, a in both], 'more')
-    )
+    same = [_of_the_same(*pair) for pair in both]
+    errors = [(errors_before, errors_after) for errors_before, errors_after, _, _ in same]
+    figures.append(_figure('reprojection error', 'px', errors, 'less'))
+    lengths = [(length_before, length_after) for _, _, length_before, length_after in same]
+    figures.append(_figure('views of a point', '', lengths, 'more'))
     apart = [(b.direction_deg, a.direction_deg) for b, a in both]
     figures.append(_figure('disagreement of halves', 'deg', apart, 'less', geometric=True))
     return Verdict(tuple(figures), len(before), len(both))
 
 
-def _errors(before: ClipFigures, after: ClipFigures) -> tuple[float, float]:
-    """Mean errors of as many points of each, the best ones: more points are not worse ones."""
-    count = min(before.tracks, after.tracks)
-    return float(before.errors_px[:count].mean()), float(after.errors_px[:count].mean())
+def _of_the_same(before: ClipFigures, after: ClipFigures) -> tuple[float, float, float, float]:
+    """Of the points that both have: root mean square errors, pixels, of what both see of them, and
+    mean numbers of views; before and after.
+
+    More points are the harder ones: means over all of them would be worse for being more.
+    """
+    room = 1 + max(before.table.max(initial=0), after.table.max(initial=0))
+    owner = np.full((after.table.shape[1], room), -1)
+    track, view = np.nonzero(after.table >= 0)
+    owner[view, after.table[track, view]] = track
+    views = np.arange(before.table.shape[1])
+    theirs = np.where(before.table >= 0, owner[views, before.table], -1)  # (T, V)
+    # The one that sees the most of the same keypoints.
+    alike = (theirs[:, :, None] == theirs[:, None]) & (theirs >= 0)[:, :, None]
+    counts = alike.sum(2)
+    best = counts.argmax(1)
+    rows = np.arange(len(theirs))
+    found = counts[rows, best] >= 2
+    mine, other = rows[found], theirs[rows, best][found]
+    shared = (before.table[mine] >= 0) & (before.table[mine] == after.table[other])
+    if not len(mine):
+        return (np.nan,) * 4
+    return (
+        float(np.sqrt(np.square(before.residual_px[mine][shared]).mean())),
+        float(np.sqrt(np.square(after.residual_px[other][shared]).mean())),
+        float((before.table[mine] >= 0).sum(1).mean()),
+        float((after.table[other] >= 0).sum(1).mean()),
+    )
 
 
 def _figure(

@@ -25,14 +25,16 @@ from mv_matcher_ros.training.adaptation.structure import Structure, StructureSol
 
 
 def figures(
-    tracks: int = 100, length: float = 3.0, error_px: float = 0.5, apart: float = 0.2
+    tracks: int = 100, length: int = 3, error_px: float = 0.5, apart: float = 0.2
 ) -> ClipFigures:
-    errors = np.full(tracks, error_px)
-    return ClipFigures(tracks, length, errors, 2 * tracks, apart, apart)
+    """Point k is seen by keypoint k of the first views."""
+    table = np.repeat(np.arange(tracks)[:, None], 4, axis=1)
+    table[:, length:] = -1
+    return ClipFigures(table, np.where(table >= 0, error_px, np.inf), 2 * tracks, apart, apart)
 
 
 BEFORE = [figures() for _ in range(4)]
-BETTER = [figures(110, 3.1, 0.45, 0.15) for _ in range(4)]
+BETTER = [figures(110, 4, 0.45, 0.15) for _ in range(4)]
 
 
 def test_all_figures_better() -> None:
@@ -49,31 +51,49 @@ def test_the_same_weights_are_not_better() -> None:
 
 
 @pytest.mark.parametrize(
-    ('change', 'name'),
+    ('after', 'name'),
     [
-        ({'tracks': 99, 'errors_px': np.full(99, 0.45)}, 'points'),
-        ({'length': 2.9}, 'views of a point'),
-        ({'errors_px': np.full(110, 0.55)}, 'reprojection error'),
-        ({'direction_deg': 0.3}, 'disagreement of halves'),
+        (figures(99, 4, 0.45, 0.15), 'points'),
+        (figures(110, 2, 0.45, 0.15), 'views of a point'),
+        (figures(110, 4, 0.55, 0.15), 'reprojection error'),
+        (figures(110, 4, 0.45, 0.3), 'disagreement of halves'),
     ],
 )
-def test_one_figure_that_is_worse_speaks_against_it(change: dict[str, object], name: str) -> None:
-    verdict = compared(BEFORE, [replace(f, **change) for f in BETTER])  # type: ignore[arg-type]
+def test_one_figure_that_is_worse_speaks_against_it(after: ClipFigures, name: str) -> None:
+    verdict = compared(BEFORE, [after] * 4)
     assert not verdict.better
     assert name in verdict.against
+    assert sum(f.good for f in verdict.figures) == 3
 
 
 def test_as_many_points_are_enough() -> None:
-    assert compared(BEFORE, [figures(100, 3.1, 0.45, 0.15) for _ in range(4)]).better
+    assert compared(BEFORE, [figures(100, 4, 0.45, 0.15) for _ in range(4)]).better
 
 
 def test_more_points_are_not_blamed_for_being_the_harder_ones() -> None:
-    more = replace(BETTER[0], errors_px=np.concatenate([np.full(100, 0.45), np.full(10, 1.9)]))
-    assert compared(BEFORE, [more] * 4).better
+    after = figures(110, 4, 0.45, 0.15)
+    after.residual_px[100:, :2] = 1.9
+    assert compared(BEFORE, [after] * 4).better
+
+
+def test_more_points_are_not_praised_for_the_best_of_them() -> None:
+    # As many new, better ones: of those there were nothing has changed.
+    after = figures(200, 3, 0.5, 0.15)
+    after.residual_px[100:][after.table[100:] >= 0] = 0.1
+    verdict = compared(BEFORE, [after] * 4)
+    assert 'reprojection error' in verdict.against
+    assert 'views of a point' in verdict.against
+
+
+def test_points_are_the_same_by_the_keypoints_that_see_them() -> None:
+    after = figures(100, 4, 0.45, 0.15)
+    order = np.random.default_rng(0).permutation(100)
+    shuffled = replace(after, table=after.table[order], residual_px=after.residual_px[order])
+    assert compared(BEFORE, [shuffled] * 4) == compared(BEFORE, [after] * 4)
 
 
 def test_a_clip_that_is_lost_counts_as_no_points() -> None:
-    lost = ClipFigures(0, 0.0, np.zeros(0), 0, np.nan, np.nan, 'too few matches')
+    lost = ClipFigures.without(4, 0, 'too few matches')
     verdict = compared(BEFORE, [*BETTER[:3], lost])
     assert not verdict.better
     assert 'points' in verdict.against
@@ -81,7 +101,7 @@ def test_a_clip_that_is_lost_counts_as_no_points() -> None:
 
 
 def test_nothing_solved() -> None:
-    lost = ClipFigures(0, 0.0, np.zeros(0), 0, np.nan, np.nan, 'too few matches')
+    lost = ClipFigures.without(4, 0, 'too few matches')
     verdict = compared([lost], [lost])
     assert not verdict.better
     assert 'no clip' in verdict.against
@@ -91,11 +111,10 @@ def test_figures_of_a_structure() -> None:
     scene = clip_scene()
     found = StructureSolver(StructureSettings(grow_px=0.0)).solve(scene.views, scene.matches)
     assert isinstance(found, Structure)
-    measured = figures_of(scene.views, found, len(scene.matches))
+    measured = figures_of(found, len(scene.matches))
     assert measured.tracks > 100
     assert 2.0 < measured.length <= 4.0
-    assert (measured.errors_px <= INLIER_PX).all()
-    assert (np.diff(measured.errors_px) >= 0).all()
+    assert (measured.residual_px[measured.table >= 0] <= INLIER_PX).all()
     assert measured.matches == len(scene.matches)
 
 
