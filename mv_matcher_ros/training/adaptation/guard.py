@@ -38,7 +38,7 @@ INLIER_PX = 2.0
 # Of the two halves of the points.
 ITERATIONS, CONVERGED = 15, 1e-8
 RESAMPLINGS = 2000
-HALVINGS = 6
+HALVINGS = 8
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,9 @@ def halves_apart(structure: Structure) -> tuple[float, float]:
     """
     squares = []
     generator = torch.Generator().manual_seed(0)
+    room = int(structure.table.max()) + 1
     for _ in range(HALVINGS):
-        half = torch.rand(len(structure), generator=generator).argsort() % 2 == 0
+        half = _half(structure.table, room, generator)
         one, other = _motion(structure, half), _motion(structure, ~half)
         turn = rotation_angle(one[:3, :3].mT @ other[:3, :3])
         a, b = (torch.nn.functional.normalize(motion[:3, 3], dim=0) for motion in (one, other))
@@ -195,6 +196,20 @@ def halves_apart(structure: Structure) -> tuple[float, float]:
         squares.append(torch.stack([turn, direction]).square())
     turn, direction = torch.rad2deg(torch.stack(squares).mean(0).sqrt())
     return float(turn), float(direction)
+
+
+def _half(table: Tensor, room: int, generator: torch.Generator) -> Tensor:
+    """(T,) bool, the points of one half; the same for points that the same keypoints see.
+
+    Whoever of its keypoints drew the smallest number decides: weights that find about the same
+    points are compared on about the same halves, and what these differ by cancels.
+    """
+    shape = (table.shape[1], room)
+    number, side = torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
+    view = torch.arange(table.shape[1])
+    drawn = torch.where(table >= 0, number[view, table.clamp_min(0)], torch.inf)
+    decides = drawn.argmin(1)
+    return side[decides, table[torch.arange(len(table)), decides]] < 0.5
 
 
 def _motion(structure: Structure, part: Tensor) -> Tensor:

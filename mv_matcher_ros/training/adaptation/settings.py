@@ -108,6 +108,9 @@ class AdaptationSettings(Section):
     min_confidence: float = Field(
         0.1, ge=0.0, le=1.0, description='Of matches that the lower level begins with.'
     )
+    verdict_px: float = Field(
+        1.5, gt=0.0, description='A match is right within this distance of its point.'
+    )
     objective_weight: float = Field(
         1.0, ge=0.0, description='Of the objective of bundle adjustment at its optimum.'
     )

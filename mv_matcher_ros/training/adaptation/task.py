@@ -150,7 +150,7 @@ class AdaptationTask:
         if isinstance(structure, Fault):
             return None
         said = verdicts(
-            views, structure, made.pairs.cpu(), made.partner[0].cpu(), settings.structure.inlier_px
+            views, structure, made.pairs.cpu(), made.partner[0].cpu(), settings.verdict_px
         )
         objective = objective_at_optimum(structure, places(structure.table)).float()
         return self._weighed(made, structure, said, objective, moved)

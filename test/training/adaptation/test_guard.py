@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clip_scenes import clip_scene
@@ -16,6 +17,7 @@ from clip_scenes import clip_scene
 from mv_matcher_ros.training.adaptation.guard import (
     INLIER_PX,
     ClipFigures,
+    _half,
     compared,
     figures_of,
     halves_apart,
@@ -127,3 +129,19 @@ def test_halves_agree_the_better_the_less_noise_there_is() -> None:
         apart.append(halves_apart(found))
     assert 5.0 * apart[0][1] < apart[1][1] < 5.0
     assert 5.0 * apart[0][0] < apart[1][0] < 1.0
+
+
+def test_halves_of_the_same_points_are_the_same() -> None:
+    scene = clip_scene()
+    found = StructureSolver(StructureSettings()).solve(scene.views, scene.matches)
+    assert isinstance(found, Structure)
+    draws = [torch.Generator().manual_seed(3) for _ in range(3)]
+    half = _half(found.table, 200, draws[0])
+    assert 0.3 < float(half.double().mean()) < 0.7
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(_half(found.table[order], 200, draws[1]), half[order])
+    longer = found.table.clone()
+    longer[:, 3] = -1
+    kept = (longer >= 0).sum(1) >= 2
+    same = _half(longer[kept], 200, draws[2]) == half[kept]
+    assert 0.75 < float(same.double().mean()) < 1.0
