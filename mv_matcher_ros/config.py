@@ -322,6 +322,19 @@ class RuntimeSettings(Section):
     )
 
 
+class AdaptationSettings(Section):
+    """Frames that the node keeps for `mv-matcher adapt`."""
+
+    folder: str = Field('', description='Where they are kept; empty: none are.')
+    most_mb: int = Field(
+        500, ge=10, le=1_000_000, description='On disk, at most; the oldest go first.'
+    )
+    rate_hz: float = Field(8.0, gt=0.0, le=100.0, description='Frames a second, at most.')
+    at_shutdown: bool = Field(
+        False, description='Learn from them when the node ends, in a process that goes on.'
+    )
+
+
 class FrameSettings(Section):
     """Names of coordinate frames (REP-105)."""
 
@@ -378,6 +391,7 @@ class Settings(Section):
     zero_motion: ZeroMotionSettings = ZeroMotionSettings()
     image_quality: ImageQualitySettings = ImageQualitySettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    adaptation: AdaptationSettings = AdaptationSettings()
     ros: RosSettings = RosSettings()
 
 

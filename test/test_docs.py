@@ -33,7 +33,7 @@ def test_settings_named_in_documents_exist() -> None:
     for path in DOCUMENTS:
         for name in re.findall(r'`([a-z_]+(?:\.[a-z_]+)+)(?:=[^`]*)?`', path.read_text()):
             if name.split('.')[0] in sections and not name.endswith(
-                ('.py', '.md', '.yaml', '.safetensors')
+                ('.py', '.md', '.yaml', '.json', '.safetensors')
             ):
                 assert name in known, f'{path.name} names the setting {name}'
 

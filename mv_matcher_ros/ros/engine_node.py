@@ -20,6 +20,7 @@ from rclpy.node import Node
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Array, Estimate, Rig, Status
 from mv_matcher_ros.errors import CalibrationError, MvMatcherError, SettingsError, SourceError
+from mv_matcher_ros.ros.adaptation import Adaptation
 from mv_matcher_ros.ros.calibration import is_rectified, rig_from_messages
 from mv_matcher_ros.ros.continuity import Continuity
 from mv_matcher_ros.ros.frames import frame_from_messages
@@ -48,7 +49,7 @@ class OdometryNode(Node):
     """Visual odometry of mono, stereo or RGB-D topics (`inputs.TOPICS`, relative names).
 
     Publishes `odometry`, `path`, `~/landmarks`, `~/tracks`, `~/state`, `/diagnostics` and TF;
-    serves `~/reset`.
+    serves `~/reset` and `~/adapt`.
 
     Args:
         engine_factory: makes the engine when the cameras are known.
@@ -98,7 +99,9 @@ class OdometryNode(Node):
         if ros.extrinsics_from_tf and ros.frames.body:
             self._mounts = CameraMounts(self, ros.frames.body, ros.tf_timeout_s)
         self._inputs = Inputs(self, self.settings, self._take)
+        self._adaptation = Adaptation(self.settings, self.get_logger())
         self.create_service(Trigger, '~/reset', self._on_reset)
+        self.create_service(Trigger, '~/adapt', self._on_adapt)
         self.add_on_set_parameters_callback(self._on_parameters)
         # A steady clock: with use_sim_time the node's own stands still until somebody plays.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -110,6 +113,7 @@ class OdometryNode(Node):
         self._mailbox.close()
         if self._worker.is_alive() and self._worker is not threading.current_thread():
             self._worker.join(timeout=10.0)
+            self._adaptation.close()
 
     def destroy_node(self) -> None:
         """Stop and free everything."""
@@ -127,6 +131,10 @@ class OdometryNode(Node):
     def _on_reset(self, request: Any, response: Any) -> Any:
         self._reset_wanted.set()
         response.success, response.message = True, 'reset before the next frame'
+        return response
+
+    def _on_adapt(self, request: Any, response: Any) -> Any:
+        response.success, response.message = self._adaptation.start()
         return response
 
     def _on_parameters(self, parameters: Any) -> Any:
@@ -152,6 +160,7 @@ class OdometryNode(Node):
             **self._networks(),
             **self._counters(),
             **self._health.values(),
+            **self._adaptation.values(),
         }
         for topic, policy in self._inputs.incompatible_qos.items():
             values[f'incompatible QoS on {topic}'] = policy
@@ -240,6 +249,7 @@ class OdometryNode(Node):
         self._health.problem = ''
         self._continuity = Continuity(rig.odom_from_first_body)
         self._outputs.body = frames[0] if mounts is None else self.settings.ros.frames.body
+        self._adaptation.begin(rig)
         self._rig, self._engine = rig, engine
         self._announce(rig)
         return True
@@ -292,6 +302,7 @@ class OdometryNode(Node):
         except (SourceError, CalibrationError) as error:
             self._skip(taken, 'unusable image', str(error))
             return
+        self._adaptation.offer(frame)
         self._health.processed(estimate)
         counters = self._counters()
         self._health.published(self._outputs.publish(frame, estimate, counters, taken.received_s))

@@ -49,7 +49,7 @@ def usage() -> str:
             *inputs,
             '',
             f'topics out: {" ".join(OUTPUTS)}',
-            'service:    ~/reset',
+            'services:   ~/reset ~/adapt',
             '',
             'parameters, those one meets first:',
             *shown,
