@@ -322,7 +322,7 @@ class RuntimeSettings(Section):
     )
 
 
-class AdaptationSettings(Section):
+class ClipStoreSettings(Section):
     """Frames that the node keeps for `mv-matcher adapt`."""
 
     folder: str = Field('', description='Where they are kept; empty: none are.')
@@ -391,7 +391,7 @@ class Settings(Section):
     zero_motion: ZeroMotionSettings = ZeroMotionSettings()
     image_quality: ImageQualitySettings = ImageQualitySettings()
     runtime: RuntimeSettings = RuntimeSettings()
-    adaptation: AdaptationSettings = AdaptationSettings()
+    adaptation: ClipStoreSettings = ClipStoreSettings()
     ros: RosSettings = RosSettings()
 
 
