@@ -31,6 +31,8 @@ from mv_matcher_ros.training.matcher.task import batch_device
 
 # Clips that the end of a training is measured on; the judgement that counts is the guard's.
 VALIDATED = 4
+# Probability beyond which a wrong match weighs no more.
+SUREST = 0.99
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,10 @@ class AdaptationTask:
         device = made.log_probability.device
         a, b, wrong = (x[None].to(device) for x in (said.partner_a, said.partner_b, said.wrong))
         looks = made.looks
-        match = torch.stack([matching_loss(look, a, b) for look in looks]).mean()
+        match = torch.stack([
+            (2.0 * matching_loss(look, a, b) + refuted_loss(look, made.partner, wrong)) / 3.0
+            for look in looks
+        ]).mean()  # fmt: skip
         confidence = torch.zeros(())
         if made.confidence_logit is not None:
             parts = []
@@ -247,6 +252,20 @@ class AdaptationTask:
         if count <= wanted or rng.random() < 0.5:
             return torch.arange(min(count, wanted))
         return torch.from_numpy(rng.permutation(count)[:wanted]).sort().values
+
+
+def refuted_loss(assignment: Assignment, partner: Tensor, wrong: Tensor) -> Tensor:
+    """() mean of −log(1 − P) over matches that are wrong, whatever the right partner may be.
+
+    Keypoints that nobody finds again are on no track, and would learn nothing from tracks alone.
+
+    Args:
+        partner: (B, P, N) that were matched; wrong: (B, P, N) bool.
+    """
+    inner = assignment.log_probability[..., :-1, :-1]
+    logarithm = inner.gather(-1, partner.clamp_min(0)[..., None])[..., 0]
+    refused = -torch.log1p(-logarithm.exp().clamp_max(SUREST))
+    return torch.where(wrong, refused, 0.0).sum() / wrong.sum().clamp_min(1)
 
 
 def shuffled(matches: Matches, rng: np.random.Generator) -> Matches:

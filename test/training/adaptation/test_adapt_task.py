@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from conftest import Flight
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.models.choice import Models
+from mv_matcher_ros.models.matcher import Assignment
 from mv_matcher_ros.models.shipped import shipped
 from mv_matcher_ros.models.weights import load_detector, load_matcher
 from mv_matcher_ros.training.adaptation.guard import Judge
 from mv_matcher_ros.training.adaptation.settings import AdaptationSettings
-from mv_matcher_ros.training.adaptation.task import AdaptationTask
+from mv_matcher_ros.training.adaptation.task import AdaptationTask, refuted_loss
 from mv_matcher_ros.training.joint_task import DETECTOR_FILE, JointNetwork
 
 EVERYTHING = ('matcher', 'confidence', 'descriptors', 'places')
@@ -102,6 +104,24 @@ def test_shuffled_matches_teach_nothing(flight: Flight) -> None:
         losses = task.losses(network, task.batch(step, 0, 1))
         assert float(losses['solved']) == 0.0
         assert float(losses['loss']) == 0.0
+
+
+def test_a_wrong_match_is_worth_the_less_the_more_probable_it_is() -> None:
+    probability = torch.full((1, 1, 3, 3), 0.01)
+    probability[0, 0, 0, 0], probability[0, 0, 1, 1] = 0.9, 0.5
+    logarithm = probability.log().requires_grad_()
+    made = Assignment(
+        torch.tensor([[0, 1]]), logarithm, torch.tensor([[[0, 1]]]), torch.zeros(1, 1, 2),
+        torch.ones(1, 1, 2),
+    )  # fmt: skip
+    wrong = torch.tensor([[[True, False]]])
+    loss = refuted_loss(made, made.partner, wrong)
+    assert float(loss.detach()) == pytest.approx(-math.log(0.1), rel=1e-4)
+    loss.backward()
+    assert logarithm.grad is not None
+    assert float(logarithm.grad[0, 0, 0, 0]) > 0.0
+    assert float(logarithm.grad[0, 0, 1, 1]) == 0.0
+    assert float(refuted_loss(made, made.partner, torch.zeros_like(wrong)).detach()) == 0.0
 
 
 def test_learning_lowers_the_loss(flight: Flight) -> None:
