@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether adapted weights are better: on clips that taught nothing, by what needs no truth.
 
-Four figures of the structure that a clip's matches give, all with limits in pixels that do not
-change: how many points there are; of those that both weights find, how exactly they are seen and
-in how many views; and how well two halves of them agree on the motion. More points must not be
+Five figures of the structure that a clip's matches give, all with limits in pixels that do not
+change: how many points there are, and what share of the matches it says are wrong; of the points
+that both weights find, how exactly they are seen and in how many views; and how well two halves
+of them agree on the motion. More points must not be
 bought with worse ones, nor the other way round.
 """
 
@@ -24,13 +25,16 @@ from mv_matcher_ros.geometry.bundle_adjustment import solve
 from mv_matcher_ros.geometry.reprojection import Problem
 from mv_matcher_ros.geometry.so3 import rotation_angle
 from mv_matcher_ros.models.classical import Detector, Matcher
+from mv_matcher_ros.models.matcher import pair_index
 from mv_matcher_ros.training.adaptation.clips import Clip
 from mv_matcher_ros.training.adaptation.settings import StructureSettings
 from mv_matcher_ros.training.adaptation.structure import (
+    ClipViews,
     Fault,
     Structure,
     StructureSolver,
 )
+from mv_matcher_ros.training.adaptation.verdicts import verdicts
 from mv_matcher_ros.training.adaptation.views import clip_views
 
 # Of an inlier, pixels of the working image: not a setting, so that figures compare.
@@ -50,6 +54,8 @@ class ClipFigures:
             unseen or beyond it; T is 0 without a structure.
         residual_px: (T, V) their reprojection errors, infinite there.
         matches: that were made, between all pairs of views.
+        wrong: percent of them that the structure says are wrong, of those that it says anything
+            of; NaN without one.
         turn_deg, direction_deg: by how much two halves of the points differ in the motion from the
             first to the last view; NaN without a structure.
         fault: why there is none.
@@ -58,6 +64,7 @@ class ClipFigures:
     table: NDArray[np.int64]
     residual_px: Array
     matches: int
+    wrong: float
     turn_deg: float
     direction_deg: float
     fault: str = ''
@@ -76,7 +83,7 @@ class ClipFigures:
     def without(cls, views: int, matches: int, fault: str) -> ClipFigures:
         """Of a clip without a structure."""
         nothing = np.zeros((0, views))
-        return cls(nothing.astype(np.int64), nothing, matches, np.nan, np.nan, fault)
+        return cls(nothing.astype(np.int64), nothing, matches, np.nan, np.nan, np.nan, fault)
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,7 @@ class Judge:
             found.append(
                 ClipFigures.without(len(features), len(matches), structure.reason)
                 if isinstance(structure, Fault)
-                else figures_of(structure, len(matches))
+                else figures_of(views, structure, matches)
             )
             if watch is not None:
                 watch(number, features, matches, solved)
@@ -168,13 +175,35 @@ class Judge:
         return found
 
 
-def figures_of(structure: Structure, matches: int) -> ClipFigures:
+def figures_of(views: ClipViews, structure: Structure, matches: Matches) -> ClipFigures:
     """Of a structure."""
     close = structure.residual_px <= INLIER_PX
     tracks = close.sum(1) >= 2
     table = torch.where(close, structure.table, -1)[tracks]
     residual = torch.where(close, structure.residual_px, torch.inf)[tracks]
-    return ClipFigures(table.numpy(), residual.numpy(), matches, *halves_apart(structure))
+    return ClipFigures(
+        table.numpy(),
+        residual.numpy(),
+        len(matches),
+        _wrong(views, structure, matches),
+        *halves_apart(structure),
+    )
+
+
+def _wrong(views: ClipViews, structure: Structure, matches: Matches) -> float:
+    """Percent of the matches that are judged."""
+    count, room = views.valid.shape
+    pairs = pair_index(count)
+    number = torch.full((count, count), -1, dtype=torch.int64)
+    number[pairs[:, 0], pairs[:, 1]] = torch.arange(len(pairs))
+    partner = torch.full((len(pairs), room), -1, dtype=torch.int64)
+    row = number[matches.views[:, 0], matches.views[:, 1]]
+    partner[row, matches.keypoints[:, 0]] = matches.keypoints[:, 1]
+    said = verdicts(views, structure, pairs, partner, INLIER_PX)
+    right = (partner >= 0) & (said.partner_a == partner)
+    wrong = said.wrong | ((partner >= 0) & (said.partner_a >= 0) & ~right)
+    judged = int((right | wrong).sum())
+    return 100.0 * int(wrong.sum()) / judged if judged else math.nan
 
 
 @torch.no_grad()
@@ -247,6 +276,8 @@ def compared(before: Sequence[ClipFigures], after: Sequence[ClipFigures]) -> Ver
     both = [(b, a) for b, a in zip(before, after, strict=True) if not b.fault and not a.fault]
     tracks = [(float(b.tracks), float(a.tracks)) for b, a in zip(before, after, strict=True)]
     figures = [_figure('points', 'a clip', tracks, 'more', may_stay=True)]
+    wrong = [(b.wrong, a.wrong) for b, a in both]
+    figures.append(_figure('wrong matches', '%', wrong, 'less', may_stay=True))
     same = [_of_the_same(*pair) for pair in both]
     errors = [(errors_before, errors_after) for errors_before, errors_after, _, _ in same]
     figures.append(_figure('reprojection error', 'px', errors, 'less'))

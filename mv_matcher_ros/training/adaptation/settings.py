@@ -82,7 +82,7 @@ class AdaptationStage(StageSettings):
 
     name: str = Field('adapt', description='What the log calls it.')
     steps: int = Field(300, ge=1, description='Steps of the optimiser.')
-    learning_rate: float = Field(1e-4, gt=0.0, description='Its peak, after the warm-up.')
+    learning_rate: float = Field(5e-4, gt=0.0, description='Its peak, after the warm-up.')
     warm_up: int = Field(20, ge=0, description='Steps in which the learning rate grows.')
     clip: float = Field(0.5, gt=0.0, description='Largest norm of the gradient.')
 
@@ -91,7 +91,7 @@ class AdaptationSettings(Section):
     """One adaptation."""
 
     learns: tuple[Part, ...] = Field(
-        ('matcher', 'confidence'),
+        ('places',),
         min_length=1,
         description='What changes: the graph, the confidences, and of the detector the head of '
         'descriptors and that of places between pixels.',
@@ -112,7 +112,7 @@ class AdaptationSettings(Section):
         1.5, gt=0.0, description='A match is right within this distance of its point.'
     )
     objective_weight: float = Field(
-        1.0, ge=0.0, description='Of the objective of bundle adjustment at its optimum.'
+        10.0, ge=0.0, description='Of the objective of bundle adjustment at its optimum.'
     )
     match_weight: float = Field(
         1.0, ge=0.0, description='Of the likelihood of what bundle adjustment says is a match.'

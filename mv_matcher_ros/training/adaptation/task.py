@@ -80,6 +80,10 @@ class AdaptationTask:
         """Whether anything of the detector changes."""
         return bool({'descriptors', 'places'} & set(self._settings.learns))
 
+    @property
+    def _places_alone(self) -> bool:
+        return set(self._settings.learns) == {'places'}
+
     def batch(self, step: int, rank: int, world: int) -> ClipBatch:
         """See `Task`."""
         settings, seed = self._settings, self._settings.trainer.seed
@@ -139,7 +143,10 @@ class AdaptationTask:
         room = max(len(one) for one in features)
         if room == 0:
             return None
-        made: Assignment = network.matcher(ViewBatch.of(features, room).to(device))
+        batch = ViewBatch.of(features, room).to(device)
+        # Where only places learn the network's part is a constant, and spared its way back.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._places_alone):
+            made: Assignment = network.matcher(batch)
         views, plane = clip_views(clip, features, self._rig)
         places = ExpectedPlaces.of(
             plane, views.valid, views.pixel, made.pairs.cpu(),

@@ -29,7 +29,7 @@ EVERYTHING = ('matcher', 'confidence', 'descriptors', 'places')
 
 def task_of(flight: Flight, **changes: object) -> AdaptationTask:
     settings = AdaptationSettings.model_validate({
-        'keypoints': 150, 'clips_per_step': 1, **changes,
+        'keypoints': 150, 'clips_per_step': 1, 'learns': ('matcher', 'confidence'), **changes,
     })  # fmt: skip
     return AdaptationTask(
         settings,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from clip_scenes import clip_scene
+from clip_scenes import clip_scene, with_wrong
 
 from mv_matcher_ros.training.adaptation.guard import (
     INLIER_PX,
@@ -27,12 +27,18 @@ from mv_matcher_ros.training.adaptation.structure import Structure, StructureSol
 
 
 def figures(
-    tracks: int = 100, length: int = 3, error_px: float = 0.5, apart: float = 0.2
+    tracks: int = 100,
+    length: int = 3,
+    error_px: float = 0.5,
+    apart: float = 0.2,
+    wrong: float = 5.0,
 ) -> ClipFigures:
     """Point k is seen by keypoint k of the first views."""
     table = np.repeat(np.arange(tracks)[:, None], 4, axis=1)
     table[:, length:] = -1
-    return ClipFigures(table, np.where(table >= 0, error_px, np.inf), 2 * tracks, apart, apart)
+    return ClipFigures(
+        table, np.where(table >= 0, error_px, np.inf), 2 * tracks, wrong, apart, apart
+    )
 
 
 BEFORE = [figures() for _ in range(4)]
@@ -43,7 +49,7 @@ def test_all_figures_better() -> None:
     verdict = compared(BEFORE, BETTER)
     assert verdict.better
     assert verdict.against == ''
-    assert [f.good for f in verdict.figures] == [True] * 4
+    assert [f.good for f in verdict.figures] == [True] * 5
 
 
 def test_the_same_weights_are_not_better() -> None:
@@ -59,13 +65,14 @@ def test_the_same_weights_are_not_better() -> None:
         (figures(110, 2, 0.45, 0.15), 'views of a point'),
         (figures(110, 4, 0.55, 0.15), 'reprojection error'),
         (figures(110, 4, 0.45, 0.3), 'disagreement of halves'),
+        (figures(110, 4, 0.45, 0.15, 5.1), 'wrong matches'),
     ],
 )
 def test_one_figure_that_is_worse_speaks_against_it(after: ClipFigures, name: str) -> None:
     verdict = compared(BEFORE, [after] * 4)
     assert not verdict.better
     assert name in verdict.against
-    assert sum(f.good for f in verdict.figures) == 3
+    assert sum(f.good for f in verdict.figures) == 4
 
 
 def test_as_many_points_are_enough() -> None:
@@ -113,11 +120,12 @@ def test_figures_of_a_structure() -> None:
     scene = clip_scene()
     found = StructureSolver(StructureSettings(grow_px=0.0)).solve(scene.views, scene.matches)
     assert isinstance(found, Structure)
-    measured = figures_of(found, len(scene.matches))
+    measured = figures_of(scene.views, found, with_wrong(scene.matches, 0.1))
     assert measured.tracks > 100
     assert 2.0 < measured.length <= 4.0
     assert (measured.residual_px[measured.table >= 0] <= INLIER_PX).all()
     assert measured.matches == len(scene.matches)
+    assert 6.0 < measured.wrong < 12.0
 
 
 def test_halves_agree_the_better_the_less_noise_there_is() -> None:
