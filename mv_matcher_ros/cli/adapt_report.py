@@ -111,13 +111,16 @@ def _figures(figures: Sequence[Figure]) -> str:
         f'<td class="text">{"yes" if f.good else "no"}</td></tr>'
         for f in figures
     )
+    head = (
+        '<tr><th>figure</th><th>before</th><th>after</th><th class="text">unit</th>'
+        '<th>difference</th><th class="text">as it must be</th></tr>'
+    )
     return (
         '<section class="card"><h2>Before and after</h2><p class="hint">Means over clips. Points: '
         'triangulated from the matches, seen within 2 px in two views or more. Wrong matches: by '
         'bundle adjustment. Error and views: of the points that both have. Halves: by how much '
         'the motions differ that two halves of the points give. The difference with its 95 % '
-        'interval, by resampling clips.</p><table><tr><th>figure</th><th>before</th><th>after</th>'
-        f'<th class="text">unit</th><th>difference</th><th class="text">as it must be</th></tr>{rows}</table></section>'
+        f'interval, by resampling clips.</p><table>{head}{rows}</table></section>'
     )
 
 
