@@ -29,13 +29,14 @@ COMMANDS = [
     'dataset',
     'match',
     'pairs',
+    'adapt',
     'stress',
     'settings',
     'doctor',
     'bench',
     'train',
 ]
-LATER = ['adapt', 'localize']  # not listed before they exist
+LATER = ['localize']  # not listed before they exist
 
 
 def in_process(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mv_matcher_ros.cli.ba_bench import make_scene, median_ms, to_problem
 from mv_matcher_ros.cli.bench_report import report
 from mv_matcher_ros.cli.console import print_table, progress
 from mv_matcher_ros.cli.options import JsonOption
@@ -83,6 +82,7 @@ def gradient(
 def _measured(poses: int, points: int, iterations: int, repeats: int) -> Row:
     import torch
 
+    from mv_matcher_ros.cli.ba_bench import make_scene, median_ms, to_problem
     from mv_matcher_ros.geometry.bundle_adjustment import solve
     from mv_matcher_ros.geometry.reprojection import cost
 
