@@ -23,7 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def exit_code(arguments: Sequence[str]) -> int:
-    """Exit code of one command: 0 done, 1 a check failed, 2 faulty input, 130 interrupted."""
+    """Exit code of one command.
+
+    0 done, 1 a check failed, 2 faulty input, 3 nothing gained (adapt), 130 interrupted.
+    """
     try:
         from mv_matcher_ros.cli.app import app
     except ModuleNotFoundError as error:

@@ -99,8 +99,7 @@ def adapt(
     )
     if not _learned(settings, running, recording, plan, teach, weights, folder, minutes, device):
         return
-    best = folder / 'best.safetensors'
-    verdict, pictures = _judged(running, recording, judge, best, folder)
+    verdict, pictures = _judged(running, recording, judge, folder)
     content = {
         'better': verdict.better,
         'clips': verdict.clips,
@@ -122,9 +121,10 @@ def adapt(
     if not verdict.better:
         say(f'not better, nothing written: {verdict.against}')
         raise typer.Exit(EXIT_NO_BETTER)
-    for written in _written(folder, out):
-        say(f'weights: {written}')
-    say(f'use them: {_use(out)}')
+    written = _written(folder, out)
+    for path in written.values():
+        say(f'weights: {path}')
+    say(f'use them: {" ".join(f"--set {name}={path}" for name, path in written.items())}')
 
 
 def _start(running: Settings, out: Path) -> tuple[Path, Path]:
@@ -162,12 +162,8 @@ def _clips(
     with progress('looking for clips', len(recording)) as advance:
         found = survey(recording, recording.rig, settings.clips, pixels, contrast, advance)
     plan = planned(recording.name, found, settings.clips, cameras)
-    images = ClipImages(recording.rig, cameras, pixels)
     with progress('keeping their images', len(recording)) as advance:
-        for frame in recording:
-            if frame.index in plan.frames:
-                images.take(frame)
-            advance()
+        images = ClipImages.of(recording, plan.frames, recording.rig, cameras, pixels, advance)
     return plan, [images.clip(c) for c in plan.teach], [images.clip(c) for c in plan.judge]
 
 
@@ -192,6 +188,8 @@ def _learned(
     task = AdaptationTask(settings, running, recording.rig, teach, detector, matcher)
     identity = {
         'settings': settings.model_dump(exclude={'trainer', 'stage'}),
+        'detector': running.detector.model_dump(exclude={'weights'}),
+        'source': recording.name,
         'clips': [list(clip) for clip in plan.teach],
         'from': [
             read_weights(path, kind).sha256
@@ -214,18 +212,19 @@ def _learned(
 
 
 def _judged(
-    running: Settings, recording: Recording, judge: Sequence[Clip], adapted: Path, folder: Path
+    running: Settings, recording: Recording, judge: Sequence[Clip], folder: Path
 ) -> tuple[Verdict, list[Pictures]]:
     """The verdict of the clips that taught nothing, on the weights before and after."""
     from mv_matcher_ros.cli.adapt_report import Pictures
     from mv_matcher_ros.models.choice import Models
     from mv_matcher_ros.training.adaptation.guard import Judge, compared
     from mv_matcher_ros.training.joint_task import DETECTOR_FILE
+    from mv_matcher_ros.training.trainer import BEST
 
     detector = folder / DETECTOR_FILE
     sides = {
         'before': _with_weights(running, None, None),
-        'after': _with_weights(running, adapted, detector if detector.exists() else None),
+        'after': _with_weights(running, folder / BEST, detector if detector.exists() else None),
     }
     judging = Judge(judge, recording.rig)
     found, pictures = [], []
@@ -250,33 +249,30 @@ def _with_weights(running: Settings, matcher: Path | None, detector: Path | None
     return running.model_copy(update=update)
 
 
-def _written(folder: Path, out: Path) -> list[Path]:
-    """The adapted weights where they were asked for."""
+def _written(folder: Path, out: Path) -> dict[str, Path]:
+    """The adapted weights where they were asked for, by the settings that take them."""
     from mv_matcher_ros.training.joint_task import DETECTOR_FILE
     from mv_matcher_ros.training.trainer import BEST
 
-    copies = {folder / BEST: out, folder / DETECTOR_FILE: detector_beside(out)}
-    written = []
-    for source, target in copies.items():
+    copies = {
+        'matching.weights': (folder / BEST, out),
+        'detector.weights': (folder / DETECTOR_FILE, detector_beside(out)),
+    }
+    written = {}
+    for name, (source, target) in copies.items():
         if source.exists():
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
             except OSError as error:
                 raise MvMatcherError(f'{target}: cannot be written: {error.strerror}') from None
-            written.append(target)
+            written[name] = target
     return written
 
 
 def detector_beside(out: Path) -> Path:
     """Where the detector of an adapted matcher lies."""
     return out.with_suffix(f'.detector{out.suffix}')
-
-
-def _use(out: Path) -> str:
-    words = f'--set matching.weights={out}'
-    beside = detector_beside(out)
-    return f'{words} --set detector.weights={beside}' if beside.exists() else words
 
 
 def _as_text(content: Any) -> str:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mv_matcher_ros.geometry.bundle_adjustment import Solution
+    from mv_matcher_ros.geometry.reprojection import Problem
+
 SIZES = ((5, 300), (5, 1000), (10, 1000))
 ITERATIONS = (4, 12, 48)
 CONVERGED = 1e-11
@@ -90,23 +93,21 @@ def _measured(poses: int, points: int, iterations: int, repeats: int) -> Row:
     places = problem.measured.clone().requires_grad_()
     given = replace(problem, measured=places)
 
-    def found() -> Tensor:
-        with torch.no_grad():
-            solution = solve(problem, iterations, CONVERGED, point_steps=1)
-        return cost(given.moved(solution.world_from_body, solution.points))[0]
+    def optimum(of: Problem, unroll: bool = False) -> Solution:
+        return solve(of, iterations, CONVERGED, unroll=unroll, point_steps=1)
 
-    at = solve(problem, iterations, CONVERGED, point_steps=1)
+    at = optimum(problem)
 
     def held() -> Tensor:
         return cost(given.moved(at.world_from_body, at.points))[0]
 
     def unrolled() -> Tensor:
-        return solve(given, iterations, CONVERGED, unroll=True, point_steps=1).cost[0]
+        return optimum(given, unroll=True).cost[0]
 
     def by_places(objective: Callable[[], Tensor]) -> Tensor:
         return torch.autograd.grad(objective(), places)[0]
 
-    solve_ms, _ = median_ms(lambda: solve(problem, iterations, CONVERGED, point_steps=1), repeats)
+    solve_ms, _ = median_ms(lambda: optimum(problem), repeats)
     held_ms, one = median_ms(lambda: by_places(held), repeats)
     unrolled_ms, other = median_ms(lambda: by_places(unrolled), repeats)
     return Row(
@@ -117,7 +118,7 @@ def _measured(poses: int, points: int, iterations: int, repeats: int) -> Row:
         solve_ms,
         held_ms,
         unrolled_ms,
-        kept_bytes(found) / 1024.0,
+        kept_bytes(held) / 1024.0,
         kept_bytes(unrolled) / 1024.0,
     )
 

@@ -27,14 +27,15 @@ from mv_matcher_ros.cli.ways import HELP, Variant, read_ways, show_comparison
 from mv_matcher_ros.errors import EvaluationError, SourceError
 
 if TYPE_CHECKING:
-    from mv_matcher_ros.datatypes import Array, Features, Matches, Trajectory
+    from mv_matcher_ros.datatypes import Array, Features, Matches
     from mv_matcher_ros.files.recording import Recording
-    from mv_matcher_ros.training.adaptation.clips import Clip, Survey
-    from mv_matcher_ros.training.adaptation.guard import Judge
+    from mv_matcher_ros.training.adaptation.clips import Clip
 
 FIGURES = ('precision', 'right', 'exact', 'points', 'views')
 # A match is exact within this distance of its epipolar lines, pixels of the working image.
 EXACT_PX = 1.0
+# A true pose belongs to a frame within this time.
+NEAR_S = 0.02
 
 
 def recording(
@@ -107,34 +108,40 @@ def _clips(opened: Recording, most: int) -> tuple[list[Clip], list[Array]]:
     settings, running = ClipSettings(), Settings()
     pixels, contrast = running.detector.working_pixels, running.image_quality.min_contrast
     cameras = 2 if opened.sensor == 'stereo' else 1
-    found: Survey = survey(opened, opened.rig, settings, pixels, contrast)
+    found = survey(opened, opened.rig, settings, pixels, contrast)
     runs = spread(runs_of(found.chosen, settings, cameras), most)
     if not runs:
         raise SourceError(f'{opened.name}: no clip with parallax and overlap in it')
-    wanted = {frame.index for run in runs for frame in run}
-    images = ClipImages(opened.rig, cameras, pixels)
-    for frame in opened:
-        if frame.index in wanted:
-            images.take(frame)
-    truth = opened.truth
-    assert truth is not None
-    clips, poses = [], []
-    for run in runs:
-        bodies = [_pose_at(truth, frame.stamp_ns) for frame in run]
-        clips.append(images.clip([frame.index for frame in run]))
-        extrinsics = [camera.body_from_camera for camera in opened.rig.cameras[:cameras]]
-        poses.append(np.stack([body @ pose for body in bodies for pose in extrinsics]))
+    wanted = {frame.index: frame.stamp_ns for run in runs for frame in run}
+    images = ClipImages.of(opened, wanted, opened.rig, cameras, pixels)
+    bodies = _true_poses(opened, sorted(wanted.values()))
+    extrinsics = [camera.body_from_camera for camera in opened.rig.cameras[:cameras]]
+    clips = [images.clip([frame.index for frame in run]) for run in runs]
+    poses = [
+        np.stack([bodies[frame.stamp_ns] @ pose for frame in run for pose in extrinsics])
+        for run in runs
+    ]
     return clips, poses
 
 
-def _pose_at(truth: Trajectory, stamp_ns: int) -> Array:
+def _true_poses(opened: Recording, stamps_ns: Sequence[int]) -> dict[int, Array]:
+    """(4, 4) world_from_body by stamp.
+
+    Raises:
+        EvaluationError: there is no true pose near one.
+    """
     import numpy as np
 
-    nearest = int(np.abs(truth.stamps_ns - stamp_ns).argmin())
-    apart_s = abs(int(truth.stamps_ns[nearest]) - stamp_ns) * 1e-9
-    if apart_s > 0.02:
-        raise EvaluationError(f'no true pose within 20 ms of a frame (nearest: {apart_s:.3f} s)')
-    return np.asarray(truth.world_from_body[nearest])
+    from mv_matcher_ros.datatypes import Trajectory
+    from mv_matcher_ros.evaluation.association import associate
+
+    assert opened.truth is not None
+    frames = Trajectory(np.array(stamps_ns), np.tile(np.eye(4), (len(stamps_ns), 1, 1)))
+    pairs = associate(frames, opened.truth, max_difference_s=NEAR_S)
+    if len(pairs) < len(stamps_ns):
+        missing = f'{len(stamps_ns) - len(pairs)} of {len(stamps_ns)} frames'
+        raise EvaluationError(f'{opened.name}: {missing} have no true pose within {NEAR_S:g} s')
+    return dict(zip(pairs.stamps_ns.tolist(), pairs.truth, strict=True))
 
 
 def _measured(
@@ -146,7 +153,7 @@ def _measured(
     from mv_matcher_ros.training.adaptation.guard import Judge
 
     detector, matcher = variant.make()
-    judge: Judge = Judge(clips, opened.rig)
+    judge = Judge(clips, opened.rig)
     counts: list[tuple[int, int, int, int]] = []
 
     def watch(number: int, features: list[Features], matches: Matches, _: Any) -> None:

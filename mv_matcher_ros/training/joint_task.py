@@ -187,11 +187,7 @@ class JointTask:
         assert isinstance(total, Tensor)
         if detector.subpixel is None or before.subpixel is None:
             return total
-        x, y = said.xy.detach().round().long().unbind(-1)
-        with torch.no_grad():
-            there, _ = before.refined(were.fine, x, y)
-        here, _ = detector.refined(dense.fine, x, y)
-        return total + functional.smooth_l1_loss(here[said.valid], there[said.valid])
+        return total + places_moved(detector, before, dense.fine, were.fine, said)
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """The figures of `validate_matcher`, on what the detector now finds."""
@@ -213,6 +209,27 @@ class JointTask:
         """The matcher as `path`, the detector that it belongs to beside it."""
         assert isinstance(network, JointNetwork)
         save_both(network, path, notes)
+
+
+def places_moved(
+    detector: DetectorNetwork,
+    before: DetectorNetwork,
+    fine: Tensor,
+    fine_before: Tensor,
+    said: Keypoints,
+) -> Tensor:
+    """() how far the places between pixels are from where the detector before has them.
+
+    Args:
+        fine, fine_before: (B, C, H, W) as in `DenseFeatures`, of the one and the other.
+        said: keypoints.
+    """
+    x, y = said.xy.detach().round().long().unbind(-1)
+    with torch.no_grad():
+        there, _ = before.refined(fine_before, x, y)
+    here, _ = detector.refined(fine, x, y)
+    total = functional.smooth_l1_loss(here[said.valid], there[said.valid], reduction='sum')
+    return total / (2 * said.valid.sum().clamp_min(1))  # an image may have no keypoint
 
 
 def save_both(

@@ -9,7 +9,7 @@ frames in which the camera translated; the last part of the recording is for jud
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -69,19 +69,16 @@ class Survey:
 
     Attributes:
         chosen: in order of time.
-        frames: how many were looked at; dark: of them without contrast; plain: without corners.
-        moved_px, turned_px: sums of motion between chosen frames by translation, and in all.
+        frames: how many were looked at; dark: of them without contrast.
     """
 
     chosen: list[Chosen] = field(default_factory=list)
     frames: int = 0
     dark: int = 0
-    plain: int = 0
-    turned_px: float = 0.0
 
     @property
     def moved_px(self) -> float:
-        """Sum over the chosen frames."""
+        """Sum of the motions by translation between chosen frames."""
         return sum(frame.moved_px for frame in self.chosen)
 
 
@@ -113,7 +110,7 @@ class Surveyor:
         self._image: NDArray[np.uint8] | None = None
         self._begun: NDArray[np.float32] = np.zeros((0, 2), np.float32)
         self._here = self._begun
-        self._count, self._chain, self._stamp_ns = 0, 0, -STEP_NS
+        self._chain, self._stamp_ns = 0, -STEP_NS
 
     def look(self, frame: Frame) -> None:
         """Follow the points into a frame; choose it, or not."""
@@ -136,9 +133,8 @@ class Surveyor:
         if share < LOST_SHARE or int(good.sum()) < FEWEST_POINTS // 2:
             self._begin(frame, image, new_chain=True, moved_px=0.0)
             return
-        moved, in_all = self._motion(self._begun[good], found[good])
+        moved = self._motion(self._begun[good], found[good])
         if moved >= self._settings.parallax_px or share < self._settings.min_overlap:
-            self.survey.turned_px += in_all
             self._begin(frame, image, new_chain=False, moved_px=moved)
 
     def _begin(
@@ -148,7 +144,6 @@ class Surveyor:
         found = np.zeros((0, 2)) if corners is None else corners.reshape(-1, 2)
         points = np.asarray(found, np.float32)
         if len(points) < FEWEST_POINTS:
-            self.survey.plain += 1
             self._image = None
             return
         self._chain += new_chain
@@ -156,19 +151,15 @@ class Surveyor:
         blur = blur_effect(image)
         self.survey.chosen.append(Chosen(frame.index, frame.stamp_ns, self._chain, moved_px, blur))
 
-    def _motion(
-        self, before: NDArray[np.float32], after: NDArray[np.float32]
-    ) -> tuple[float, float]:
-        """Motion of the nearer points by translation, and in all, pixels at 640 px width."""
+    def _motion(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> float:
+        """Motion of the nearer points by translation, pixels at 640 px width."""
         a, b = (
             camera_normalise(self._camera, torch.from_numpy(xy).double())[0]
             for xy in (before, after)
         )
         turned = homogeneous(a) @ rotation_from_matches(a, b).T
         left = turned[:, :2] / turned[:, 2:].clamp_min(1e-6) - b
-        per = self._camera.focal_px * self._scale
-        moved, in_all = (float(x.norm(dim=1).quantile(NEARER)) for x in (left, a - b))
-        return moved * per, in_all * per
+        return float(left.norm(dim=1).quantile(NEARER)) * self._camera.focal_px * self._scale
 
 
 def survey(
@@ -306,7 +297,7 @@ class Clip:
 
 
 class ClipImages:
-    """The images of chosen frames, in memory."""
+    """The images of chosen frames, in memory; of the first cameras of a rig."""
 
     def __init__(self, rig: Rig, cameras: int, working_pixels: int) -> None:
         self._working_pixels = working_pixels
@@ -316,6 +307,24 @@ class ClipImages:
         )
         self._images: dict[int, tuple[NDArray[np.uint8], ...]] = {}
         self._masks: dict[int, tuple[NDArray[np.bool_] | None, ...]] = {}
+
+    @classmethod
+    def of(
+        cls,
+        frames: Iterable[Frame],
+        wanted: Collection[int],
+        rig: Rig,
+        cameras: int,
+        working_pixels: int,
+        advance: Callable[[], None] = lambda: None,
+    ) -> ClipImages:
+        """Of the frames of a recording whose index is wanted."""
+        images = cls(rig, cameras, working_pixels)
+        for frame in frames:
+            if frame.index in wanted:
+                images.take(frame)
+            advance()
+        return images
 
     def take(self, frame: Frame) -> None:
         """Keep the images of a frame."""

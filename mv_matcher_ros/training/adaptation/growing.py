@@ -6,15 +6,10 @@ Source: Zhan et al., iMatching, ECCV 2024, section 3.2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from mv_matcher_ros.geometry import se3
-
-if TYPE_CHECKING:
-    from mv_matcher_ros.training.adaptation.structure import ClipViews
+from mv_matcher_ros.training.adaptation.views import ClipViews, projected
 
 
 def grown(
@@ -62,9 +57,7 @@ def _nearest(
 
     Only in views that do not see the track yet.
     """
-    there = se3.transform(camera_from_world, points).transpose(0, 1)
-    ahead = there[..., 2] > 1e-6
-    plane = there[..., :2] / torch.where(ahead, there[..., 2], 1.0)[..., None]
+    plane, ahead = projected(camera_from_world, points)
     first = (table >= 0).to(torch.int64).argmax(1)
     rows = torch.arange(len(table))
     wanted = clip.descriptors[first, table[rows, first].clamp_min(0)]  # (T, D)
@@ -85,7 +78,7 @@ def _merged(
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Each track merged with at most one other; and what is left of the keypoints nearby."""
     keypoint, distance = near
-    owner = _owners(table, int(max(table.max(), keypoint.max())) + 1)
+    owner = owners(table, int(max(table.max(), keypoint.max())) + 1)
     track, view = (keypoint >= 0).nonzero(as_tuple=True)
     other = owner[view, keypoint[track, view]]
     order = distance[track, view].argsort()
@@ -133,8 +126,8 @@ def _taken(
     return table, confidence, points
 
 
-def _owners(table: Tensor, capacity: int) -> Tensor:
-    """(V, N) track of each keypoint, −1 for none."""
+def owners(table: Tensor, capacity: int) -> Tensor:
+    """(V, N) track of each keypoint of a table (T, V), −1 for none."""
     owner = torch.full((table.shape[1], capacity), -1, dtype=torch.int64)
     track, view = (table >= 0).nonzero(as_tuple=True)
     owner[view, table[track, view]] = track

@@ -4,8 +4,8 @@
 Five figures of the structure that a clip's matches give, all with limits in pixels that do not
 change: how many points there are, and what share of the matches it says are wrong; of the points
 that both weights find, how exactly they are seen and in how many views; and how well two halves
-of them agree on the motion. More points must not be
-bought with worse ones, nor the other way round.
+of them agree on the motion. More points must not be bought with worse ones, nor the other way
+round.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mv_matcher_ros.datatypes import Array, Features, Matches, Rig
+from mv_matcher_ros.evaluation.pair_comparison import bootstrap
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import solve
 from mv_matcher_ros.geometry.reprojection import Problem
@@ -28,20 +29,14 @@ from mv_matcher_ros.models.classical import Detector, Matcher
 from mv_matcher_ros.models.matcher import pair_index
 from mv_matcher_ros.training.adaptation.clips import Clip
 from mv_matcher_ros.training.adaptation.settings import StructureSettings
-from mv_matcher_ros.training.adaptation.structure import (
-    ClipViews,
-    Fault,
-    Structure,
-    StructureSolver,
-)
+from mv_matcher_ros.training.adaptation.structure import Fault, Structure, StructureSolver
 from mv_matcher_ros.training.adaptation.verdicts import verdicts
-from mv_matcher_ros.training.adaptation.views import clip_views
+from mv_matcher_ros.training.adaptation.views import ClipViews, clip_views
 
 # Of an inlier, pixels of the working image: not a setting, so that figures compare.
 INLIER_PX = 2.0
 # Of the two halves of the points.
 ITERATIONS, CONVERGED = 15, 1e-8
-RESAMPLINGS = 2000
 HALVINGS = 8
 
 
@@ -56,8 +51,8 @@ class ClipFigures:
         matches: that were made, between all pairs of views.
         wrong: percent of them that the structure says are wrong, of those that it says anything
             of; NaN without one.
-        turn_deg, direction_deg: by how much two halves of the points differ in the motion from the
-            first to the last view; NaN without a structure.
+        direction_deg: by how much two halves of the points differ in the direction from the first
+            to the last view; NaN without a structure.
         fault: why there is none.
     """
 
@@ -65,7 +60,6 @@ class ClipFigures:
     residual_px: Array
     matches: int
     wrong: float
-    turn_deg: float
     direction_deg: float
     fault: str = ''
 
@@ -83,7 +77,7 @@ class ClipFigures:
     def without(cls, views: int, matches: int, fault: str) -> ClipFigures:
         """Of a clip without a structure."""
         nothing = np.zeros((0, views))
-        return cls(nothing.astype(np.int64), nothing, matches, np.nan, np.nan, np.nan, fault)
+        return cls(nothing.astype(np.int64), nothing, matches, np.nan, np.nan, fault)
 
 
 @dataclass(frozen=True)
@@ -186,7 +180,7 @@ def figures_of(views: ClipViews, structure: Structure, matches: Matches) -> Clip
         residual.numpy(),
         len(matches),
         _wrong(views, structure, matches),
-        *halves_apart(structure),
+        halves_apart(structure)[1],
     )
 
 
@@ -330,16 +324,15 @@ def _figure(
     values = values[np.isfinite(values).all(1)]
     if not len(values):
         return Figure(name, unit, better, np.nan, np.nan, (np.nan, np.nan), False)
-    if geometric:
-        values = np.log(np.maximum(values, 1e-9))
-    before, after = values.mean(0)
-    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLINGS, len(values)))
-    low, high = np.percentile((values[:, 1] - values[:, 0])[drawn].mean(1), [2.5, 97.5])
-    if geometric:  # the share that is left, as a difference from the mean before
-        low, high = (math.exp(before) * (math.exp(x) - 1.0) for x in (low, high))
-        before, after = math.exp(before), math.exp(after)
+
+    def mean(side: int) -> Callable[[NDArray[np.integer]], list[float]]:
+        if geometric:
+            return lambda index: [float(np.exp(np.log(values[index, side] + 1e-9).mean()))]
+        return lambda index: [float(values[index, side].mean())]
+
+    sides = bootstrap({'before': mean(0), 'after': mean(1)}, len(values), [name])
+    before, after = sides['before'][name].value, sides['after'][name].value
     gain = after - before if better == 'more' else before - after
     good = gain >= 0.0 if may_stay else gain > 0.0
-    return Figure(
-        name, unit, better, float(before), float(after), (float(low), float(high)), bool(good)
-    )
+    interval = sides['after'][name].difference_interval
+    return Figure(name, unit, better, before, after, interval, good)

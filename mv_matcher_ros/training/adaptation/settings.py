@@ -47,7 +47,7 @@ class StructureSettings(Section):
         2.5, gt=0.0, description='Observations with a larger residual are dropped.'
     )
     rounds: int = Field(
-        3, ge=1, le=10, description='Rounds of adjusting, dropping, growing and merging.'
+        3, ge=2, le=10, description='Rounds of adjusting, dropping, growing and merging.'
     )
     grow_px: float = Field(
         2.0, ge=0.0, description='A point is seen by the keypoint nearest to it within this.'

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mv_matcher_ros.datatypes import Camera, Matches
+from mv_matcher_ros.datatypes import Matches
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import solve
 from mv_matcher_ros.geometry.pose_ransac import MIN_INLIERS, estimate_absolute_pose
@@ -28,9 +28,9 @@ from mv_matcher_ros.geometry.reprojection import Problem
 from mv_matcher_ros.geometry.triangulation import triangulate
 from mv_matcher_ros.odometry.pair_poses import PairMethod
 from mv_matcher_ros.odometry.pose_estimator import PoseEstimator, WindowPoses
-from mv_matcher_ros.odometry.view_tree import ViewSetup
-from mv_matcher_ros.training.adaptation.growing import grown
+from mv_matcher_ros.training.adaptation.growing import grown, owners
 from mv_matcher_ros.training.adaptation.settings import StructureSettings
+from mv_matcher_ros.training.adaptation.views import ClipViews, projected
 
 # (T, V) int64 keypoint that sees track t in view v, −1 for none → (T, V, 2) on the normalised
 # planes; any number where unseen.
@@ -41,34 +41,6 @@ ROUGH_ITERATIONS = 10
 POINT_STEPS = 1
 # Observations are dropped beyond this many times the limit in the first round, then nearer to it.
 LENIENT = (4.0, 2.0)
-
-
-@dataclass(frozen=True)
-class ClipViews:
-    """What the lower level knows of the V views of a clip.
-
-    Attributes:
-        plane_xy: (V, N, 2) float64 keypoints on the normalised planes.
-        valid: (V, N) bool, the others are padding.
-        descriptors: (V, N, D) unit length.
-        cameras: of each view, for images of the size that pixels are counted in.
-        setup: how the views hang together.
-    """
-
-    plane_xy: Tensor
-    valid: Tensor
-    descriptors: Tensor
-    cameras: tuple[Camera, ...]
-    setup: ViewSetup
-
-    @property
-    def pixel(self) -> Tensor:
-        """(V,) float64 size of a pixel on the normalised plane."""
-        return torch.tensor([1.0 / c.focal_px for c in self.cameras], dtype=torch.float64)
-
-    def as_they_are(self, table: Tensor) -> Tensor:
-        """A `Measure`: the keypoints themselves."""
-        return self.plane_xy[torch.arange(table.shape[1]), table.clamp_min(0)]
 
 
 @dataclass(frozen=True)
@@ -140,8 +112,7 @@ class StructureSolver:
         start = self._estimator.estimate(clip.plane_xy, sigma, matches, clip.setup)
         if not _has_baseline(start):
             return Fault(NO_PARALLAX)
-        state = _State.of(start)
-        state = self._with_missing_views(clip, state)
+        state = self._with_missing_views(clip, _State.of(start))
         measured_by = clip.as_they_are if measure is None else measure
         for number in range(settings.rounds):
             last = number + 1 == settings.rounds
@@ -241,9 +212,7 @@ class StructureSolver:
 
     def _residual_px(self, clip: ClipViews, state: _State, measure: Measure) -> Tensor:
         """(T, V) reprojection error, infinite where unseen or behind the camera."""
-        there = se3.transform(self._camera_from_world(clip, state), state.points).transpose(0, 1)
-        ahead = there[..., 2] > 1e-6
-        plane = there[..., :2] / torch.where(ahead, there[..., 2], 1.0)[..., None]
+        plane, ahead = projected(self._camera_from_world(clip, state), state.points)
         error = (plane - measure(state.table)).norm(dim=-1) / clip.pixel
         return torch.where(ahead & (state.table >= 0), error, torch.inf)
 
@@ -351,13 +320,7 @@ def _expected(state: _State, body: int) -> Tensor:
 
 def _explained(found: Structure, matches: Matches) -> float:
     """Share of the matches, by confidence, whose keypoints are of one point."""
-    capacity = int(matches.keypoints.max()) + 1
-    views = found.table.shape[1]
-    owner = torch.full((views, capacity), -1, dtype=torch.int64)
-    track, view = (found.table >= 0).nonzero(as_tuple=True)
-    keypoint = found.table[track, view]
-    inside = keypoint < capacity
-    owner[view[inside], keypoint[inside]] = track[inside]
+    owner = owners(found.table, 1 + int(max(matches.keypoints.max(), found.table.max())))
     a = owner[matches.views[:, 0], matches.keypoints[:, 0]]
     b = owner[matches.views[:, 1], matches.keypoints[:, 1]]
     confidence = matches.confidence.double()

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Features, Matches, Rig
@@ -25,8 +24,9 @@ from mv_matcher_ros.training.adaptation.settings import AdaptationSettings
 from mv_matcher_ros.training.adaptation.structure import Fault, Structure, StructureSolver
 from mv_matcher_ros.training.adaptation.verdicts import Verdicts, verdicts
 from mv_matcher_ros.training.adaptation.views import clip_views
-from mv_matcher_ros.training.joint_task import JointNetwork, save_both, seen
+from mv_matcher_ros.training.joint_task import JointNetwork, places_moved, save_both, seen
 from mv_matcher_ros.training.matcher.losses import believed_loss, matching_loss
+from mv_matcher_ros.training.matcher.pose_loss import sure
 from mv_matcher_ros.training.matcher.task import batch_device
 
 # Clips that the end of a training is measured on; the judgement that counts is the guard's.
@@ -152,7 +152,7 @@ class AdaptationTask:
             plane, views.valid, views.pixel, made.pairs.cpu(),
             made.log_probability[0].cpu(), settings.reach_px, settings.reach_keypoints,
         )  # fmt: skip
-        matches = _believed(made.matches(), settings.min_confidence)
+        matches = sure(made.matches(), settings.min_confidence)
         if settings.control == 'shuffled':
             matches = shuffled(matches, rng)
         structure = self._solver.solve(views, matches, places.detached(), self._similarity)
@@ -223,24 +223,14 @@ class AdaptationTask:
         found, moved = [], []
         for image, mask in zip(clip.images, clip.masks, strict=True):
             grey = (torch.tensor(image)[None, None].float() / 255.0).to(device)
-            with torch.no_grad():
-                allowed = allowed_at(mask, image.shape)[None].to(device)
+            allowed = allowed_at(mask, image.shape)[None].to(device)
             dense = detector.dense(grey)
             said = detector.select(dense, self._room, self._running.detector.border_px, allowed)
             found.append(seen(said, 0, image.shape))
             if 'places' in self._settings.learns and detector.subpixel is not None:
-                x, y = self._pixels(dense.scores, said.xy)
-                there, _ = self._before.to(device).refined(dense.fine.detach(), x, y)
-                here, _ = detector.refined(dense.fine, x, y)
-                moved.append(functional.smooth_l1_loss(here, there))
+                before = self._before.to(device)
+                moved.append(places_moved(detector, before, dense.fine, dense.fine, said))
         return found, torch.stack(moved).mean() if moved else torch.zeros(())
-
-    @staticmethod
-    def _pixels(scores: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
-        """(1, K) columns and rows near the keypoints (1, K, 2)."""
-        height, width = scores.shape[-2:]
-        column, row = xy.detach().round().long().unbind(-1)
-        return column.clamp(0, width - 1), row.clamp(0, height - 1)
 
     @property
     def _room(self) -> int:
@@ -282,11 +272,6 @@ def shuffled(matches: Matches, rng: np.random.Generator) -> Matches:
         rows = (matches.views == pair).all(1).nonzero()[:, 0]
         keypoints[rows, 1] = keypoints[rows[torch.from_numpy(rng.permutation(len(rows)))], 1]
     return Matches(matches.views, keypoints, matches.confidence)
-
-
-def _believed(matches: Matches, least: float) -> Matches:
-    kept = matches.confidence.detach() >= least
-    return Matches(matches.views[kept], matches.keypoints[kept], matches.confidence[kept].detach())
 
 
 def _let_learn(network: JointNetwork, settings: AdaptationSettings) -> None:

@@ -19,7 +19,9 @@ from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.camera import camera_project
 from mv_matcher_ros.geometry.epipolar import essential_from_pose, symmetric_epipolar_error
 from mv_matcher_ros.geometry.triangulation import triangulate
-from mv_matcher_ros.training.adaptation.structure import ClipViews, Structure
+from mv_matcher_ros.training.adaptation.growing import owners
+from mv_matcher_ros.training.adaptation.structure import Structure
+from mv_matcher_ros.training.adaptation.views import ClipViews, projected
 from mv_matcher_ros.training.data.labels import IGNORED, UNMATCHED
 
 # Beyond this a keypoint cannot be the point that is projected there, pixels.
@@ -60,7 +62,8 @@ def verdicts(
     capacity = clip.plane_xy.shape[1]
     table = torch.where(structure.residual_px <= inlier_px, structure.table, -1)
     table = torch.where(((table >= 0).sum(1) >= 2)[:, None], table, -1)
-    nowhere, elsewhere_px = _projected(clip, structure)
+    nowhere, elsewhere_px = _seen_from(clip, structure)
+    owner = owners(table, capacity)
     side_a = torch.full((len(pairs), capacity), IGNORED, dtype=torch.int64)
     side_b = side_a.clone()
     wrong = torch.zeros_like(side_a, dtype=torch.bool)
@@ -71,7 +74,7 @@ def verdicts(
         _label(side_b[number], table, b, a, nowhere)
         made = partner[number]
         limit_px = ELSEWHERE * inlier_px
-        wrong[number] = _contradicts(made, table, a, b, elsewhere_px, limit_px)
+        wrong[number] = _contradicts(made, owner, a, b, elsewhere_px, limit_px)
         wrong[number] |= _against_the_motion(clip, structure, made, a, b, inlier_px)
     wrong &= (partner >= 0) & (partner != side_a)
     return Verdicts(side_a, side_b, wrong)
@@ -86,19 +89,18 @@ def _label(row: Tensor, table: Tensor, here: int, there: int, nowhere: Tensor) -
     row[table[both, here]] = table[both, there]
 
 
-def _projected(clip: ClipViews, structure: Structure) -> tuple[Tensor, list[Tensor]]:
+def _seen_from(clip: ClipViews, structure: Structure) -> tuple[Tensor, list[Tensor]]:
     """(T, V) bool, no keypoint of a view can be the point; and of each view (T, N) distances in
     pixels of its keypoints from the projected points."""
     nowhere, distances = [], []
+    plane, ahead = projected(structure.camera_from_world, structure.points)
     for view, camera in enumerate(clip.cameras):
         there = se3.transform(structure.camera_from_world[view], structure.points)
         pixels, valid = camera_project(camera, there)
         limit = pixels.new_tensor([camera.width, camera.height]) - 0.5 + OUTSIDE_PX
         outside = (pixels < -0.5 - OUTSIDE_PX).any(1) | (pixels > limit).any(1)
-        outside = outside | (there[:, 2] <= 0)
-        ahead = there[:, 2] > 1e-6
-        plane = there[:, :2] / torch.where(ahead, there[:, 2], 1.0)[:, None]
-        apart = torch.cdist(plane, clip.plane_xy[view]) / clip.pixel[view]
+        outside = outside | ~ahead[:, view]
+        apart = torch.cdist(plane[:, view], clip.plane_xy[view]) / clip.pixel[view]
         apart = apart.masked_fill(~clip.valid[view], torch.inf)
         nearest = apart.amin(1) if apart.shape[1] else torch.full((len(apart),), torch.inf)
         nowhere.append(outside | (valid & (nearest > FAR_PX)))
@@ -107,20 +109,16 @@ def _projected(clip: ClipViews, structure: Structure) -> tuple[Tensor, list[Tens
 
 
 def _contradicts(
-    made: Tensor, table: Tensor, a: int, b: int, elsewhere_px: list[Tensor], limit_px: float
+    made: Tensor, owner: Tensor, a: int, b: int, elsewhere_px: list[Tensor], limit_px: float
 ) -> Tensor:
     """(N,) the matched keypoint is far from where the point of a's keypoint is projected.
 
     The other way round, too: the keypoint in b sees a point that is elsewhere in a.
     """
-    count = len(made)
-    index = torch.arange(count)
-    bad = torch.zeros(count, dtype=torch.bool)
+    index = torch.arange(len(made))
+    bad = torch.zeros(len(made), dtype=torch.bool)
     for here, there, mine, others in ((a, b, index, made), (b, a, made, index)):
-        owner = torch.full((count,), -1, dtype=torch.int64)
-        seen = table[:, here] >= 0
-        owner[table[seen, here]] = seen.nonzero()[:, 0]
-        track = owner[mine.clamp_min(0)]
+        track = owner[here, mine.clamp_min(0)]
         known = (track >= 0) & (made >= 0)
         apart = elsewhere_px[there][track.clamp_min(0), others.clamp_min(0)]
         bad |= known & (apart > limit_px)

@@ -14,7 +14,8 @@ from mv_matcher_ros.datatypes import Camera, Matches
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.sinkhorn import log_optimal_transport
 from mv_matcher_ros.odometry.view_tree import ViewSetup
-from mv_matcher_ros.training.adaptation.structure import ClipViews, Structure
+from mv_matcher_ros.training.adaptation.structure import Structure
+from mv_matcher_ros.training.adaptation.views import ClipViews
 
 CAMERA = Camera(640, 480, (500.0, 500.0, 319.5, 239.5))
 STEP = 0.3

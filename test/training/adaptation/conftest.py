@@ -38,9 +38,7 @@ def flown(sensor: str) -> Flight:
     settings = ClipSettings(fewest=4)
     cameras = len(rendered.rig.cameras)
     plan = planned('flight', survey(frames, rendered.rig, settings, 0, 4.0), settings, cameras)
-    images = ClipImages(rendered.rig, cameras, 0)
-    for frame in frames:
-        images.take(frame)
+    images = ClipImages.of(frames, plan.frames, rendered.rig, cameras, 0)
     teach, judge = ([images.clip(c) for c in side] for side in (plan.teach, plan.judge))
     return Flight(rendered.rig, teach, judge)
 

@@ -36,9 +36,7 @@ def figures(
     """Point k is seen by keypoint k of the first views."""
     table = np.repeat(np.arange(tracks)[:, None], 4, axis=1)
     table[:, length:] = -1
-    return ClipFigures(
-        table, np.where(table >= 0, error_px, np.inf), 2 * tracks, wrong, apart, apart
-    )
+    return ClipFigures(table, np.where(table >= 0, error_px, np.inf), 2 * tracks, wrong, apart)
 
 
 BEFORE = [figures() for _ in range(4)]
