@@ -181,10 +181,7 @@ class JointTask:
         before = self._before.to(images.device)
         with torch.no_grad():
             were = before.dense(images)
-        target = were.log_probability.exp()
-        everywhere = torch.ones_like(target[:, 0], dtype=torch.bool)
-        total = sum(score_loss(dense.log_probability, target, everywhere))
-        assert isinstance(total, Tensor)
+        total = scores_moved(were, dense)
         if detector.subpixel is None or before.subpixel is None:
             return total
         return total + places_moved(detector, before, dense.fine, were.fine, said)
@@ -230,6 +227,14 @@ def places_moved(
     here, _ = detector.refined(fine, x, y)
     total = functional.smooth_l1_loss(here[said.valid], there[said.valid], reduction='sum')
     return total / (2 * said.valid.sum().clamp_min(1))  # an image may have no keypoint
+
+
+def scores_moved(were: DenseFeatures, dense: DenseFeatures) -> Tensor:
+    """() divergence of the scores of cells from those that the detector before gave them."""
+    target = were.log_probability.exp()
+    everywhere = torch.ones_like(target[:, 0], dtype=torch.bool)
+    presence, position = score_loss(dense.log_probability, target, everywhere)
+    return presence + position
 
 
 def save_both(

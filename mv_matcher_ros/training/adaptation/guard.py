@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +38,13 @@ from mv_matcher_ros.training.adaptation.views import ClipViews, clip_views
 INLIER_PX = 2.0
 # Of the two halves of the points.
 ITERATIONS, CONVERGED = 15, 1e-8
-HALVINGS = 8
+HALVINGS = 24
+# Places in the same cell, of so many each way from the principal point, fall into the same half.
+CELL_PX, CELLS = 6.0, 128
+# Keypoints of two detectors this near are the same one, pixels.
+SAME_PX = 1.5
+# A count that may stay as it is may be this share worse, unless it surely is worse: noise.
+LEVEL = 0.01
 
 
 @dataclass(frozen=True)
@@ -47,16 +54,18 @@ class ClipFigures:
     Attributes:
         table: (T, V) int64 keypoints of the points within the limit in two views or more, −1 where
             unseen or beyond it; T is 0 without a structure.
+        places: (V, N, 2) all keypoints, pixels from the principal point; NaN for padding.
         residual_px: (T, V) their reprojection errors, infinite there.
         matches: that were made, between all pairs of views.
         wrong: percent of them that the structure says are wrong, of those that it says anything
             of; NaN without one.
-        direction_deg: by how much two halves of the points differ in the direction from the first
-            to the last view; NaN without a structure.
+        direction_deg: by how much two halves of the points differ in the directions from the first
+            to the other views; NaN without a structure.
         fault: why there is none.
     """
 
     table: NDArray[np.int64]
+    places: Array
     residual_px: Array
     matches: int
     wrong: float
@@ -76,8 +85,8 @@ class ClipFigures:
     @classmethod
     def without(cls, views: int, matches: int, fault: str) -> ClipFigures:
         """Of a clip without a structure."""
-        nothing = np.zeros((0, views))
-        return cls(nothing.astype(np.int64), nothing, matches, np.nan, np.nan, fault)
+        nothing, nowhere = np.zeros((0, views)), np.zeros((views, 0, 2))
+        return cls(nothing.astype(np.int64), nowhere, nothing, matches, np.nan, np.nan, fault)
 
 
 @dataclass(frozen=True)
@@ -175,12 +184,14 @@ def figures_of(views: ClipViews, structure: Structure, matches: Matches) -> Clip
     tracks = close.sum(1) >= 2
     table = torch.where(close, structure.table, -1)[tracks]
     residual = torch.where(close, structure.residual_px, torch.inf)[tracks]
+    places = torch.where(views.valid[..., None], views.places_px, torch.nan)
     return ClipFigures(
         table.numpy(),
+        places.numpy(),
         residual.numpy(),
         len(matches),
         _wrong(views, structure, matches),
-        halves_apart(structure)[1],
+        halves_apart(views, structure)[1],
     )
 
 
@@ -201,42 +212,49 @@ def _wrong(views: ClipViews, structure: Structure, matches: Matches) -> float:
 
 
 @torch.no_grad()
-def halves_apart(structure: Structure) -> tuple[float, float]:
-    """Degrees between the motions, first to last view, that two halves of the points say.
+def halves_apart(views: ClipViews, structure: Structure) -> tuple[float, float]:
+    """Degrees between the motions, from the first view to the others, that two halves of the
+    points say.
 
-    Rotation, and direction of translation: root mean squares over a few ways to halve. The two
+    Rotation, and direction of translation: root mean squares over views and ways to halve. The two
     estimates share no keypoint: what they differ by is noise.
     """
     squares = []
     generator = torch.Generator().manual_seed(0)
-    room = int(structure.table.max()) + 1
     for _ in range(HALVINGS):
-        half = _half(structure.table, room, generator)
-        one, other = _motion(structure, half), _motion(structure, ~half)
-        turn = rotation_angle(one[:3, :3].mT @ other[:3, :3])
-        a, b = (torch.nn.functional.normalize(motion[:3, 3], dim=0) for motion in (one, other))
-        direction = torch.atan2(torch.linalg.cross(a, b).norm(), a @ b)
-        squares.append(torch.stack([turn, direction]).square())
+        half = _half(views.places_px, structure.table, generator)
+        one, other = _motions(structure, half), _motions(structure, ~half)
+        turn = rotation_angle(one[:, :3, :3].mT @ other[:, :3, :3])
+        a, b = (torch.nn.functional.normalize(part[:, :3, 3], dim=1) for part in (one, other))
+        direction = torch.atan2(torch.linalg.cross(a, b).norm(dim=1), (a * b).sum(1))
+        squares.append(torch.stack([turn, direction]).square().mean(1))
     turn, direction = torch.rad2deg(torch.stack(squares).mean(0).sqrt())
     return float(turn), float(direction)
 
 
-def _half(table: Tensor, room: int, generator: torch.Generator) -> Tensor:
-    """(T,) bool, the points of one half; the same for points that the same keypoints see.
+def _half(places: Tensor, table: Tensor, generator: torch.Generator) -> Tensor:
+    """(T,) bool, the points of one half; the same for points that are seen at the same places.
 
-    Whoever of its keypoints drew the smallest number decides: weights that find about the same
-    points are compared on about the same halves, and what these differ by cancels.
+    Whichever of its keypoints lies in the cell that drew the smallest number decides: weights that
+    find about the same points are compared on about the same halves, and what these differ by
+    cancels.
+
+    Args:
+        places: (V, N, 2) keypoints, pixels; table: (T, V) of them.
     """
-    shape = (table.shape[1], room)
-    number, side = torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
+    side = 2 * CELLS
+    cell = ((places / CELL_PX).round().long() + CELLS).clamp(0, side - 1)
     view = torch.arange(table.shape[1])
-    drawn = torch.where(table >= 0, number[view, table.clamp_min(0)], torch.inf)
+    cell = (cell[..., 0] * side + cell[..., 1])[view, table.clamp_min(0)]  # (T, V)
+    shape = (table.shape[1], side * side)
+    number, chosen = torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
+    drawn = torch.where(table >= 0, number[view, cell], torch.inf)
     decides = drawn.argmin(1)
-    return side[decides, table[torch.arange(len(table)), decides]] < 0.5
+    return chosen[decides, cell[torch.arange(len(table)), decides]] < 0.5
 
 
-def _motion(structure: Structure, part: Tensor) -> Tensor:
-    """(4, 4) pose of the last body in the first, from a part (T,) of the points."""
+def _motions(structure: Structure, part: Tensor) -> Tensor:
+    """(B, 4, 4) poses of the bodies that move in the first, from a part (T,) of the points."""
     problem = structure.problem
     kept = part[structure.track]
     number = torch.cumsum(part, 0) - 1
@@ -259,22 +277,23 @@ def _motion(structure: Structure, part: Tensor) -> Tensor:
         importance=chosen(problem.importance),
     )
     poses = solve(smaller, ITERATIONS, CONVERGED, point_steps=1).world_from_body[0]
-    found = (~problem.fixed[0]).nonzero()[:, 0]
-    first = int(problem.fixed[0].nonzero()[0]) if bool(problem.fixed.any()) else 0
-    last = int(found[-1]) if len(found) else first
-    return se3.inverse(poses[first]) @ poses[last]
+    fixed = problem.fixed[0]
+    observed = torch.zeros_like(fixed)
+    observed[problem.pose_index[0]] = True
+    first = int((fixed & observed).nonzero()[0])  # views that were not found are fixed, too
+    return se3.inverse(poses[first]) @ poses[~fixed]
 
 
 def compared(before: Sequence[ClipFigures], after: Sequence[ClipFigures]) -> Verdict:
     """The verdict on figures of the same clips with the weights before and after."""
     both = [(b, a) for b, a in zip(before, after, strict=True) if not b.fault and not a.fault]
     tracks = [(float(b.tracks), float(a.tracks)) for b, a in zip(before, after, strict=True)]
-    figures = [_figure('points', 'a clip', tracks, 'more', may_stay=True)]
+    figures = [_figure('points', 'a clip', tracks, 'more', wants='no worse')]
     wrong = [(b.wrong, a.wrong) for b, a in both]
-    figures.append(_figure('wrong matches', '%', wrong, 'less', may_stay=True))
+    figures.append(_figure('wrong matches', '%', wrong, 'less', wants='no worse'))
     same = [_of_the_same(*pair) for pair in both]
     errors = [(errors_before, errors_after) for errors_before, errors_after, _, _ in same]
-    figures.append(_figure('reprojection error', 'px', errors, 'less'))
+    figures.append(_figure('reprojection error', 'px', errors, 'less', wants='surely better'))
     lengths = [(length_before, length_after) for _, _, length_before, length_after in same]
     figures.append(_figure('views of a point', '', lengths, 'more'))
     apart = [(b.direction_deg, a.direction_deg) for b, a in both]
@@ -288,12 +307,17 @@ def _of_the_same(before: ClipFigures, after: ClipFigures) -> tuple[float, float,
 
     More points are the harder ones: means over all of them would be worse for being more.
     """
-    room = 1 + max(before.table.max(initial=0), after.table.max(initial=0))
-    owner = np.full((after.table.shape[1], room), -1)
+    owner = np.full(after.places.shape[:2], -1)
     track, view = np.nonzero(after.table >= 0)
     owner[view, after.table[track, view]] = track
-    views = np.arange(before.table.shape[1])
-    theirs = np.where(before.table >= 0, owner[views, before.table], -1)  # (T, V)
+    same = [_same(*places) for places in zip(before.places, after.places, strict=True)]
+    # The keypoints before, in the numbers of those after.
+    table = np.full_like(before.table, -1)
+    for number, partner in enumerate(same):
+        column = before.table[:, number]
+        table[:, number] = np.where(column >= 0, partner[column], -1)
+    views = np.arange(table.shape[1])
+    theirs = np.where(table >= 0, owner[views, table], -1)  # (T, V)
     # The one that sees the most of the same keypoints.
     alike = (theirs[:, :, None] == theirs[:, None]) & (theirs >= 0)[:, :, None]
     counts = alike.sum(2)
@@ -301,7 +325,7 @@ def _of_the_same(before: ClipFigures, after: ClipFigures) -> tuple[float, float,
     rows = np.arange(len(theirs))
     found = counts[rows, best] >= 2
     mine, other = rows[found], theirs[rows, best][found]
-    shared = (before.table[mine] >= 0) & (before.table[mine] == after.table[other])
+    shared = (table[mine] >= 0) & (table[mine] == after.table[other])
     if not len(mine):
         return (np.nan,) * 4
     return (
@@ -312,12 +336,24 @@ def _of_the_same(before: ClipFigures, after: ClipFigures) -> tuple[float, float,
     )
 
 
+def _same(before: Array, after: Array) -> NDArray[np.int64]:
+    """(N,) which of the places after (M, 2) is which of those before (N, 2), −1 for none."""
+    partner = np.full(len(before), -1)
+    if not len(before) or not len(after):
+        return partner
+    apart = torch.cdist(torch.from_numpy(before), torch.from_numpy(after)).nan_to_num(torch.inf)
+    nearest, there = apart.min(dim=1)
+    mutual = (apart.argmin(dim=0)[there] == torch.arange(len(before))) & (nearest <= SAME_PX)
+    partner[mutual] = there[mutual]
+    return partner
+
+
 def _figure(
     name: str,
     unit: str,
     pairs: Sequence[tuple[float, float]],
     better: str,
-    may_stay: bool = False,
+    wants: Literal['no worse', 'better', 'surely better'] = 'better',
     geometric: bool = False,
 ) -> Figure:
     values = np.array(pairs, dtype=np.float64).reshape(-1, 2)
@@ -333,6 +369,11 @@ def _figure(
     sides = bootstrap({'before': mean(0), 'after': mean(1)}, len(values), [name])
     before, after = sides['before'][name].value, sides['after'][name].value
     gain = after - before if better == 'more' else before - after
-    good = gain >= 0.0 if may_stay else gain > 0.0
     interval = sides['after'][name].difference_interval
+    gains = interval if better == 'more' else (-interval[1], -interval[0])
+    good = {
+        'no worse': gain >= -LEVEL * before and gains[1] >= 0.0,
+        'better': gain > 0.0,
+        'surely better': gain > 0.0 and gains[0] > 0.0,
+    }[wants]
     return Figure(name, unit, better, before, after, interval, good)

@@ -10,7 +10,7 @@ from pydantic import Field
 from mv_matcher_ros.config import PoseEstimatorSettings, Section
 from mv_matcher_ros.training.settings import StageSettings, TrainerSettings
 
-Part = Literal['matcher', 'confidence', 'descriptors', 'places']
+Part = Literal['matcher', 'confidence', 'descriptors', 'places', 'keypoints']
 
 
 class ClipSettings(Section):
@@ -120,7 +120,12 @@ class AdaptationSettings(Section):
     confidence_weight: float = Field(
         0.5, ge=0.0, description='Of its verdict on each match that was made.'
     )
-    keep: float = Field(1.0, ge=0.0, description='Of staying with the places there were.')
+    choice_weight: float = Field(
+        1.0, ge=0.0, description='Of scores that rank keypoints by how often they are seen again.'
+    )
+    keep: float = Field(
+        1.0, ge=0.0, description='Of staying with the places and scores there were.'
+    )
     control: Literal['none', 'shuffled'] = Field(
         'none',
         description='For comparison: partners are dealt out anew before the lower level.',

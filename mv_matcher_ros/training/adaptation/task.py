@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,14 @@ from mv_matcher_ros.training.adaptation.settings import AdaptationSettings
 from mv_matcher_ros.training.adaptation.structure import Fault, Structure, StructureSolver
 from mv_matcher_ros.training.adaptation.verdicts import Verdicts, verdicts
 from mv_matcher_ros.training.adaptation.views import clip_views
-from mv_matcher_ros.training.joint_task import JointNetwork, places_moved, save_both, seen
+from mv_matcher_ros.training.adaptation.worth import ranking_loss, worth
+from mv_matcher_ros.training.joint_task import (
+    JointNetwork,
+    places_moved,
+    save_both,
+    scores_moved,
+    seen,
+)
 from mv_matcher_ros.training.matcher.losses import believed_loss, matching_loss
 from mv_matcher_ros.training.matcher.pose_loss import sure
 from mv_matcher_ros.training.matcher.task import batch_device
@@ -41,6 +48,16 @@ class ClipBatch:
 
     clips: tuple[int, ...]
     seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Keypoints of the views of a clip; logarithms of their scores where those learn; and how far
+    places and scores are from where they were."""
+
+    features: list[Features]
+    log_scores: list[Tensor] = field(default_factory=list)
+    kept: Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
 class AdaptationTask:
@@ -73,16 +90,16 @@ class AdaptationTask:
         self.network = JointNetwork(detector, matcher)
         _let_learn(self.network, settings)
         self._finder: LearnedDetector | None = None
-        self._found: dict[int, list[Features]] = {}
+        self._found: dict[int, _Found] = {}
 
     @property
     def detector_learns(self) -> bool:
         """Whether anything of the detector changes."""
-        return bool({'descriptors', 'places'} & set(self._settings.learns))
+        return bool({'descriptors', 'places', 'keypoints'} & set(self._settings.learns))
 
     @property
-    def _places_alone(self) -> bool:
-        return set(self._settings.learns) == {'places'}
+    def _assignments_learn(self) -> bool:
+        return bool({'matcher', 'confidence', 'descriptors'} & set(self._settings.learns))
 
     def batch(self, step: int, rank: int, world: int) -> ClipBatch:
         """See `Task`."""
@@ -138,14 +155,15 @@ class AdaptationTask:
         """Losses of a clip, None where it has no structure."""
         settings, clip = self._settings, self._clips[number]
         device = batch_device(network)
-        features, moved = self._features(network.detector, number)
-        features = [one.chosen(self._drawn(len(one), rng)) for one in features]
+        found = self._found_in(network.detector, number)
+        drawn = [self._drawn(len(one), rng) for one in found.features]
+        features = [one.chosen(index) for one, index in zip(found.features, drawn, strict=True)]
         room = max(len(one) for one in features)
         if room == 0:
             return None
         batch = ViewBatch.of(features, room).to(device)
-        # Where only places learn the network's part is a constant, and spared its way back.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._places_alone):
+        # Where assignments do not learn they are constants, and spared their way back.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._assignments_learn):
             made: Assignment = network.matcher(batch)
         views, plane = clip_views(clip, features, self._rig)
         places = ExpectedPlaces.of(
@@ -162,7 +180,19 @@ class AdaptationTask:
             views, structure, made.pairs.cpu(), made.partner[0].cpu(), settings.verdict_px
         )
         objective = objective_at_optimum(structure, places(structure.table)).float()
-        return self._weighed(made, structure, said, objective, moved)
+        choice = torch.zeros(())
+        if found.log_scores:
+            believed = torch.where(
+                made.confidence[0] >= settings.min_confidence, made.partner[0], -1
+            )
+            value = worth(
+                views, structure, made.pairs.cpu(), believed.cpu(), said.wrong, settings.verdict_px
+            )
+            choice = torch.stack([
+                ranking_loss(scores[index], value[view, : len(index)])
+                for view, (scores, index) in enumerate(zip(found.log_scores, drawn, strict=True))
+            ]).mean()  # fmt: skip
+        return self._weighed(made, structure, said, objective, choice, found.kept)
 
     def _weighed(
         self,
@@ -170,7 +200,8 @@ class AdaptationTask:
         structure: Structure,
         said: Verdicts,
         objective: Tensor,
-        moved: Tensor,
+        choice: Tensor,
+        kept: Tensor,
     ) -> dict[str, Tensor]:
         settings = self._settings
         device = made.log_probability.device
@@ -194,7 +225,8 @@ class AdaptationTask:
             settings.objective_weight * objective.to(match)
             + settings.match_weight * match
             + settings.confidence_weight * confidence
-            + settings.keep * moved
+            + settings.choice_weight * choice
+            + settings.keep * kept
         )
         judged = ((made.partner >= 0) & ((a >= 0) | wrong)).sum().clamp_min(1)
         return {
@@ -202,35 +234,42 @@ class AdaptationTask:
             'objective': objective.detach(),
             'match': match.detach(),
             'confidence': confidence.detach(),
-            'moved': moved.detach(),
+            'choice': choice.detach(),
+            'kept': kept.detach(),
             'tracks': torch.tensor(float(len(structure))),
             'length': (structure.table >= 0).sum(1).double().mean(),
             'wrong': wrong.sum() / judged,
         }
 
-    def _features(self, detector: DetectorNetwork, number: int) -> tuple[list[Features], Tensor]:
-        """Of the images of a clip, with gradients where the detector learns; and how far places
-        have moved from where they were."""
+    def _found_in(self, detector: DetectorNetwork, number: int) -> _Found:
+        """Of the images of a clip, with gradients where the detector learns."""
         clip = self._clips[number]
         if not self.detector_learns:
             if number not in self._found:
-                self._found[number] = [
+                self._found[number] = _Found([
                     self._finder_of(detector).detect(image, mask)
                     for image, mask in zip(clip.images, clip.masks, strict=True)
-                ]
-            return self._found[number], torch.zeros(())
+                ])  # fmt: skip
+            return self._found[number]
         device = batch_device(detector)
-        found, moved = [], []
+        before = self._before.to(device)
+        learns = set(self._settings.learns)
+        found = _Found([])
+        kept = []
         for image, mask in zip(clip.images, clip.masks, strict=True):
             grey = (torch.tensor(image)[None, None].float() / 255.0).to(device)
             allowed = allowed_at(mask, image.shape)[None].to(device)
             dense = detector.dense(grey)
             said = detector.select(dense, self._room, self._running.detector.border_px, allowed)
-            found.append(seen(said, 0, image.shape))
-            if 'places' in self._settings.learns and detector.subpixel is not None:
-                before = self._before.to(device)
-                moved.append(places_moved(detector, before, dense.fine, dense.fine, said))
-        return found, torch.stack(moved).mean() if moved else torch.zeros(())
+            found.features.append(seen(said, 0, image.shape))
+            if 'places' in learns and detector.subpixel is not None:
+                kept.append(places_moved(detector, before, dense.fine, dense.fine, said))
+            if 'keypoints' in learns:
+                found.log_scores.append(said.scores[0][said.valid[0]].log())
+                with torch.no_grad():
+                    were = before.dense(grey)
+                kept.append(scores_moved(were, dense))
+        return replace(found, kept=torch.stack(kept).sum() / len(clip.images)) if kept else found
 
     @property
     def _room(self) -> int:
@@ -287,6 +326,7 @@ def _let_learn(network: JointNetwork, settings: AdaptationSettings) -> None:
         'confidence': [matcher.confidence],
         'descriptors': [detector.descriptor_hidden, detector.descriptor],
         'places': [detector.subpixel],
+        'keypoints': [detector.score_hidden, detector.detail, detector.score],
     }
     for name, modules in parts.items():
         for module in modules:

@@ -40,6 +40,11 @@ class ClipViews:
         """(V,) float64 size of a pixel on the normalised plane."""
         return torch.tensor([1.0 / c.focal_px for c in self.cameras], dtype=torch.float64)
 
+    @property
+    def places_px(self) -> Tensor:
+        """(V, N, 2) float64 keypoints, pixels from the principal point, without distortion."""
+        return self.plane_xy / self.pixel[:, None, None]
+
     def as_they_are(self, table: Tensor) -> Tensor:
         """A `Measure`: the keypoints themselves."""
         return self.plane_xy[torch.arange(table.shape[1]), table.clamp_min(0)]

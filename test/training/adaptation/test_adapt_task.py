@@ -24,7 +24,7 @@ from mv_matcher_ros.training.adaptation.settings import AdaptationSettings
 from mv_matcher_ros.training.adaptation.task import AdaptationTask, refuted_loss
 from mv_matcher_ros.training.joint_task import DETECTOR_FILE, JointNetwork
 
-EVERYTHING = ('matcher', 'confidence', 'descriptors', 'places')
+EVERYTHING = ('matcher', 'confidence', 'descriptors', 'places', 'keypoints')
 
 
 def task_of(flight: Flight, **changes: object) -> AdaptationTask:
@@ -65,9 +65,10 @@ def test_a_clip_teaches_every_part_that_learns(request: pytest.FixtureRequest, o
         'matcher.confidence.together.weight',
         'detector.descriptor.weight',
         'detector.subpixel.3.weight',
+        'detector.score.weight',
     ):
         assert name in names, name
-    assert not any(n.startswith(('detector.encoder', 'detector.score')) for n in names)
+    assert not any(n.startswith('detector.encoder') for n in names)
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
 
 
@@ -81,6 +82,7 @@ def test_only_what_is_named_learns(flight: Flight, part: str) -> None:
         'confidence': 'matcher.confidence',
         'descriptors': 'detector.descriptor',
         'places': 'detector.subpixel',
+        'keypoints': ('detector.score', 'detector.detail'),
     }[part]
     names = learned(network)
     assert names
