@@ -200,6 +200,12 @@ class KeyframeSettings(Section):
     min_tracked: int = Field(
         80, ge=10, description='New keyframe when fewer landmarks than this are tracked.'
     )
+    map_lag: int = Field(
+        5,
+        ge=1,
+        le=30,
+        description='A keyframe goes to the map once so many newer ones refined it.',
+    )
 
 
 class InitialisationSettings(Section):

@@ -66,11 +66,10 @@ class Background:
         future, self._future = self._future, None
         return future.result()
 
-    def forget(self) -> None:
-        """Wait for the work and drop its result."""
-        if self._future is not None:
-            self._future.exception()
-            self._future = None
+    def forget(self) -> Mapped | None:
+        """Wait for the work, if any; its result is not used, and None if it failed."""
+        future, self._future = self._future, None
+        return None if future is None or future.exception() else future.result()[0]
 
 
 def _timed(work: Work) -> tuple[Mapped | None, float]:

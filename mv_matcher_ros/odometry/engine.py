@@ -7,7 +7,7 @@ Replay, live node, data sets and tests call it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
@@ -25,6 +25,7 @@ from mv_matcher_ros.odometry.flow import FlowTracker, Followed, Target
 from mv_matcher_ros.odometry.hypotheses import Hypotheses
 from mv_matcher_ros.odometry.initialisation import MapInitialiser
 from mv_matcher_ros.odometry.joint_matching import JointMatcher
+from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 from mv_matcher_ros.odometry.keyframes import KeyframePolicy
 from mv_matcher_ros.odometry.local_mapping import LocalMapper
 from mv_matcher_ros.odometry.motion import (
@@ -37,6 +38,8 @@ from mv_matcher_ros.odometry.observation import Observation, Observer
 from mv_matcher_ros.odometry.reporting import pose_noise, track_view
 from mv_matcher_ros.odometry.standstill import StandstillGate
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
+
+OnKeyframe = Callable[[KeyframeRecord], None]
 
 # Standard deviation given to the first pose: it is the origin of odom by definition.
 ORIGIN_VARIANCE = 1e-10
@@ -57,6 +60,8 @@ class OdometryEngine:
         live: use a keyframe as soon as it has been worked on instead. No frame waits for it that
             can be followed without it, and the poses depend a little on the speed of the machine.
         models: detector and matchers; None: those that the settings name, from their files.
+        on_keyframe: gets the record of each keyframe, in order of time, from within `process`,
+            `finish` and `reset`.
 
     Attributes:
         networks: what runs of 'detector' and 'matcher' that is a network: `place` (device and
@@ -68,7 +73,12 @@ class OdometryEngine:
     """
 
     def __init__(
-        self, settings: Settings, rig: Rig, live: bool = False, models: Models | None = None
+        self,
+        settings: Settings,
+        rig: Rig,
+        live: bool = False,
+        models: Models | None = None,
+        on_keyframe: OnKeyframe | None = None,
     ) -> None:
         if settings.sensor == 'stereo' and len(rig.cameras) < 2:
             raise SettingsError('sensor is stereo, but the rig has only one camera')
@@ -90,11 +100,14 @@ class OdometryEngine:
         self._policy = KeyframePolicy(settings, camera)
         self._metric = settings.sensor != 'mono'
         self._beside = Background(settings, live)
+        self._on_keyframe = on_keyframe
+        self._published: dict[int, Tensor] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forget everything; the next frame starts a new trajectory at the origin of odom."""
-        self._beside.forget()
+        mapped = self._beside.forget()
+        self._report([*(mapped.records if mapped else ()), *self._mapper.records_left()])
         self._mapper.reset()
         self._motion: Motion | None = None
         self._continuity = Continuity()
@@ -110,6 +123,13 @@ class OdometryEngine:
         self._inliers = 0
         self._before_keyframe = self._origin
         self._note_map()
+
+    def finish(self) -> None:
+        """Wait for what is being worked on and report the keyframes that are left; there will be
+        no more frames."""
+        if self._motion is not None:
+            self._adopt()
+        self._report(self._mapper.records_left())
 
     def process(self, frame: Frame) -> Estimate:
         """Estimate the pose at one frame. Frames come in order of time.
@@ -131,6 +151,7 @@ class OdometryEngine:
             fault = self._observer.image_fault(frame.views[0])
             start_or_follow = self._start if self._motion is None else self._follow
             estimate = self._checked(start_or_follow(frame, fault, clock))
+            self._note_published(estimate)
         self._last_stamp_ns = frame.stamp_ns
         return replace(estimate, latency_ms=clock.milliseconds)
 
@@ -317,12 +338,40 @@ class OdometryEngine:
         self._note_map()
         if mapped is None:
             return
+        self._report(mapped.records)
         assert self._motion is not None
         since = se3.inverse(self._before_keyframe) @ self._motion.world_from_body
         self._motion = self._motion.corrected(se3.normalise(mapped.refined @ since))
         adjoint = se3.adjoint(se3.inverse(mapped.step))
         self._covariance = adjoint @ self._covariance @ adjoint.T + mapped.covariance
         self._compare_with(mapped.target, mapped.frame)
+
+    # -------------------------------------------------------------- keyframes
+
+    def _note_published(self, estimate: Estimate) -> None:
+        """What `odom` says of a keyframe, and of those before it that a map began with."""
+        if self._on_keyframe is None or not estimate.is_keyframe:
+            return
+        assert estimate.odom_from_body is not None
+        published = torch.from_numpy(estimate.odom_from_body)
+        self._published[estimate.stamp_ns] = published
+        if estimate.started_by:
+            keyframes = self._mapper.window.keyframes
+            newest_from_segment = se3.inverse(keyframes[-1].world_from_body)
+            for keyframe in keyframes[:-1]:
+                step = newest_from_segment @ keyframe.world_from_body
+                self._published[keyframe.observation.stamp_ns] = published @ step
+
+    def _report(self, records: Sequence[KeyframeRecord]) -> None:
+        if self._on_keyframe is None:
+            return
+        for record in records:
+            published = self._published[record.stamp_ns]
+            self._on_keyframe(replace(record, odom_from_body=published))
+            # Also of frames that were to become keyframes and had too little to show.
+            self._published = {
+                stamp: pose for stamp, pose in self._published.items() if stamp > record.stamp_ns
+            }
 
     def _note_map(self) -> None:
         """What the estimates say of the map until the next keyframe has been worked on."""
@@ -381,6 +430,7 @@ class OdometryEngine:
         self._origin = self._continuity.last
         self._covariance = self._covariance + self._noise + coasting_covariance(elapsed_s)
         self._motion = None
+        self._report(self._mapper.records_left())
         self._mapper.forget_window()
         self._initialiser.reset()
 

@@ -13,7 +13,6 @@ from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import marginal_prior, solve
 from mv_matcher_ros.geometry.reprojection import (
-    NormalEquations,
     PosePrior,
     Problem,
     linearise,
@@ -36,7 +35,7 @@ class LocalAdjustment:
     def __init__(self, settings: Settings, camera: Camera) -> None:
         self._settings = settings
         self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
-        self._newest_covariance = torch.zeros(6, 6, dtype=torch.float64)
+        self._covariance = torch.zeros(0, 0, dtype=torch.float64)
 
     def anchor(self, window: Window, hold_scale: bool) -> None:
         """A prior that holds the first pose and, if asked to, the distance of the newest."""
@@ -87,13 +86,18 @@ class LocalAdjustment:
         equations = linearise(at_end)
         half = half_inverse_of(equations.point_point)[0]
         window.landmarks.covariance = half.transpose(1, 2) @ half
-        self._newest_covariance = step_covariance(at_end, equations)
+        self._covariance = least_norm_inverse(eliminate_points(at_end, equations).pose_pose)[0]
         self._cull(window, flat, at_end)
 
-    @property
-    def newest_covariance(self) -> Tensor:
-        """(6, 6) covariance of the step to the newest pose from the one before, last `refine`."""
-        return self._newest_covariance
+    def step_covariance(self, window: Window, number: int = -1) -> Tensor:
+        """(6, 6) covariance of the step to a keyframe from the one before, at the last `refine`.
+
+        Zero for the first keyframe, which nothing measures.
+
+        Args:
+            window: as it was refined; number: of the keyframe in it.
+        """
+        return step_covariance(window.poses(), self._covariance, number)
 
     def drop_oldest(self, window: Window) -> None:
         """Remove the oldest keyframe; what it knew stays as a prior on the others."""
@@ -177,21 +181,21 @@ class LocalAdjustment:
         window.count_seen()
 
 
-def step_covariance(problem: Problem, equations: NormalEquations) -> Tensor:
-    """(6, 6) covariance of the last pose seen from the one before, all poses and points free.
+def step_covariance(poses: Tensor, covariance: Tensor, number: int = -1) -> Tensor:
+    """(6, 6) covariance of a pose seen from the one before, all poses and points free.
 
-    Of the right perturbation δ of T_before⁻¹ T_last = … exp(δ): δ = δ_last − Ad(T_last⁻¹ T_before)
-    δ_before. Zero for a single pose, which nothing measures.
+    Of the right perturbation δ of T_before⁻¹ T = … exp(δ): δ = δ_this − Ad(T⁻¹ T_before) δ_before.
+    Zero for the first pose, which nothing measures.
 
     Args:
-        problem: batch of one.
-        equations: its normal equations.
+        poses: (V, 4, 4); covariance: (6 V, 6 V) of their right perturbations.
+        number: of the pose; negative ones count from the end.
     """
-    if problem.world_from_body.shape[1] < 2:
-        return torch.zeros(6, 6, dtype=problem.world_from_body.dtype)
-    reduced = eliminate_points(problem, equations)
-    both = least_norm_inverse(reduced.pose_pose)[0, -12:, -12:]
-    before, last = problem.world_from_body[0, -2:]
-    adjoint = se3.adjoint(se3.inverse(last) @ before)
+    last = number % len(poses)
+    if last == 0 or len(covariance) < 6 * (last + 1):
+        return torch.zeros(6, 6, dtype=poses.dtype)
+    rows = slice(6 * (last - 1), 6 * (last + 1))
+    both = covariance[rows, rows]
+    adjoint = se3.adjoint(se3.inverse(poses[last]) @ poses[last - 1])
     jacobian = torch.cat([-adjoint, torch.eye(6, dtype=adjoint.dtype)], dim=1)
     return jacobian @ both @ jacobian.T

@@ -18,6 +18,7 @@ from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.disparity_offset import DisparityOffset
 from mv_matcher_ros.odometry.flow import Followed, Target
 from mv_matcher_ros.odometry.joint_matching import JointMatcher, JointMatches, SecondView
+from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord, KeyframeRecorder
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker
 from mv_matcher_ros.odometry.local_adjustment import LocalAdjustment
 from mv_matcher_ros.odometry.map_start import MapStart
@@ -42,6 +43,7 @@ class Mapped:
         covariance: (6, 6) of its pose given the keyframe before.
         step: (4, 4) keyframe before from this one.
         target: its features and landmarks, to be followed.
+        records: of keyframes that it has refined for the last time that counts.
     """
 
     frame: Frame
@@ -49,6 +51,7 @@ class Mapped:
     covariance: Tensor
     step: Tensor
     target: Target
+    records: tuple[KeyframeRecord, ...] = ()
 
 
 class LocalMapper:
@@ -82,6 +85,7 @@ class LocalMapper:
             self._rig_check = RigCheck(settings, rig, matcher)
             if settings.stereo.self_calibration:
                 self._offset = DisparityOffset(rig, self._maker)
+        self._recorder = KeyframeRecorder(settings.keyframes, self._metric)
         self.window = Window()
 
     def reset(self) -> None:
@@ -95,6 +99,10 @@ class LocalMapper:
     def forget_window(self) -> None:
         """Give the map up; what was learned of the rig stays."""
         self.window = Window()
+
+    def records_left(self) -> list[KeyframeRecord]:
+        """Of the keyframes that no newer ones will refine; before the map is given up."""
+        return self._recorder.rest(self.window, self._adjustment)
 
     @property
     def rig_fault(self) -> str:
@@ -139,6 +147,7 @@ class LocalMapper:
         window.count_seen()
         self._adjustment.anchor(window, hold_scale=not self._metric)
         self._adjustment.refine(window, START_ITERATIONS)  # also says how well points are known
+        self._recorder.begin()
         self.window = window
 
     # --------------------------------------------------------------- continue
@@ -199,14 +208,16 @@ class LocalMapper:
         self._maker.from_parallax(window, keyframe)
         window.count_seen()
         self._adjustment.refine(window)
-        covariance = self._adjustment.newest_covariance
+        covariance = self._adjustment.step_covariance(window)
+        records = self._recorder.due(window, self._adjustment)
         if self._offset is not None:
             self._offset.update(window)
         before = window.keyframes[-2]
         step = se3.inverse(before.world_from_body) @ keyframe.world_from_body
         if len(window.keyframes) > self._settings.keyframes.window:
             self._adjustment.drop_oldest(window)
-        return Mapped(frame, keyframe.world_from_body, covariance, step, self.newest_target())
+        target = self.newest_target()
+        return Mapped(frame, keyframe.world_from_body, covariance, step, target, tuple(records))
 
     def newest_target(self) -> Target:
         """The newest keyframe as something to be followed."""

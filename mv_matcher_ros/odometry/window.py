@@ -24,6 +24,7 @@ class Keyframe:
         weight: (N,) float64 confidence of the match that says so, 1 where it came without one;
             residuals are multiplied by it.
         seen: what the streaming matcher keeps of it.
+        reported: its record has been made.
     """
 
     observation: Observation
@@ -31,6 +32,7 @@ class Keyframe:
     landmark: Tensor
     weight: Tensor
     seen: SeenView | None = None
+    reported: bool = False
 
     @classmethod
     def of(cls, observation: Observation, world_from_body: Tensor) -> Keyframe:
@@ -58,6 +60,7 @@ class Landmarks:
         alive: (P,) bool; dead rows stay until the next compaction so that row numbers hold.
         seen: (P,) int64 number of keyframes that see it.
         sought: (P,) bool, every keyframe but the newest has been searched for it.
+        identity: (P,) int64, a number that no other landmark of this map has had; rows change.
     """
 
     position: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.float64))
@@ -66,6 +69,8 @@ class Landmarks:
     alive: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     seen: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     sought: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    identity: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    made: int = 0  # so many landmarks have been, also those that are gone
 
     def __len__(self) -> int:
         return int(self.position.shape[0])
@@ -92,6 +97,9 @@ class Landmarks:
         self.alive = torch.cat([self.alive, torch.ones(len(position), dtype=torch.bool)])
         self.seen = torch.cat([self.seen, torch.zeros(len(position), dtype=torch.int64)])
         self.sought = torch.cat([self.sought, torch.zeros(len(position), dtype=torch.bool)])
+        numbers = torch.arange(self.made, self.made + len(position))
+        self.identity = torch.cat([self.identity, numbers])
+        self.made += len(position)
         return rows
 
 
@@ -175,6 +183,8 @@ class Window:
             torch.ones(int(alive.sum()), dtype=torch.bool),
             kept.seen[alive],
             kept.sought[alive],
+            kept.identity[alive],
+            kept.made,
         )
         return new_row
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which keypoints were worth finding: where keypoints are is a choice, and learns by ranking.
 
-A keypoint of a point that is seen wherever it lies in the image is worth one; one that no other view
-has found, nothing; in between half of its worth is to be found again at all, half the share of the
-views that find it: else fewer points would be seen in more views. Scores are to put keypoints in
-that order; only the order decides which ones are chosen.
+A keypoint of a point that is seen wherever it lies in the image is worth one; one that no other
+view has found, nothing. In between, half of its worth is to be found again at all, half the share
+of the views that find it: with that share alone fewer points would be seen in more views. Scores
+are to put keypoints in that order; only the order decides which ones are chosen.
 
 Sources: Tyszkiewicz et al., DISK, NeurIPS 2020 (a reward for keypoints that are matched rightly);
 Burges et al., Learning to rank using gradient descent, ICML 2005 (the loss).
