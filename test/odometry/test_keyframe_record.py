@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_steps_and_landmarks_are_true() -> None:
     assert flight.truth is not None
     truth = dict(zip(flight.truth.stamps_ns.tolist(), flight.truth.world_from_body, strict=True))
     nees = []
-    for before, this in zip(records, records[1:], strict=False):
+    for before, this in pairwise(records):
         step = se3.inverse(before.segment_from_body) @ this.segment_from_body
         true = torch.from_numpy(np.linalg.inv(truth[before.stamp_ns]) @ truth[this.stamp_ns])
         error = se3.log(se3.inverse(true) @ step)

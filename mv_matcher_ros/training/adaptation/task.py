@@ -24,7 +24,7 @@ from mv_matcher_ros.training.adaptation.settings import AdaptationSettings
 from mv_matcher_ros.training.adaptation.structure import Fault, Structure, StructureSolver
 from mv_matcher_ros.training.adaptation.verdicts import Verdicts, verdicts
 from mv_matcher_ros.training.adaptation.views import clip_views
-from mv_matcher_ros.training.adaptation.worth import ranking_loss, worth
+from mv_matcher_ros.training.adaptation.worth import density_moved, ranking_loss, worth
 from mv_matcher_ros.training.joint_task import (
     JointNetwork,
     places_moved,
@@ -268,7 +268,7 @@ class AdaptationTask:
                 found.log_scores.append(said.scores[0][said.valid[0]].log())
                 with torch.no_grad():
                     were = before.dense(grey)
-                kept.append(scores_moved(were, dense))
+                kept.append(scores_moved(were, dense) + density_moved(were, dense))
         return replace(found, kept=torch.stack(kept).sum() / len(clip.images)) if kept else found
 
     @property

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.camera import camera_project
+from mv_matcher_ros.models.detector import DenseFeatures
 from mv_matcher_ros.training.adaptation.growing import owners
 from mv_matcher_ros.training.adaptation.structure import Structure
 from mv_matcher_ros.training.adaptation.views import ClipViews
@@ -73,6 +74,15 @@ def ranking_loss(log_score: Tensor, value: Tensor) -> Tensor:
     more = (value[:, None] - value).clamp_min(0.0)
     loss = functional.softplus(score - score[:, None])
     return (more * loss).sum() / more.sum().clamp_min(1.0)
+
+
+def density_moved(were: DenseFeatures, dense: DenseFeatures) -> Tensor:
+    """() squared logarithm of how many times as many keypoints there are as before.
+
+    An order says nothing of how large scores are, but keypoints have to exceed a threshold.
+    """
+    there, before = (one.log_probability[:, :-1].exp().sum().log() for one in (dense, were))
+    return (there - before).square()
 
 
 def _inside(clip: ClipViews, structure: Structure, view: int) -> Tensor:

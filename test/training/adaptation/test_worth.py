@@ -6,16 +6,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clip_scenes import ClipScene, clip_scene, with_wrong
 
+from mv_matcher_ros.models.detector import DenseFeatures
 from mv_matcher_ros.models.matcher import pair_index
 from mv_matcher_ros.training.adaptation.settings import StructureSettings
 from mv_matcher_ros.training.adaptation.structure import Structure, StructureSolver
 from mv_matcher_ros.training.adaptation.verdicts import verdicts
-from mv_matcher_ros.training.adaptation.worth import ranking_loss, worth
+from mv_matcher_ros.training.adaptation.worth import density_moved, ranking_loss, worth
 
 LIMIT_PX = 2.5
 
@@ -118,6 +120,21 @@ def test_the_loss_puts_scores_in_order() -> None:
     assert best > middle > worst
     assert unknown == 0.0
     assert loss.item() < 0.1
+
+
+def test_density_is_that_of_before_or_dear() -> None:
+    logits = torch.randn(1, 65, 6, 8, generator=torch.Generator().manual_seed(0))
+
+    def said(shift: float) -> DenseFeatures:
+        moved = logits.clone()
+        moved[:, :-1] += shift
+        nothing = torch.zeros(1, 1, 1, 1)
+        return DenseFeatures(nothing[0], moved.log_softmax(1), nothing, nothing)
+
+    assert density_moved(said(0.0), said(0.0)).item() == 0.0
+    fewer, more = density_moved(said(0.0), said(-3.0)), density_moved(said(-3.0), said(0.0))
+    assert fewer.item() == pytest.approx(more.item(), rel=1e-4)
+    assert fewer.item() > density_moved(said(0.0), said(-1.0)).item() > 0.0
 
 
 def test_nothing_known_or_all_alike_is_no_loss() -> None:

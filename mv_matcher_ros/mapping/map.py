@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A map: keyframes, the landmarks that they see, and where both are.
+
+Holds data; decides nothing. Poses belong to the pose graph, which writes them here. Landmarks hang
+at keyframes: when a pose moves, they move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mv_matcher_ros.datatypes import Array, Rig, Sensor
+from mv_matcher_ros.mapping.keyframe import MapKeyframe
+from mv_matcher_ros.mapping.landmarks import Landmarks
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A measured step between two keyframes.
+
+    Attributes:
+        a, b: keys.
+        a_from_b: (4, 4) similarity; for metric sensors its scale is one.
+        covariance: (7, 7) of its right perturbation, x y z rx ry rz log scale.
+        loop: found by recognising a place; else by the odometry.
+    """
+
+    a: int
+    b: int
+    a_from_b: Array
+    covariance: Array
+    loop: bool
+
+
+@dataclass
+class Map:
+    """What has been seen, and where.
+
+    Attributes:
+        rig: cameras that saw it.
+        sensor: of what kind it is; a mono map has no metric scale.
+        detector: hash of the detector whose features it holds.
+        keyframes: by key, in order of time of their coming.
+        landmarks: points.
+        pose: by key, (4, 4) similarity map_from_body; for metric sensors its scale is one.
+        edges: between keyframes.
+    """
+
+    rig: Rig
+    sensor: Sensor
+    detector: str
+    keyframes: dict[int, MapKeyframe] = field(default_factory=dict)
+    landmarks: Landmarks = field(default_factory=Landmarks)
+    pose: dict[int, Array] = field(default_factory=dict)
+    edges: list[Edge] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._next_key = 1 + max(self.keyframes, default=-1)
+        self._next_segment = 1 + max((k.segment for k in self.keyframes.values()), default=-1)
+
+    def __len__(self) -> int:
+        return len(self.keyframes)
+
+    @property
+    def metric(self) -> bool:
+        """Lengths are metres."""
+        return self.sensor != 'mono'
+
+    @property
+    def next_key(self) -> int:
+        """The number of the keyframe that comes next; larger than all there ever were."""
+        return self._next_key
+
+    @property
+    def next_segment(self) -> int:
+        """The number of the segment that comes next."""
+        return self._next_segment
+
+    def add(self, keyframe: MapKeyframe, map_from_body: Array) -> None:
+        """A new keyframe at a pose, with `next_key`; its landmarks have been added before."""
+        assert keyframe.key == self._next_key
+        self.keyframes[keyframe.key] = keyframe
+        self.pose[keyframe.key] = map_from_body
+        self.landmarks.seen[keyframe.landmark[keyframe.landmark >= 0]] += 1
+        self._next_key += 1
+        self._next_segment = max(self._next_segment, keyframe.segment + 1)
+
+    # --------------------------------------------------------------- reading
+
+    def points_in_map(self, number: NDArray[np.int32]) -> Array:
+        """(K, 3) places of landmarks in the map; NaN for those that are gone or negative."""
+        found = np.full((len(number), 3), np.nan)
+        there = number >= 0
+        anchor = np.where(there, self.landmarks.anchor[np.maximum(number, 0)], -1)
+        for key in np.unique(anchor[anchor >= 0]):
+            rows = anchor == key
+            found[rows] = moved(self.pose[int(key)], self.landmarks.position[number[rows]])
+        return found
+
+    def points_seen_by(self, key: int) -> tuple[Array, Array]:
+        """Landmarks of the N features of a keyframe in its body frame and units.
+
+        Returns:
+            (N, 3) NaN where a feature sees none, and (N, 3, 3) covariances of them, poses of the
+            map taken as known.
+        """
+        keyframe = self.keyframes[key]
+        number = keyframe.landmark
+        points = np.full((len(number), 3), np.nan)
+        spread = np.full((len(number), 3, 3), np.nan)
+        there = number >= 0
+        anchor = np.where(there, self.landmarks.anchor[np.maximum(number, 0)], -1)
+        body_from_map = np.linalg.inv(self.pose[key])
+        for other in np.unique(anchor[anchor >= 0]):
+            rows = anchor == other
+            step = body_from_map @ self.pose[int(other)]
+            points[rows] = moved(step, self.landmarks.position[number[rows]])
+            linear = step[:3, :3]
+            spread[rows] = linear @ self.landmarks.spread(number[rows]) @ linear.T
+        return points, spread
+
+    def neighbours(self, key: int, count: int) -> list[int]:
+        """Up to so many keyframes that share the most landmarks with one, the most first."""
+        shared: dict[int, int] = {}
+        for other, keyframe in self._of_segment(key):
+            if other != key:
+                common = np.intersect1d(
+                    keyframe.landmark, self.keyframes[key].landmark, assume_unique=False
+                )
+                shared[other] = int((common >= 0).sum())
+        best = sorted(shared, key=lambda other: (-shared[other], abs(other - key)))
+        return [other for other in best[:count] if shared[other]]
+
+    def _of_segment(self, key: int, reach: int = 12) -> Iterable[tuple[int, MapKeyframe]]:
+        """Keyframes that came shortly before or after, of the same segment."""
+        segment = self.keyframes[key].segment
+        for other in range(key - reach, key + reach + 1):
+            keyframe = self.keyframes.get(other)
+            if keyframe is not None and keyframe.segment == segment:
+                yield other, keyframe
+
+    # -------------------------------------------------------------- changing
+
+    def move(self, poses: dict[int, Array]) -> None:
+        """Keyframes to other poses, by key."""
+        self.pose.update(poses)
+
+    def fuse(self, pairs: Sequence[tuple[int, int]]) -> int:
+        """Landmarks that are the same point: of each pair the older number stays.
+
+        Both are thought to be one from now on by every keyframe. Returns how many have gone.
+        """
+        older: dict[int, int] = {}
+        for pair in pairs:
+            one, other = (_root(older, int(number)) for number in pair)
+            if one != other:
+                older[max(one, other)] = min(one, other)
+        if not older:
+            return 0
+        gone = np.array(sorted(older), np.int32)
+        new_number = np.arange(len(self.landmarks), dtype=np.int32)
+        new_number[gone] = [_root(older, int(number)) for number in gone]
+        self.landmarks.anchor[gone] = -1
+        self._renumber(new_number)
+        return len(gone)
+
+    def remove(self, keys: Iterable[int]) -> None:
+        """Let keyframes go; landmarks that hang at them are hung at another that sees them."""
+        going = set(keys)
+        for key in going:
+            del self.keyframes[key]
+        homeless = np.isin(self.landmarks.anchor[: len(self.landmarks)], list(going))
+        if homeless.any():
+            self._rehang(homeless)
+        for key in going:
+            del self.pose[key]
+        self.edges = [e for e in self.edges if e.a not in going and e.b not in going]
+        self._count_seen()
+
+    def compact(self) -> None:
+        """Give landmarks that are left new numbers, without gaps."""
+        self._renumber(self.landmarks.compact())
+
+    def _rehang(self, homeless: NDArray[np.bool_]) -> None:
+        for key, keyframe in self.keyframes.items():
+            number = keyframe.landmark[keyframe.landmark >= 0]
+            number = number[homeless[number]]
+            if not len(number):
+                continue
+            anchor = self.landmarks.anchor[number]
+            for other in np.unique(anchor):
+                rows = number[anchor == other]
+                step = np.linalg.inv(self.pose[key]) @ self.pose[int(other)]
+                linear = step[:3, :3]
+                self.landmarks.place(
+                    rows,
+                    key,
+                    moved(step, self.landmarks.position[rows]),
+                    linear @ self.landmarks.spread(rows) @ linear.T,
+                )
+            homeless[number] = False
+        self.landmarks.anchor[: len(homeless)][homeless] = -1
+
+    def _renumber(self, new_number: NDArray[np.int32]) -> None:
+        for key, keyframe in self.keyframes.items():
+            there = keyframe.landmark >= 0
+            number = np.where(there, new_number[np.maximum(keyframe.landmark, 0)], -1)
+            # Of several features of an image that now see one point, the first does.
+            _, first = np.unique(number, return_index=True)
+            only = np.full_like(number, -1)
+            only[first] = number[first]
+            self.keyframes[key] = keyframe.seeing(only.astype(np.int32))
+        self._count_seen()
+
+    def _count_seen(self) -> None:
+        seen = np.zeros_like(self.landmarks.seen)
+        for keyframe in self.keyframes.values():
+            seen[keyframe.landmark[keyframe.landmark >= 0]] += 1
+        self.landmarks.seen = seen
+        count = len(self.landmarks)
+        self.landmarks.anchor[:count][seen[:count] == 0] = -1
+
+
+def moved(target_from_source: Array, points: NDArray[np.floating]) -> Array:
+    """(K, 3) points by a similarity (4, 4)."""
+    return points.astype(np.float64) @ target_from_source[:3, :3].T + target_from_source[:3, 3]
+
+
+def _root(older: dict[int, int], number: int) -> int:
+    while number in older:
+        number = older[number]
+    return number
