@@ -295,6 +295,37 @@ class ImageQualitySettings(Section):
     )
 
 
+class LoopSettings(Section):
+    """When a keyframe shows a place of the map."""
+
+    views: int = Field(
+        5, ge=2, le=16, description='Views of the graph: the keyframe and those it may show.'
+    )
+    tried: int = Field(2, ge=1, le=10, description='Candidate places that are looked at.')
+    max_error_px: float = Field(
+        4.0, gt=0.0, description='Landmarks agree within this distance (at 640 px width).'
+    )
+    min_inliers: int = Field(30, ge=8, description='So many landmarks have to agree.')
+    min_inlier_share: float = Field(
+        0.3, ge=0.0, le=1.0, description='And this share of the matches.'
+    )
+    min_spread: float = Field(
+        0.06,
+        ge=0.0,
+        le=0.5,
+        description='Least standard deviation of those in the image, as a share of its size.',
+    )
+
+
+class MappingSettings(Section):
+    """The map beside the odometry."""
+
+    keypoints: int = Field(
+        600, ge=50, le=4096, description='Kept of a keyframe: those with landmarks first.'
+    )
+    loops: LoopSettings = LoopSettings()
+
+
 class RuntimeSettings(Section):
     """How the engine runs on this machine."""
 
@@ -396,6 +427,7 @@ class Settings(Section):
     bundle_adjustment: BundleAdjustmentSettings = BundleAdjustmentSettings()
     zero_motion: ZeroMotionSettings = ZeroMotionSettings()
     image_quality: ImageQualitySettings = ImageQualitySettings()
+    mapping: MappingSettings = MappingSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     adaptation: ClipStoreSettings = ClipStoreSettings()
     ros: RosSettings = RosSettings()
