@@ -295,6 +295,42 @@ class ImageQualitySettings(Section):
     )
 
 
+class PlaceSettings(Section):
+    """Places seen before, by descriptors of whole images."""
+
+    weights: str = Field(
+        '', description='Of the place descriptor: file, or name of shipped ones; empty: light.'
+    )
+    gap_s: float = Field(
+        10.0, ge=0.0, description='Keyframes younger than this are no places seen before.'
+    )
+    candidates: int = Field(
+        20, ge=1, le=1000, description='Most similar keyframes that are looked at.'
+    )
+    min_score: float = Field(
+        0.35, ge=-1.0, le=1.0, description='Least similarity of a keyframe that is looked at.'
+    )
+    min_share: float = Field(
+        0.5,
+        ge=0.0,
+        le=2.0,
+        description='Least similarity, as a share of that to the last keyframe, which says how '
+        'similar images of one place are here.',
+    )
+    island: int = Field(
+        3, ge=0, le=100, description='Keyframes so near to each other are one candidate place.'
+    )
+    reach: int = Field(
+        6,
+        ge=0,
+        le=1000,
+        description='From one keyframe to the next a candidate place moves so many at most.',
+    )
+    consecutive: int = Field(
+        3, ge=1, le=20, description='Keyframes in a row that must see a place for it to be told.'
+    )
+
+
 class LoopSettings(Section):
     """When a keyframe shows a place of the map."""
 
@@ -324,6 +360,7 @@ class MappingSettings(Section):
         600, ge=50, le=4096, description='Kept of a keyframe: those with landmarks first.'
     )
     loops: LoopSettings = LoopSettings()
+    places: PlaceSettings = PlaceSettings()
 
 
 class RuntimeSettings(Section):

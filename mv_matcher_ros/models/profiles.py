@@ -138,3 +138,13 @@ DETECTORS: dict[str, DetectorProfile] = {
         sampling='released',
     ),
 }
+
+
+class PlaceProfile(Section):
+    """A network that describes a place by the local features of one image."""
+
+    descriptor_size: int = Field(128, ge=1, description='Width of the descriptors it takes.')
+    words: int = Field(24, ge=1, description='Words whose residuals are summed.')
+    ghosts: int = Field(4, ge=0, description='Words whose residuals are left out.')
+    size: int = Field(256, ge=1, description='Numbers of a descriptor of a place.')
+    keypoints: int = Field(400, ge=1, description='Strongest keypoints that take part.')
