@@ -356,6 +356,18 @@ class LoopSettings(Section):
 class MappingSettings(Section):
     """The map beside the odometry."""
 
+    folder: str = Field(
+        '', description='Of the map: read at the start, if there is one, and saved; empty: none.'
+    )
+    grow: bool = Field(
+        True, description='Extend the map; false: only say where the body is on it.'
+    )
+    save_every_s: float = Field(
+        60.0, ge=0.0, description='A map that grows is saved so often; 0: only when asked to.'
+    )
+    lost_after: int = Field(
+        3, ge=1, le=100, description='Keyframes in a row that are not found on a map: lost.'
+    )
     keypoints: int = Field(
         600, ge=50, le=4096, description='Kept of a keyframe: those with landmarks first.'
     )
@@ -412,6 +424,7 @@ class ClipStoreSettings(Section):
 class FrameSettings(Section):
     """Names of coordinate frames (REP-105)."""
 
+    map: str = Field('map', description='Frame of the map, parent of odom; of the mapping node.')
     odom: str = Field('odom', description='Frame the poses are published in.')
     body: str = Field(
         'base_link',
@@ -434,6 +447,15 @@ class RosSettings(Section):
         False, description='Answer every frame (replay) instead of only the newest one (live).'
     )
     publish_tf: bool = Field(True, description='Publish odom -> body on /tf.')
+    publish_keyframes: bool = Field(
+        False, description='Publish keyframes with their features, for a mapping node.'
+    )
+    keyframe_history: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description='Keyframes kept for a mapping node that comes later, about 0.3 MB each.',
+    )
     extrinsics_from_tf: bool = Field(
         False,
         description='Look body <- camera up in TF once; without it poses are of the first camera.',

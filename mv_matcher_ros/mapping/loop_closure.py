@@ -20,10 +20,8 @@ from mv_matcher_ros.config import LoopSettings
 from mv_matcher_ros.datatypes import Array, Camera
 from mv_matcher_ros.mapping.map import Map
 from mv_matcher_ros.mapping.map_matching import MapMatcher, PointMatches
-from mv_matcher_ros.mapping.view_pose import ViewPose, find_view_pose
+from mv_matcher_ros.mapping.view_pose import ViewPose, agreed_pose
 
-# Width that settings in pixels are stated for.
-REFERENCE_WIDTH = 640.0
 # Points whose depth both keyframes know, to say how their units relate.
 SCALE_POINTS = 12
 # Least standard deviation of the logarithm of a scale that images can say.
@@ -72,7 +70,6 @@ class LoopVerifier:
 
     def __init__(self, settings: LoopSettings, matcher: MapMatcher, camera: Camera) -> None:
         self._settings, self._matcher, self._camera = settings, matcher, camera
-        self._threshold = settings.max_error_px * camera.width / REFERENCE_WIDTH / camera.focal_px
 
     def verify(self, world: Map, key: int, candidates: Sequence[int]) -> Revisit | Refusal:
         """Where keyframe `key` was, seen from the first of the candidates.
@@ -85,17 +82,12 @@ class LoopVerifier:
         group = self._group(world, candidates)
         features = keyframe.features((self._camera.width, self._camera.height))
         matches = self._matcher.match(world, features, group)
-        if len(matches) < settings.min_inliers:
-            return Refusal(f'{len(matches)} matches with landmarks')
         plane, valid = keyframe.plane_xy(self._camera)
         plane = torch.where(valid[:, None], plane, torch.nan)
         sigma = torch.tensor(keyframe.sigma_px).double() / self._camera.focal_px
-        found = find_view_pose(matches, plane, sigma, self._camera, self._threshold)
-        if found is None:
-            return Refusal('no pose explains the matches')
-        fault = self._fault(matches, found)
-        if fault:
-            return Refusal(fault)
+        found = agreed_pose(matches, plane, sigma, self._camera, settings)
+        if isinstance(found, str):
+            return Refusal(found)
         return self._measured(world, key, group[0], matches, found)
 
     def _group(self, world: Map, candidates: Sequence[int]) -> list[int]:
@@ -105,17 +97,6 @@ class LoopVerifier:
             if len(group) < room and other not in group:
                 group.append(other)
         return group
-
-    def _fault(self, matches: PointMatches, found: ViewPose) -> str:
-        settings = self._settings
-        if found.inliers < settings.min_inliers:
-            return f'only {found.inliers} landmarks agree'
-        share = found.inliers / len(matches)
-        if share < settings.min_inlier_share:
-            return f'only {100 * share:.0f} % of the matches agree'
-        if found.spread < settings.min_spread:
-            return 'the landmarks that agree lie in one corner'
-        return ''
 
     def _measured(
         self, world: Map, key: int, other: int, matches: PointMatches, found: ViewPose

@@ -109,6 +109,7 @@ def _described(world: Map) -> dict[str, Any]:
         'detector': world.detector,
         'body_axes': world.rig.body_axes,
         'cameras': cameras,
+        'origin': {str(segment): name for segment, name in world.origin.items()},
         'keyframes': len(world),
         'landmarks': int((world.landmarks.anchor[: len(world.landmarks)] >= 0).sum()),
     }
@@ -222,7 +223,10 @@ def _map(said: dict[str, Any], arrays: Arrays) -> Map:
             arrays['edge_loop'], strict=True,
         )
     ]  # fmt: skip
-    return Map(_rig(said), said['sensor'], said['detector'], keyframes, landmarks, poses, edges)
+    origin = {int(segment): str(name) for segment, name in said['origin'].items()}
+    return Map(
+        _rig(said), said['sensor'], said['detector'], keyframes, landmarks, poses, edges, origin
+    )
 
 
 def _stacked(
