@@ -295,6 +295,7 @@ class PlaceSettings(Section):
     weights: str = Field(
         '', description='Of the place descriptor: file, or name of shipped ones; empty: light.'
     )
+    min_keypoints: int = Field(50, ge=1, description='Images with fewer keypoints show no place.')
     gap_s: float = Field(
         10.0, ge=0.0, description='Keyframes younger than this are no places seen before.'
     )
