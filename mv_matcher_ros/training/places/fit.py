@@ -77,7 +77,9 @@ def comparison(settings: PlaceTraining, data: FeatureSet) -> tuple[Tensor, Tenso
 @torch.no_grad()
 def views_of(data: FeatureSet, network: PlaceNetwork, min_overlap: float) -> PlaceViews:
     """Residuals of all views, and which are of one place."""
-    vectors, owner, pairs = [], [], []
+    vectors: list[Tensor] = []
+    owner: list[int] = []
+    pairs: list[tuple[int, int]] = []
     for number in range(len(data)):
         one = data.in_order(number)
         mean = 0.5 * (one.overlap + one.overlap.T)
