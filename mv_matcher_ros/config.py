@@ -303,10 +303,10 @@ class PlaceSettings(Section):
         20, ge=1, le=1000, description='Most similar keyframes that are looked at.'
     )
     min_score: float = Field(
-        0.35, ge=-1.0, le=1.0, description='Least similarity of a keyframe that is looked at.'
+        0.3, ge=-1.0, le=1.0, description='Least similarity of a keyframe that is looked at.'
     )
     min_share: float = Field(
-        0.5,
+        0.4,
         ge=0.0,
         le=2.0,
         description='Least similarity, as a share of that to the last keyframe, which says how '

@@ -55,7 +55,7 @@ def places(
     judge = FeatureSet(files['val'], most=settings.validation)
     say(f'{data_note(data.worlds())}')
     network = fit_place(settings, data)
-    figures = recall_at_one(judge, network.half().float(), settings.whitening.min_overlap)
+    figures = recall_at_one(judge, network.half().float(), settings.min_overlap)
     detector = recipe.content()['detector']
     notes = {
         'trained': f'mv-matcher train places {config.name}',

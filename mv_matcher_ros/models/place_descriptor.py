@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One descriptor of a whole image, made of its local features: the same place gives nearly the
-same one. Vectors of locally aggregated descriptors with soft words (Arandjelovic et al., NetVLAD,
-CVPR 2016, eq. 4), then the directions that tell places apart (training/places).
+same one. Vectors of locally aggregated descriptors (Jégou et al., CVPR 2010) with soft words
+(Arandjelovic et al., NetVLAD, CVPR 2016, eq. 4), each word of unit length (Arandjelovic and
+Zisserman, CVPR 2013), whitened to few dimensions (Jégou and Chum, ECCV 2012).
 """
 
 from __future__ import annotations
@@ -58,16 +59,13 @@ class PlaceNetwork(nn.Module):
         return found * valid.any(1, keepdim=True)
 
     def residuals(self, descriptors: Tensor, valid: Tensor) -> Tensor:
-        """(B, K D) sums of residuals of each word, of nearly even length; together of length 1."""
+        """(B, K D) sums of residuals of each word, each of unit length; then all together."""
         local = descriptors.masked_fill(~valid[..., None], 0.0).to(self.centres.dtype)
         nearness = local @ self.centres.T - 0.5 * self.centres.square().sum(1)
         share = torch.softmax(self.profile.sharpness * nearness, -1) * valid[..., None]
         sums = share.transpose(1, 2) @ local - share.sum(1)[..., None] * self.centres
-        # A word that meets many similar features (a fence, tiles) counts hardly more than another;
-        # one that meets next to nothing stays small.
-        length = sums.norm(dim=2, keepdim=True)
-        usual = length.square().mean(1, keepdim=True).clamp_min(_NOTHING**2).sqrt()
-        each = sums / (length + self.profile.softness * usual).clamp_min(_NOTHING)
+        # A word that meets many similar features (a fence, tiles) counts no more than another.
+        each = functional.normalize(sums, dim=2, eps=_NOTHING)
         return functional.normalize(each.flatten(1), dim=1, eps=_NOTHING)
 
 

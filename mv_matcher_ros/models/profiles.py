@@ -148,8 +148,5 @@ class PlaceProfile(Section):
     sharpness: float = Field(
         30.0, gt=0.0, description='Of the choice of a word, per difference of nearness.'
     )
-    softness: float = Field(
-        0.5, ge=0.0, description='0: all words count alike; more: those that meet more, more.'
-    )
     size: int = Field(256, ge=1, description='Numbers of a descriptor of a place.')
     keypoints: int = Field(400, ge=1, description='Strongest keypoints that take part.')

@@ -39,7 +39,7 @@ def features(count: int, seed: int = 0, size: int = 8) -> Features:
 @torch.no_grad()
 def test_it_is_the_published_aggregation() -> None:
     """Hard words, written out: sums of residuals, each of unit length, all of unit length."""
-    hard = PlaceProfile(descriptor_size=8, words=3, sharpness=1e4, softness=0.0, size=24)
+    hard = PlaceProfile(descriptor_size=8, words=3, sharpness=1e4, size=24)
     net = network(profile=hard)
     one = features(20)
     net.whiten.weight.copy_(torch.eye(24))

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A place descriptor from features of rendered tuples: words by k-means, then the directions of
-their residuals that differ between places and not between views of one (linear discriminants, as
-the learned whitening of Radenović, Tolias and Chum, TPAMI 2019, 3.2). Nothing is iterated but
-k-means, so that minutes suffice and one seed gives one network.
+"""A place descriptor from features of rendered tuples: words by k-means, then the principal
+directions of their residuals. Nothing is iterated but k-means, so that minutes suffice and one
+seed gives one network. Heads that learn from pairs of views were no better (docs/training.md).
 """
 
 from __future__ import annotations
@@ -17,13 +16,16 @@ from torch import Tensor
 from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.models.place_descriptor import PlaceDescriber, PlaceNetwork
 from mv_matcher_ros.training.matcher.feature_set import FeatureSet
-from mv_matcher_ros.training.places.settings import PlaceTraining, WhiteningSettings
+from mv_matcher_ros.training.places.settings import PlaceTraining
 from mv_matcher_ros.training.places.vocabulary import (
     inverse_document_frequency,
     k_means,
     sampled,
     strongest,
 )
+
+# Directions with a smaller share of the largest spread are not blown up.
+_LEAST_SPREAD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ def fit_place(settings: PlaceTraining, data: FeatureSet) -> PlaceNetwork:
     network = PlaceNetwork(profile).eval()
     with torch.no_grad():
         network.centres.copy_(k_means(local, profile.words, words.iterations, generator))
-        views = views_of(data, network, settings.whitening.min_overlap)
-        weight, bias = whitening(views, profile.size, settings.whitening)
+        vectors = views_of(data, network, settings.min_overlap).vectors
+        weight, bias = whitening(vectors, profile.size, settings.evenness)
         network.whiten.weight.copy_(weight)
         network.whiten.bias.copy_(bias)
     return network
@@ -95,33 +97,26 @@ def views_of(data: FeatureSet, network: PlaceNetwork, min_overlap: float) -> Pla
     )
 
 
-def whitening(views: PlaceViews, size: int, settings: WhiteningSettings) -> tuple[Tensor, Tensor]:
-    """Weight (size, R) and bias (size,) that tell places apart.
+def whitening(vectors: Tensor, size: int, evenness: float) -> tuple[Tensor, Tensor]:
+    """Weight (size, R) and bias (size,) that take (M, R) vectors to their principal directions.
+
+    Args:
+        vectors: of all views.
+        size: directions that are kept.
+        evenness: 0 turns only; 1 gives all directions the same spread.
 
     Raises:
-        SourceError: fewer views than directions, or no two of one place.
+        SourceError: fewer views than directions.
     """
-    count, width = views.vectors.shape
-    directions = min(settings.directions, width, count - 1)
-    if directions < size or not len(views.pairs):
-        raise SourceError(
-            f'{count} views with {len(views.pairs)} pairs of one place are too few for '
-            f'descriptors of {size}'
-        )
-    mean = views.vectors.double().mean(0)
-    centred = views.vectors.double() - mean
-    _, basis = torch.linalg.eigh(centred.T @ centred / count)
-    basis = basis[:, -directions:]
-    reduced = centred @ basis
-    apart = reduced[views.pairs[:, 0]] - reduced[views.pairs[:, 1]]
-    within = apart.T @ apart / (2 * len(apart))
-    even = torch.eye(directions, dtype=within.dtype) * within.trace() / directions
-    within = (1.0 - settings.shrinkage) * within + settings.shrinkage * even
-    value, vector = torch.linalg.eigh(within)
-    sphere = vector * value.clamp_min(1e-12).rsqrt() @ vector.T
-    spread, turn = torch.linalg.eigh(sphere @ (reduced.T @ reduced / count) @ sphere)
-    spread, turn = spread[-size:].flip(0), turn[:, -size:].flip(1)
-    weight = (basis @ sphere @ turn * spread.clamp_min(1e-12).pow(-0.5 * settings.evenness)).T
+    count, width = vectors.shape
+    if min(width, count - 1) < size:
+        raise SourceError(f'{count} views are too few for descriptors of {size}')
+    mean = vectors.double().mean(0)
+    centred = vectors.double() - mean
+    spread, basis = torch.linalg.eigh(centred.T @ centred / count)
+    spread, basis = spread[-size:].flip(0), basis[:, -size:].flip(1)
+    floor = _LEAST_SPREAD * float(spread[0])
+    weight = (basis * spread.clamp_min(floor).pow(-0.5 * evenness)).T
     weight = weight / weight.norm(dim=1).max()  # within the range of half precision
     weight = weight * _signs(weight)
     return weight.float(), (-weight @ mean).float()

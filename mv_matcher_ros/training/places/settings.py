@@ -21,30 +21,6 @@ class VocabularySettings(Section):
     )
 
 
-class WhiteningSettings(Section):
-    """Directions of the residuals that tell places apart, in closed form."""
-
-    directions: int = Field(
-        1024, ge=2, description='Principal directions among which they are looked for.'
-    )
-    shrinkage: float = Field(
-        0.5,
-        ge=0.0,
-        le=1.0,
-        description='How far the scatter of views of one place is taken for even: few pairs say '
-        'little of it.',
-    )
-    min_overlap: float = Field(
-        0.3, ge=0.0, le=1.0, description='Views with so much in common are of one place.'
-    )
-    evenness: float = Field(
-        1.0,
-        ge=0.0,
-        le=1.0,
-        description='0: directions count by how well they tell places apart; 1: all alike.',
-    )
-
-
 class PlaceTraining(Section):
     """One training of a place descriptor."""
 
@@ -58,4 +34,12 @@ class PlaceTraining(Section):
     seed: int = Field(0, ge=0, description='Of the choice of descriptors and of k-means.')
     validation: int = Field(100, ge=1, description='Most tuples that judge.')
     vocabulary: VocabularySettings = VocabularySettings()
-    whitening: WhiteningSettings = WhiteningSettings()
+    evenness: float = Field(
+        1.0,
+        ge=0.0,
+        le=1.0,
+        description='Of whitening; 0: principal directions count by their spread, 1: all alike.',
+    )
+    min_overlap: float = Field(
+        0.3, ge=0.0, le=1.0, description='Views with so much in common are of one place.'
+    )
