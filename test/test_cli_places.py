@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cli_cases import fails_in_one_line
 
 from mv_matcher_ros import cli
-from mv_matcher_ros.cli.bench_places import answers_of, time_search
+from mv_matcher_ros.cli.bench_places import answers_of
+from mv_matcher_ros.cli.place_baselines import time_search
 from mv_matcher_ros.cli.place_sources import open_places
 from mv_matcher_ros.config import Settings
 

@@ -14,8 +14,8 @@ import typer
 from mv_matcher_ros.cli.bench_report import WidthOption, image_size, report
 from mv_matcher_ros.cli.console import print_table, progress
 from mv_matcher_ros.cli.options import ConfigOption, JsonOption, SetOption, settings_from
+from mv_matcher_ros.cli.place_baselines import baselines, np_stack, time_search
 from mv_matcher_ros.cli.place_sources import LOOPS, PlaceSource, open_places, overlap_of
-from mv_matcher_ros.errors import SourceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mv_matcher_ros.datatypes import Features
     from mv_matcher_ros.evaluation.place_recall import PlaceTruth, Retrieval, Told
 
-OURS, MEAN, WORDS = 'place descriptor', 'mean of descriptors', 'bag of words'
+OURS = 'place descriptor'
 
 
 @dataclass(frozen=True)
@@ -146,42 +146,6 @@ def _look(source: PlaceSource, models: Any) -> _Looked:
     return _Looked(source.name, features, np.array(stamps, np.int64), overlap)
 
 
-def np_stack(rows: Sequence[Any]) -> NDArray[np.float32]:
-    """(N, S) float32."""
-    import numpy as np
-
-    return np.stack(rows).astype(np.float32)
-
-
-def baselines(features: Sequence[Features], words: Path | None) -> dict[str, NDArray[np.float32]]:
-    """The means of the local descriptors, and bags of words by tf-idf; (N, S) unit or zero.
-
-    Raises:
-        SourceError: no words in the file.
-    """
-    import numpy as np
-    import torch
-
-    from mv_matcher_ros.training.places.vocabulary import nearest_word, strongest
-
-    most = 400  # as many as the place descriptor takes
-    local = [strongest(one, most) for one in features]
-    found = {MEAN: np_stack([one.sum(0).numpy() for one in local])}
-    if words is not None:
-        try:
-            with np.load(words, allow_pickle=False) as file:
-                centres, weights = torch.from_numpy(file['words']), file['weights']
-        except (OSError, ValueError, KeyError) as error:
-            raise SourceError(f'{words}: no words of `train places` ({error})') from None
-        counts = [np.bincount(nearest_word(one, centres).numpy(), minlength=len(centres))
-                  if len(one) else np.zeros(len(centres)) for one in local]  # fmt: skip
-        found[WORDS] = np_stack([count * weights for count in counts])
-    return {
-        name: rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-        for name, rows in found.items()
-    }
-
-
 def _measured(
     one: _Looked,
     truth: PlaceTruth,
@@ -240,33 +204,6 @@ def answers_of(
         best = next((one for one in candidates if one.accepted), None)
         answers.append(None if best is None else best.keys[0])
     return answers, times
-
-
-def time_search(count: int, size: int = 256, queries: int = 50) -> dict[str, float]:
-    """Median and 95th percentile of a search of one query among `count` keyframes, ms."""
-    import numpy as np
-    import torch
-
-    from mv_matcher_ros.mapping.place_index import PlaceArrays, PlaceIndex
-
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((count, size), np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    stamps = np.arange(count, dtype=np.int64) * 10**9
-    keys, kept = np.arange(count), np.ones(count, np.bool_)
-    index = PlaceIndex.of(PlaceArrays(rows.astype(np.float16), keys, stamps, kept))
-    times = []
-    for query in rng.integers(0, count, queries + 3):
-        descriptor = torch.from_numpy(rows[query])
-        begin = time.perf_counter()
-        index.search(descriptor, 20, int(stamps[query]), 10.0)
-        times.append(1e3 * (time.perf_counter() - begin))
-    kept_times = times[3:]  # the first ones warm up
-    return {
-        'keyframes': float(count),
-        'median': float(np.median(kept_times)),
-        'p95': float(np.percentile(kept_times, 95)),
-    }
 
 
 def _show(found: Mapping[str, Measured], timing: Mapping[str, float] | None) -> None:
