@@ -301,6 +301,7 @@ class PlaceSettings(Section):
     weights: str = Field(
         '', description='Of the place descriptor: file, or name of shipped ones; empty: light.'
     )
+    min_keypoints: int = Field(50, ge=1, description='Images with fewer keypoints show no place.')
     gap_s: float = Field(
         10.0, ge=0.0, description='Keyframes younger than this are no places seen before.'
     )
@@ -308,10 +309,10 @@ class PlaceSettings(Section):
         20, ge=1, le=1000, description='Most similar keyframes that are looked at.'
     )
     min_score: float = Field(
-        0.35, ge=-1.0, le=1.0, description='Least similarity of a keyframe that is looked at.'
+        0.3, ge=-1.0, le=1.0, description='Least similarity of a keyframe that is looked at.'
     )
     min_share: float = Field(
-        0.5,
+        0.4,
         ge=0.0,
         le=2.0,
         description='Least similarity, as a share of that to the last keyframe, which says how '

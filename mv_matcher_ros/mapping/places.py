@@ -33,7 +33,8 @@ class PlaceCandidate:
         first, last: positions in the index that the island spans.
         score: mean over the keyframes in a row that saw it of the best similarity, each as a share
             of what keyframes next to each other had; better candidates have more.
-        consecutive: how many keyframes in a row saw it, this one included.
+        consecutive: how many keyframes in a row saw it, this one included; counted up to what the
+            settings want.
         accepted: as many as the settings want.
     """
 

@@ -162,4 +162,4 @@ def place_describer(settings: Settings, models: Models) -> PlaceDescriber:
     path = weights_file('place', named, 'mapping.places.weights')
     network = load_place(path)
     check_detector(path, settings.detector.name, models.networks.get('detector'))
-    return PlaceDescriber(network)
+    return PlaceDescriber(network, settings.mapping.places.min_keypoints)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One descriptor of a whole image, made of its local features: the same place gives nearly the
-same one. Vectors of locally aggregated descriptors with soft words (Arandjelovic et al., NetVLAD,
-CVPR 2016, eq. 4), ghost words that take what no place is known by (Zhong et al., GhostVLAD, ACCV
-2018), whitened to few dimensions (Jégou and Chum, ECCV 2012).
+same one. Vectors of locally aggregated descriptors (Jégou et al., CVPR 2010) with soft words
+(Arandjelovic et al., NetVLAD, CVPR 2016, eq. 4), each word of unit length (Arandjelovic and
+Zisserman, CVPR 2013), whitened to few dimensions (Jégou and Chum, ECCV 2012).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.models.profiles import PlaceProfile
 
-# Below this the sum of a word's residuals is rounding, and has no direction.
+# Below this a sum of residuals is rounding, and has no direction.
 _NOTHING = 1e-6
 
 
@@ -26,7 +26,6 @@ class PlaceNetwork(nn.Module):
 
     Attributes:
         centres: (K, D) words, from which residuals are taken.
-        assign: logits of words, then of ghosts.
         whiten: residuals of all words to the descriptor.
     """
 
@@ -35,7 +34,6 @@ class PlaceNetwork(nn.Module):
         self.profile = profile
         words, size = profile.words, profile.descriptor_size
         self.centres = nn.Parameter(torch.randn(words, size) / size**0.5)
-        self.assign = nn.Linear(size, words + profile.ghosts)
         self.whiten = nn.Linear(words * size, profile.size)
 
     def forward(self, descriptors: Tensor, valid: Tensor) -> Tensor:
@@ -61,10 +59,10 @@ class PlaceNetwork(nn.Module):
         return found * valid.any(1, keepdim=True)
 
     def residuals(self, descriptors: Tensor, valid: Tensor) -> Tensor:
-        """(B, K D) sums of residuals of each word, each of unit length, then all together."""
+        """(B, K D) sums of residuals of each word, each of unit length; then all together."""
         local = descriptors.masked_fill(~valid[..., None], 0.0).to(self.centres.dtype)
-        share = torch.softmax(self.assign(local), -1)[..., : self.profile.words]
-        share = share * valid[..., None]
+        nearness = local @ self.centres.T - 0.5 * self.centres.square().sum(1)
+        share = torch.softmax(self.profile.sharpness * nearness, -1) * valid[..., None]
         sums = share.transpose(1, 2) @ local - share.sum(1)[..., None] * self.centres
         # A word that meets many similar features (a fence, tiles) counts no more than another.
         each = functional.normalize(sums, dim=2, eps=_NOTHING)
@@ -72,10 +70,15 @@ class PlaceNetwork(nn.Module):
 
 
 class PlaceDescriber:
-    """The network behind an interface of features: strongest keypoints in, one vector out."""
+    """The network behind an interface of features: strongest keypoints in, one vector out.
 
-    def __init__(self, network: PlaceNetwork) -> None:
-        self._network = network.float().eval()
+    Args:
+        network: on the CPU; runs in single precision.
+        least: images with fewer keypoints are no place.
+    """
+
+    def __init__(self, network: PlaceNetwork, least: int = 1) -> None:
+        self._network, self._least = network.float().eval(), max(1, least)
 
     @property
     def size(self) -> int:
@@ -83,7 +86,7 @@ class PlaceDescriber:
         return self._network.profile.size
 
     def describe(self, features: Features) -> Tensor:
-        """(S,) float32 unit descriptor of one image; zeros where there is no keypoint.
+        """(S,) float32 unit descriptor of one image; zeros where there are too few keypoints.
 
         The order of the keypoints makes no difference, to the bit.
 
@@ -112,7 +115,8 @@ class PlaceDescriber:
         order = canonical_order(features)
         local = features.descriptors.detach().float().cpu()[order]
         whole = local.isfinite().all(1) if len(local) else torch.ones(0, dtype=torch.bool)
-        return local[whole][: self._network.profile.keypoints]
+        local = local[whole][: self._network.profile.keypoints]
+        return local if len(local) >= self._least else local[:0]
 
 
 def canonical_order(features: Features) -> Tensor:

@@ -145,6 +145,8 @@ class PlaceProfile(Section):
 
     descriptor_size: int = Field(128, ge=1, description='Width of the descriptors it takes.')
     words: int = Field(24, ge=1, description='Words whose residuals are summed.')
-    ghosts: int = Field(4, ge=0, description='Words whose residuals are left out.')
+    sharpness: float = Field(
+        30.0, gt=0.0, description='Of the choice of a word, per difference of nearness.'
+    )
     size: int = Field(256, ge=1, description='Numbers of a descriptor of a place.')
     keypoints: int = Field(400, ge=1, description='Strongest keypoints that take part.')

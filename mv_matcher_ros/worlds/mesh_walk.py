@@ -84,8 +84,8 @@ class MeshWalk:
         self._camera, self.round_s = camera, loop.round_s
         self._path = Rounds(Shaken(loop, 0.015, 0.03, seed), loop.round_s)
         self._time_s = np.arange(0.0, 2.0 * loop.round_s, 1.0 / rate_hz)
-        lamps = tuple(Lamp((float(x), float(y), _LAMP_M), 0.9, 2.5) for x, y in stopped[:_LAMPS])
-        self._light = (Shading(), Shading(ambient=0.35, lamps=lamps, gain=0.9))
+        lamps = tuple(Lamp((float(x), float(y), _LAMP_M), 0.4, 2.5) for x, y in stopped[:_LAMPS])
+        self._light = (Shading(), Shading(ambient=0.35, lamps=lamps, gain=0.8))
         self._stamps = np.round(1e9 * (1.0 + self._time_s)).astype(np.int64)
         self._poses = self._path(self._time_s) @ REP103_FROM_OPTICAL
         self.truth: Trajectory | None = Trajectory(self._stamps, self._poses)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A descriptor of a place: unit, whatever the order and number of keypoints, and of one detector."""
+"""A descriptor of a place: unit, whatever order and number of keypoints, of one detector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mv_matcher_ros.models.place_descriptor import PlaceDescriber, PlaceNetwork
 from mv_matcher_ros.models.profiles import PlaceProfile
 from mv_matcher_ros.models.weights import load_place, read_weights, save_place
 
-PROFILE = PlaceProfile(descriptor_size=8, words=3, ghosts=1, size=6, keypoints=40)
+PROFILE = PlaceProfile(descriptor_size=8, words=3, size=6, keypoints=40)
 
 
 def network(seed: int = 0, profile: PlaceProfile = PROFILE) -> PlaceNetwork:
@@ -39,10 +39,9 @@ def features(count: int, seed: int = 0, size: int = 8) -> Features:
 @torch.no_grad()
 def test_it_is_the_published_aggregation() -> None:
     """Hard words, written out: sums of residuals, each of unit length, all of unit length."""
-    net = network(profile=PlaceProfile(descriptor_size=8, words=3, ghosts=0, size=24))
+    hard = PlaceProfile(descriptor_size=8, words=3, sharpness=1e4, size=24)
+    net = network(profile=hard)
     one = features(20)
-    net.assign.weight.copy_(1e4 * net.centres)
-    net.assign.bias.copy_(-0.5e4 * net.centres.square().sum(1))
     net.whiten.weight.copy_(torch.eye(24))
     net.whiten.bias.zero_()
     word = torch.cdist(one.descriptors, net.centres).argmin(1)
@@ -87,6 +86,7 @@ def test_descriptors_that_are_no_numbers_are_left_out() -> None:
     bad = Features(one.keypoints_xy, spoilt, one.scores, one.sigma_px, one.image_size)
     kept = one.chosen(torch.tensor([0, 1, 3, 4, 5]))
     assert torch.equal(describer.describe(bad), describer.describe(kept))
+    assert not PlaceDescriber(network(), least=6).describe(bad).any()
     only = torch.full((3, 8), torch.inf)
     none = Features(one.keypoints_xy[:3], only, one.scores[:3], one.sigma_px[:3], (9, 9))
     assert not describer.describe(none).any()
