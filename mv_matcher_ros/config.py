@@ -354,6 +354,18 @@ class LoopSettings(Section):
     )
 
 
+class MapAdjustmentSettings(Section):
+    """Bundle adjustment of a whole map, at its end."""
+
+    enabled: bool = Field(True, description='Adjust the map once there are no more keyframes.')
+    group: int = Field(
+        60, ge=4, le=400, description='Keyframes adjusted together; half of them overlap.'
+    )
+    rounds: int = Field(2, ge=1, le=10, description='Times that every group has its turn.')
+    iterations: int = Field(15, ge=1, le=100, description='Steps of a group.')
+    kernel_width: float = Field(2.0, gt=0.0, description='Of the Cauchy kernel, in sigma.')
+
+
 class MappingSettings(Section):
     """The map beside the odometry."""
 
@@ -373,6 +385,7 @@ class MappingSettings(Section):
         600, ge=50, le=4096, description='Kept of a keyframe: those with landmarks first.'
     )
     loops: LoopSettings = LoopSettings()
+    adjustment: MapAdjustmentSettings = MapAdjustmentSettings()
     places: PlaceSettings = PlaceSettings()
 
 

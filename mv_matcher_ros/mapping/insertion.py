@@ -73,6 +73,8 @@ class Insertion:
             features.descriptors.numpy().astype(np.float16),
             features.scores.numpy().astype(np.float16),
             features.sigma_px.numpy().astype(np.float16),
+            record.observation.inverse_depth[kept].float().numpy(),
+            record.observation.inverse_depth_sigma[kept].float().numpy(),
             number,
             record.odom_from_body.numpy(),
             place,

@@ -34,6 +34,8 @@ FEATURES: dict[str, tuple[type, tuple[int, ...]]] = {
     'descriptors': (np.float16, (0,)),
     'scores': (np.float16, ()),
     'sigma_px': (np.float16, ()),
+    'inverse_depth': (np.float32, ()),
+    'inverse_depth_sigma': (np.float32, ()),
     'landmark': (np.int32, ()),
 }
 

@@ -22,6 +22,7 @@ from mv_matcher_ros.mapping.insertion import Insertion
 from mv_matcher_ros.mapping.loop_closure import LoopVerifier, Refusal, Revisit, similarity
 from mv_matcher_ros.mapping.loops import Loop
 from mv_matcher_ros.mapping.map import Edge, Map
+from mv_matcher_ros.mapping.map_adjustment import adjust_map
 from mv_matcher_ros.mapping.map_matching import MapMatcher, rigid
 from mv_matcher_ros.mapping.place_index import PlaceIndex
 from mv_matcher_ros.mapping.places import PlaceCandidate, PlaceRecogniser
@@ -155,8 +156,10 @@ class Mapper:
         )  # fmt: skip
 
     def finish(self) -> None:
-        """Work in every loop that waits: there will be no more keyframes."""
+        """Work in every loop that waits, and adjust the map: there will be no more keyframes."""
         self._settle(self._graph.update(now=True))
+        if self._settings.adjustment.enabled and self.world.keyframes:
+            adjust_map(self.world, self._settings.adjustment)
 
     @property
     def map_from_odom(self) -> Array:
