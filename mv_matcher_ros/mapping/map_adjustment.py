@@ -55,8 +55,11 @@ def adjust_map(world: Map, settings: MapAdjustmentSettings) -> Adjusted:
     groups = [keys[i : i + count] for i in range(0, len(keys), max(count // 2, 1))]
     groups = [g for n, g in enumerate(groups) if n == 0 or len(g) > count // 2]
     before = after = wrong = 0.0
-    for _ in range(settings.rounds if len(groups) > 1 else 1):
-        results = [_adjust(world, group, settings) for group in groups]
+    rounds = settings.rounds if len(groups) > 1 else 1
+    for number in range(rounds):
+        # What disagrees before everybody has had a turn may be the fault of somebody else.
+        last = number + 1 == rounds
+        results = [_adjust(world, group, settings, last) for group in groups]
         before = sum(r.before for r in results)
         after = sum(r.after for r in results)
         wrong += sum(r.wrong for r in results)
@@ -75,8 +78,10 @@ class _Observations:
     sqrt_information: Tensor
 
 
-def _adjust(world: Map, group: Sequence[int], settings: MapAdjustmentSettings) -> Adjusted:
-    """One group."""
+def _adjust(
+    world: Map, group: Sequence[int], settings: MapAdjustmentSettings, part: bool
+) -> Adjusted:
+    """One group; `part`: what is wrong there is no observation any more."""
     camera = world.rig.cameras[0]
     holding = _holding(world, group, settings.group)
     frames = [*group, *holding]
@@ -114,7 +119,7 @@ def _adjust(world: Map, group: Sequence[int], settings: MapAdjustmentSettings) -
     end = problem.moved(solution.world_from_body, solution.points)
     _move(world, frames, numbers, end)
     before, after = (float(_cauchy(one, settings.kernel_width).mean()) for one in (problem, end))
-    return Adjusted(before, after, _part(world, frames, seen, end))
+    return Adjusted(before, after, _part(world, group, seen, end) if part else 0)
 
 
 def _holding(world: Map, group: Sequence[int], most: int) -> list[int]:
@@ -179,18 +184,18 @@ def _shift(world: Map, key: int, pose: Array, scale: float) -> None:
     world.move({key: to})
 
 
-def _part(world: Map, frames: Sequence[int], seen: _Observations, end: Problem) -> int:
-    """Take observations that are wrong from their landmarks; returns how many."""
+def _part(world: Map, group: Sequence[int], seen: _Observations, end: Problem) -> int:
+    """Take observations of a group that are wrong from their landmarks; returns how many."""
     error, depth = residuals(end)
     image = error[0, :, :2].norm(dim=1)
-    bad = (image > WRONG) | (depth[0] <= 0)
+    bad = ((image > WRONG) | (depth[0] <= 0)) & (seen.frame < len(group))
     for place in seen.frame[bad].unique().tolist():
-        keyframe = world.keyframes[frames[place]]
+        keyframe = world.keyframes[group[place]]
         landmark: NDArray[np.int32] = keyframe.landmark.copy()
         gone = seen.feature[bad & (seen.frame == place)].numpy()
         world.landmarks.seen[landmark[gone]] -= 1
         landmark[gone] = -1
-        world.keyframes[frames[place]] = keyframe.seeing(landmark)
+        world.keyframes[group[place]] = keyframe.seeing(landmark)
     return int(bad.sum())
 
 
