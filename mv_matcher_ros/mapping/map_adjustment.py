@@ -165,7 +165,8 @@ def _move(world: Map, frames: Sequence[int], numbers: Tensor, end: Problem) -> N
     """Poses and landmarks to where they are now; landmarks stay at their keyframes."""
     poses = se3.normalise(end.world_from_body[0]).numpy()
     before = world.points_in_map(numbers.numpy().astype(np.int32))
-    places: Array = np.where(end.points[0].isfinite().numpy(), end.points[0].numpy(), before)
+    now = end.points[0].numpy()
+    places = np.asarray(np.where(np.isfinite(now), now, before), np.float64)
     for key, pose, held in zip(frames, poses, end.fixed[0].tolist(), strict=True):
         if not held:
             _, scale = rigid(world.pose[key])

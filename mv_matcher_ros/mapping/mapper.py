@@ -86,9 +86,8 @@ class Mapper:
         describer: PlaceDescriber,
         world: Map | None = None,
     ) -> None:
-        detector = models.networks['detector'].sha256 if 'detector' in models.networks else ''
-        self.world = Map(rig, settings.sensor, detector) if world is None else world
-        _check_fits(self.world, settings, rig, detector)
+        self.world = Map(rig, settings.sensor, detector_of(models)) if world is None else world
+        check_fits(self.world, settings, rig, models)
         self._settings = settings.mapping
         self._describer = describer
         self._insertion = Insertion(rig.cameras[0], settings.mapping.keypoints)
@@ -254,7 +253,13 @@ def _loop_of(edge: Edge, metric: bool) -> Loop:
     return Loop(edge.a, edge.b, pose, covariance, 1.0 if metric else scale)
 
 
-def _check_fits(world: Map, settings: Settings, rig: Rig, detector: str) -> None:
+def detector_of(models: Models) -> str:
+    """Hash of the network that finds features, empty where none does."""
+    use = models.networks.get('detector')
+    return '' if use is None else use.sha256
+
+
+def check_fits(world: Map, settings: Settings, rig: Rig, models: Models) -> None:
     """Refuse a map of another sensor, camera or detector.
 
     Raises:
@@ -265,6 +270,7 @@ def _check_fits(world: Map, settings: Settings, rig: Rig, detector: str) -> None
             f'the map was made with sensor {world.sensor}, this is {settings.sensor}: one of them '
             'has no metric scale'
         )
+    detector = detector_of(models)
     if world.detector != detector:
         raise ModelError(
             f'the map holds features of a detector with the hash {world.detector[:12] or "none"}, '

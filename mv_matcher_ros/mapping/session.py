@@ -14,7 +14,7 @@ from mv_matcher_ros.datatypes import Array, Rig, Status
 from mv_matcher_ros.mapping.localizer import Localizer, Located
 from mv_matcher_ros.mapping.map import Map
 from mv_matcher_ros.mapping.map_folder import INDEX, load_map, save_map
-from mv_matcher_ros.mapping.mapper import Mapper
+from mv_matcher_ros.mapping.mapper import Mapper, check_fits
 from mv_matcher_ros.models.choice import Models, place_describer
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 
@@ -89,6 +89,7 @@ class MapSession:
             self._world = self._mapper.world
             return
         assert world is not None
+        check_fits(world, self._settings, self._rig, self._models)
         self._world = world
         self._localizer = Localizer(
             self._settings, self._rig, self._models, self._describer, world

@@ -19,6 +19,7 @@ from rclpy.node import Node
 
 from mv_matcher_ros.datatypes import Array, Status
 from mv_matcher_ros.errors import MvMatcherError, SourceError
+from mv_matcher_ros.mapping.mapper import detector_of
 from mv_matcher_ros.mapping.session import MapSession, Taken
 from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.ros.health import REPEAT_S
@@ -202,8 +203,7 @@ class MappingNode(Node):
         settings = self.settings.model_copy(update={'sensor': sent.sensor})
         self._outputs.odom = sent.odom_frame
         models = Models.of(settings)
-        use = models.networks.get('detector')
-        ours = '' if use is None else use.sha256
+        ours = detector_of(models)
         if ours != sent.detector:
             self._problem = (
                 f'keyframes come from a detector with the hash {sent.detector[:12] or "none"}, '
