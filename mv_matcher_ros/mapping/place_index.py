@@ -150,12 +150,14 @@ class PlaceIndex:
             allowed: (N,) which keyframes may be found, besides those removed.
 
         Raises:
-            ModelError: descriptors of another width, or not finite.
+            ModelError: descriptors of another width, not finite, or `allowed` of another length.
         """
         wanted = self._queries(queries)
         scores = self.scores(wanted)
         scores[:, ~self._kept[: self._count]] = -np.inf
         if allowed is not None:
+            if allowed.shape != (self._count,):
+                raise ModelError(f'places: {allowed.shape} allowed of {self._count} keyframes')
             scores[:, ~allowed] = -np.inf
         if stamps_ns is not None:
             when = np.broadcast_to(np.asarray(stamps_ns, np.int64), (len(wanted),))

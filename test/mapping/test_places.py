@@ -118,6 +118,8 @@ def test_wrong_descriptors_are_refused() -> None:
             index.search(bad, 1)
         with pytest.raises(ModelError, match=words):
             index.append(0, 0, bad)
+    with pytest.raises(ModelError, match=r'\(2,\) allowed of 3'):
+        index.search(unit(1), 1, allowed=np.ones(2, np.bool_))
     with pytest.raises(ModelError, match='one descriptor'):
         index.append(0, 0, unit(2))
 
