@@ -229,9 +229,10 @@ class Map:
         self.landmarks.anchor[:count][seen[:count] == 0] = -1
 
 
-def moved(target_from_source: Array, points: NDArray[np.floating]) -> Array:
+def moved(target_from_source: NDArray[np.floating], points: NDArray[np.floating]) -> Array:
     """(K, 3) points by a similarity (4, 4)."""
-    return points.astype(np.float64) @ target_from_source[:3, :3].T + target_from_source[:3, 3]
+    transform = target_from_source.astype(np.float64)
+    return points.astype(np.float64) @ transform[:3, :3].T + transform[:3, 3]
 
 
 def _root(older: dict[int, int], number: int) -> int:
