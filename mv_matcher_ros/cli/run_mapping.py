@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ class MappingSink:
 
     def __init__(self, mapper: Mapper) -> None:
         self.mapper = mapper
+        # A recording that is run twice makes two parts of a map.
+        self.run = uuid.uuid4().hex
         self.updates: list[MapUpdate] = []
         self.milliseconds: list[float] = []
         self._waiting: list[KeyframeRecord] = []
@@ -47,7 +50,7 @@ class MappingSink:
         waiting, self._waiting = self._waiting, []
         for record in waiting:
             begin = time.perf_counter()
-            update = self.mapper.add(record)
+            update = self.mapper.add(record, self.run)
             if update is not None:
                 self.updates.append(update)
             self.milliseconds.append((time.perf_counter() - begin) * 1e3)
@@ -103,6 +106,6 @@ def write_map(sink: MappingSink, out: Path, folder: Path | None) -> None:
         save_map(sink.mapper.world, folder)
         say(f'map: {folder}')
     try:
-        write_tum(out / TRAJECTORY, on_map(read_tum(out / ODOMETRY), sink.mapper.world))
+        write_tum(out / TRAJECTORY, on_map(read_tum(out / ODOMETRY), sink.mapper.world, sink.run))
     except MvMatcherError as error:
         warn(f'no {TRAJECTORY}: {error}')

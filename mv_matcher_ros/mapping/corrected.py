@@ -13,7 +13,7 @@ from mv_matcher_ros.mapping.map import Map
 from mv_matcher_ros.mapping.map_matching import rigid
 
 
-def on_map(published: Trajectory, world: Map) -> Trajectory:
+def on_map(published: Trajectory, world: Map, run: str = '') -> Trajectory:
     """Poses of the frames of a run on the map that was made of it.
 
     At a keyframe a pose is the map's. Between two of one segment what takes `odom` to the map at
@@ -21,14 +21,16 @@ def on_map(published: Trajectory, world: Map) -> Trajectory:
     segment it stays. Frames before the first keyframe are left out.
 
     Args:
-        published: poses in odom, of the run that the newest segments of the map came from.
-        world: the map.
+        published: poses in odom of a run.
+        world: the map that its keyframes are in.
+        run: what the mapper was told that the run is called.
 
     Raises:
         EvaluationError: no keyframe of the map is of this run.
     """
     frames = set(published.stamps_ns.tolist())
-    keyframes = [k for k in world.keyframes.values() if k.stamp_ns in frames]
+    own = {segment for segment, name in world.origin.items() if name.rpartition('/')[0] == run}
+    keyframes = [k for k in world.keyframes.values() if k.stamp_ns in frames and k.segment in own]
     if not keyframes:
         raise EvaluationError('no keyframe of the map has the stamp of a frame of the run')
     keyframes.sort(key=lambda k: k.stamp_ns)

@@ -33,6 +33,9 @@ from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 
 # Variance that every step has at least: the graph wants covariances that can be inverted.
 LEAST_VARIANCE = 1e-10
+# Keyframes of a map that was loaded are no neighbours in time of what comes, also where a
+# recording is played again.
+LONG_AGO_NS = -(1 << 62)
 # A step over keyframes that were lost on the way is so many times less certain (variance).
 LOST_BETWEEN = 9.0
 
@@ -112,7 +115,7 @@ class Mapper:
             else:
                 pose, _ = rigid(step.a_from_b)
                 self._graph.add_odometry(step.a, key, pose, step.covariance[:6, :6])
-            self._index.append(key, keyframe.stamp_ns, torch.tensor(keyframe.place))
+            self._index.append(key, LONG_AGO_NS, torch.tensor(keyframe.place))
         loops = [_loop_of(edge, self.world.metric) for edge in self.world.edges if edge.loop]
         self._graph.add_loops(loops, trusted=True)
         self._graph.update(now=True)
