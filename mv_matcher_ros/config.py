@@ -386,6 +386,64 @@ class MapAdjustmentSettings(Section):
     kernel_width: float = Field(2.0, gt=0.0, description='Of the Cauchy kernel, in sigma.')
 
 
+class PoseGraphSettings(Section):
+    """Optimisation of keyframes and loops, and which loops are believed."""
+
+    alone_chance: float = Field(
+        0.01,
+        ge=0.0,
+        le=1.0,
+        description='A loop is believed alone where at most this share of mistaken ones would '
+        'agree with what is known by chance.',
+    )
+    agreeing_loops: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description='Loops of so many images must agree before any of them is believed that '
+        'could agree by chance, or that joins two segments.',
+    )
+    overconfidence: float = Field(
+        2.0,
+        ge=1.0,
+        le=100.0,
+        description='So many times too small may reported standard deviations be; what disagrees '
+        'by more contradicts.',
+    )
+    compared_loops: int = Field(
+        24, ge=1, le=1000, description='A new loop is compared with so many of its nearest.'
+    )
+    kernel_width: float = Field(
+        5.0, ge=0.0, description='Width of the robust kernel of loops, in sigma; 0: none.'
+    )
+    log_scale_sigma: float = Field(
+        0.005,
+        gt=0.0,
+        le=1.0,
+        description='Without metric scale: what the logarithm of the scale drifts from keyframe '
+        'to keyframe.',
+    )
+    iterations: int = Field(
+        3, ge=0, le=100, description='Most further steps of the optimiser after loops.'
+    )
+    urgent: float = Field(
+        5.0,
+        ge=0.0,
+        description='Loops that are off by this many of their own sigma are worked in at once.',
+    )
+    waiting_keyframes: int = Field(
+        20, ge=0, le=10_000, description='Other loops are worked in after so many keyframes.'
+    )
+    moved: float = Field(
+        0.01,
+        ge=0.0,
+        description='Keyframes that move by this much, in units of the map, are reported.',
+    )
+    turned_deg: float = Field(
+        0.1, ge=0.0, description='And those that turn by this much, degrees.'
+    )
+
+
 class MappingSettings(Section):
     """The map beside the odometry."""
 
@@ -405,6 +463,7 @@ class MappingSettings(Section):
         600, ge=50, le=4096, description='Kept of a keyframe: those with landmarks first.'
     )
     loops: LoopSettings = LoopSettings()
+    pose_graph: PoseGraphSettings = PoseGraphSettings()
     culling: CullingSettings = CullingSettings()
     adjustment: MapAdjustmentSettings = MapAdjustmentSettings()
     places: PlaceSettings = PlaceSettings()

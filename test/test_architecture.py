@@ -50,7 +50,8 @@ ROS = MESSAGES | {
 ONLY_IN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(ROS, ('ros/',)),
     'rosbags': ('files/bag',),
-    'gtsam': ('mapping/pose_graph.py', 'cli/ba_bench.py'),  # the benchmark compares with it
+    # The benchmark compares with it.
+    'gtsam': ('mapping/pose_graph_solver.py', 'cli/ba_bench.py'),
     'poselib': ('odometry/robust_pose.py',),
     # The benchmark compares with it, and the detector's teacher is its network.
     'kornia': ('cli/bench_networks.py', 'training/detector/teacher.py'),
