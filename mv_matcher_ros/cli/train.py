@@ -14,6 +14,7 @@ from mv_matcher_ros.cli.console import progress, say
 from mv_matcher_ros.cli.train_detector import detector, detector_figures
 from mv_matcher_ros.cli.train_joint import joint
 from mv_matcher_ros.cli.train_matcher import matcher
+from mv_matcher_ros.cli.train_points import points
 from mv_matcher_ros.errors import SourceError
 
 train = typer.Typer(
@@ -28,6 +29,7 @@ train.command()(matcher)
 train.command('detector')(detector)
 train.command('detector-figures')(detector_figures)
 train.command()(joint)
+train.command()(points)
 
 
 @train.callback()

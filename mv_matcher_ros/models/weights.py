@@ -22,11 +22,13 @@ from mv_matcher_ros.config import Section
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.matcher import MatcherNetwork
+from mv_matcher_ros.models.point_inference import PointInferenceNetwork
 from mv_matcher_ros.models.profiles import (
     DETECTORS,
     MATCHERS,
     DetectorProfile,
     MatcherProfile,
+    PointProfile,
 )
 from mv_matcher_ros.models.public_weights import first, superglue_weights, superpoint_weights
 
@@ -40,7 +42,7 @@ class Weights:
     """The content of a file of weights.
 
     Attributes:
-        kind: which network: 'matcher', 'detector'.
+        kind: which network: 'matcher', 'detector', 'points'.
         profile: JSON of its profile.
         tensors: by name.
         notes: free text about origin and training, by name.
@@ -94,6 +96,24 @@ def load_detector(path: Path | str) -> DetectorNetwork:
         return filled(public, _converted(path, superpoint_weights), path)
     profile, tensors = _own(path, 'detector', DetectorProfile)
     return filled(DetectorNetwork(profile), tensors, path)
+
+
+def save_points(
+    path: Path | str, network: PointInferenceNetwork, notes: Mapping[str, str] | None = None
+) -> str:
+    """Write a point inference network; returns the hash of its tensors."""
+    return save_weights(path, 'points', network.profile, network.state_dict(), notes or {})
+
+
+def load_points(path: Path | str) -> PointInferenceNetwork:
+    """A point inference network in evaluation mode.
+
+    Raises:
+        ModelError: as `load_matcher`.
+    """
+    path = Path(path)
+    profile, tensors = _own(path, 'points', PointProfile)
+    return filled(PointInferenceNetwork(profile), tensors, path)
 
 
 def _own(

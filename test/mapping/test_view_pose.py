@@ -16,7 +16,8 @@ from made_maps import CAMERA, keyframe_of, made_map, pose_at, scene, seen_from
 
 from mv_matcher_ros.datatypes import Array, Camera, Features, Matches
 from mv_matcher_ros.geometry import se3
-from mv_matcher_ros.mapping.map_matching import MapMatcher, PointMatches
+from mv_matcher_ros.mapping.map_matching import MapMatcher
+from mv_matcher_ros.mapping.point_aggregation import PointMatches
 from mv_matcher_ros.mapping.view_pose import find_view_pose
 
 FOCAL = CAMERA.focal_px
@@ -54,7 +55,10 @@ def query(pose: Array, noise_px: float = 0.0, seed: int = 0) -> tuple[Features, 
     noisy = keyframe.keypoints_xy + noise_px * rng.normal(size=keyframe.keypoints_xy.shape)
     features = Features(
         torch.tensor(noisy).float(),
-        *(getattr(keyframe.features((640, 480)), n) for n in ('descriptors', 'scores', 'sigma_px')),
+        *(
+            getattr(keyframe.features((640, 480)), n)
+            for n in ('descriptors', 'scores', 'sigma_px')
+        ),
         (640, 480),
     )  # fmt: skip
     plane = (torch.tensor(noisy) - torch.tensor([319.5, 239.5])) / FOCAL
