@@ -31,6 +31,15 @@ class KeyframePoints:
     spread: Array
     confidence: Array
 
+    def replaced(
+        self, rows: NDArray[np.int64], points: Array, spread: Array, confidence: Array
+    ) -> KeyframePoints:
+        """The same with other points of some keypoints."""
+        parts = (self.points.copy(), self.spread.copy(), self.confidence.copy())
+        for part, new in zip(parts, (points, spread, confidence), strict=True):
+            part[rows] = new
+        return KeyframePoints(self.landmark, *parts)
+
 
 def seen_points(world: Map, key: int) -> KeyframePoints:
     """The landmarks that a keyframe sees, and nothing else."""
@@ -41,19 +50,39 @@ def seen_points(world: Map, key: int) -> KeyframePoints:
 
 
 def inferred_points(
-    world: Map, keys: Sequence[int], camera: Camera, inference: PointInference
+    world: Map,
+    keys: Sequence[int],
+    camera: Camera,
+    inference: PointInference,
+    wanted: Sequence[NDArray[np.int64]] | None = None,
 ) -> list[KeyframePoints]:
-    """Points of all keypoints of some keyframes, those of landmarks where these are better.
+    """Points of keypoints of some keyframes, those of landmarks where these are better.
 
     A landmark with errors larger than the inferred point's is replaced by it, and keeps its
     number: the ray of the keypoint is known better than a landmark that a short baseline made.
+
+    Args:
+        wanted: for each keyframe (W,) keypoints that points are needed of; the others may have
+            none. What is asked of one changes nothing for another. None: all.
     """
     seen = [seen_points(world, key) for key in keys]
-    given = [_known(world, key, camera, one) for key, one in zip(keys, seen, strict=True)]
+    if wanted is None:
+        wanted = [np.arange(len(one.landmark)) for one in seen]
+    rows = [
+        np.union1d(asked, (one.confidence > 0.0).nonzero()[0])
+        for asked, one in zip(wanted, seen, strict=True)
+    ]
+    given = [
+        _known(world, key, camera, one, row)
+        for key, one, row in zip(keys, seen, rows, strict=True)
+    ]
     made = inference.infer(given)
     found = []
-    for key, one, keyframe, depths in zip(keys, seen, given, made, strict=True):
-        sigma_px = world.keyframes[key].sigma_px.astype(np.float64)
+    for key, whole, row, keyframe, depths in zip(keys, seen, rows, given, made, strict=True):
+        one = KeyframePoints(
+            whole.landmark[row], whole.points[row], whole.spread[row], whole.confidence[row]
+        )
+        sigma_px = world.keyframes[key].sigma_px[row].astype(np.float64)
         lateral = np.maximum(sigma_px, 0.1) / camera.focal_px
         points, spread = _on_rays(
             keyframe.plane_xy.numpy(),
@@ -67,34 +96,29 @@ def inferred_points(
         with np.errstate(invalid='ignore'):
             better = np.trace(spread, axis1=1, axis2=2) < np.trace(one.spread, axis1=1, axis2=2)
         take = there & (better | (one.confidence == 0.0))
-        found.append(
-            KeyframePoints(
-                one.landmark,
-                np.where(take[:, None], points, one.points),
-                np.where(take[:, None, None], spread, one.spread),
-                np.where(take, confidence, one.confidence),
-            )
-        )
+        found.append(whole.replaced(row[take], points[take], spread[take], confidence[take]))
     return found
 
 
-def _known(world: Map, key: int, camera: Camera, seen: KeyframePoints) -> KeyframeDepths:
-    """Depths of the landmarks along the optical axis, with their deviations."""
+def _known(
+    world: Map, key: int, camera: Camera, seen: KeyframePoints, rows: NDArray[np.int64]
+) -> KeyframeDepths:
+    """Some keypoints, with depths of their landmarks along the optical axis and deviations."""
     keyframe = world.keyframes[key]
-    camera_from_body: Array = np.linalg.inv(camera.body_from_camera)
-    depth = moved(camera_from_body, seen.points)[:, 2]
+    camera_from_body = np.asarray(np.linalg.inv(camera.body_from_camera), np.float64)
+    along = moved(camera_from_body, seen.points)[:, 2]
     axis = camera_from_body[2, :3]
     variance = np.einsum('i,nij,j->n', axis, seen.spread, axis)
     with np.errstate(invalid='ignore', divide='ignore'):
-        sigma = np.sqrt(np.maximum(variance, 0.0)) / depth
-        depth = np.where((depth > 0) & np.isfinite(sigma), depth, np.nan)
+        sigma = np.sqrt(np.maximum(variance, 0.0)) / along
+        depth = np.where((along > 0) & np.isfinite(sigma), along, np.nan)
     plane, valid = keyframe.plane_xy(camera)
     return KeyframeDepths(
-        plane,
-        valid,
-        torch.tensor(keyframe.descriptors).float(),
-        torch.from_numpy(depth),
-        torch.from_numpy(sigma),
+        plane[rows],
+        valid[rows],
+        torch.tensor(keyframe.descriptors[rows]).float(),
+        torch.from_numpy(depth[rows]),
+        torch.from_numpy(sigma[rows]),
     )
 
 
@@ -105,10 +129,10 @@ def _on_rays(
     logarithm of depth along the ray, `lateral` (normalised plane) across."""
     rays = np.concatenate([plane_xy, np.ones((len(depth), 1))], axis=1)
     points = depth[:, None] * rays
-    along = (sigma * depth)[:, None] * rays
     across = np.zeros((len(depth), 3, 3))
     across[:, [0, 1], [0, 1]] = ((lateral * depth) ** 2)[:, None]
-    with np.errstate(invalid='ignore'):
+    with np.errstate(invalid='ignore'):  # of nothing sigma is infinite, and depth zero
+        along = (sigma * depth)[:, None] * rays
         spread = along[:, :, None] * along[:, None, :] + across
     turn = body_from_camera[:3, :3]
     return moved(body_from_camera, points), turn @ spread @ turn.T

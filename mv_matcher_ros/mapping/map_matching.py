@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -79,7 +80,7 @@ class MapMatcher:
         self, world: Map, features: Features, keys: Sequence[int], matches: Matches
     ) -> PointMatches:
         """The points that these matches lead to."""
-        found = self._candidates(world, keys, matches)
+        found = self.candidates(world, keys, matches)
         if self._aggregation is None:
             return surest(found, len(matches))
         return self._aggregation.merged(found, features.keypoints_xy, len(matches))
@@ -99,15 +100,14 @@ class MapMatcher:
         sigma[0], sigma[:, 0] = torch.inf, torch.inf
         return KnownPoses.of(padded[None].float(), cameras[None], sigma[None])
 
-    def _candidates(self, world: Map, keys: Sequence[int], matches: Matches) -> Candidates:
+    def candidates(self, world: Map, keys: Sequence[int], matches: Matches) -> Candidates:
         """The points of all matches, in the frame and units of the first keyframe."""
         found: list[tuple[Tensor, ...]] = []
         first_from_map = np.linalg.inv(world.pose[keys[0]])
-        for number, (key, known) in enumerate(
-            zip(keys, self._points_of(world, keys), strict=True), start=1
-        ):
-            pairs, sure = matches.pair(0, number)
-            feature, other = pairs.T
+        pairs = [matches.pair(0, number) for number in range(1, 1 + len(keys))]
+        shown = self._points_of(world, keys, [pair[:, 1].numpy() for pair, _ in pairs])
+        for key, known, (pair, sure) in zip(keys, shown, pairs, strict=True):
+            feature, other = pair.T
             there = np.isfinite(known.points[other]).all(1)
             rows = other.numpy()[there]
             step = first_from_map @ world.pose[key]
@@ -125,10 +125,12 @@ class MapMatcher:
             ))  # fmt: skip
         return Candidates(*(torch.cat(part) for part in zip(*found, strict=True)))
 
-    def _points_of(self, world: Map, keys: Sequence[int]) -> list[KeyframePoints]:
+    def _points_of(
+        self, world: Map, keys: Sequence[int], wanted: Sequence[NDArray[np.int64]]
+    ) -> list[KeyframePoints]:
         if self._inference is None:
             return [seen_points(world, key) for key in keys]
-        return inferred_points(world, keys, self._camera, self._inference)
+        return inferred_points(world, keys, self._camera, self._inference, wanted)
 
 
 def rigid(similarity: Array) -> tuple[Array, float]:
