@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mv_matcher_ros.datatypes import Camera, Features, Rig
 from mv_matcher_ros.geometry import se3
@@ -35,43 +36,54 @@ def mapped(
 ) -> Map:
     """A map of views with known poses: tracks of neighbours' matches, triangulated."""
     count = len(views)
+    pairs = [(a, b) for b in range(count) for a in range(max(0, b - _BEFORE), b)]
+    capacity = max(len(one) for one in features)
+    tracks = build_tracks(matcher.match(features, pairs), count, capacity).keypoint
+    keyframes = [_keyframe(key, one) for key, one in enumerate(features)]
     camera_from_world = torch.from_numpy(
         np.linalg.inv(np.stack([view.world_from_camera for view in views]))
     )
-    pairs = [(a, b) for b in range(count) for a in range(max(0, b - _BEFORE), b)]
-    matches = matcher.match(features, pairs)
-    capacity = max(len(one) for one in features)
-    tracks = build_tracks(matches, count, capacity)
-    keyframes = [_keyframe(key, one) for key, one in enumerate(features)]
-    seen = tracks.keypoint >= 0
+    points, spread, good = _triangulated(tracks, keyframes, camera, camera_from_world)
+    tracks, points, spread = tracks[good], points[good], spread[good]
+    world = Map(Rig((replace(camera, body_from_camera=np.eye(4)),)), 'rgbd', '')
+    number = world.landmarks.add(len(tracks))
+    anchor = (tracks >= 0).int().argmax(dim=1).numpy()
+    for key in np.unique(anchor).tolist():
+        rows = (anchor == key).nonzero()[0]
+        local = se3.transform(camera_from_world[key], points[rows])
+        turn = camera_from_world[key, :3, :3]
+        around = turn @ spread[rows] @ turn.mT
+        world.landmarks.place(number[rows], key, local.numpy(), around.numpy())
+    for key, keyframe in enumerate(keyframes):
+        landmark = np.full(len(keyframe), -1, np.int32)
+        which = tracks[:, key].numpy()
+        landmark[which[which >= 0]] = number[which >= 0]
+        world.add(keyframe.seeing(landmark), views[key].world_from_camera)
+    return world
+
+
+def _triangulated(
+    tracks: Tensor, keyframes: Sequence[MapKeyframe], camera: Camera, camera_from_world: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of tracks (T, V) of keypoints points (T, 3) in the world, their covariances (T, 3, 3), and
+    which are good (T,)."""
+    seen = tracks >= 0
     xy = torch.full((*seen.shape, 2), torch.nan, dtype=torch.float64)
     sigma = torch.ones(seen.shape, dtype=torch.float64)
     for key, keyframe in enumerate(keyframes):
         rows = seen[:, key]
-        which = tracks.keypoint[rows, key]
+        which = tracks[rows, key]
+        sigma_px = torch.from_numpy(keyframe.sigma_px.astype(np.float64))
         xy[rows, key] = keyframe.plane_xy(camera)[0][which]
-        sigma[rows, key] = features[key].sigma_px[which].double() / camera.focal_px
+        sigma[rows, key] = sigma_px[which] / camera.focal_px
     found = triangulate(xy, camera_from_world, seen / sigma**2)
     error = found.residuals.norm(dim=-1) / sigma
     good = found.valid & ((error <= _WORST) | ~seen).all(1)
-    spread = torch.linalg.inv(torch.where(good[:, None, None], found.information, torch.eye(3)))
+    whole = torch.eye(3, dtype=torch.float64)
+    spread = torch.linalg.inv(torch.where(good[:, None, None], found.information, whole))
     apart = torch.where(seen, found.depths, torch.inf).amin(1)
     good &= spread.diagonal(dim1=1, dim2=2).sum(1).sqrt() * _LEAST_SURE < apart
-    world = Map(Rig((replace(camera, body_from_camera=np.eye(4)),)), 'rgbd', '')
-    number = world.landmarks.add(int(good.sum()))
-    anchor = seen.int().argmax(dim=1)[good].numpy()
-    for key in np.unique(anchor).tolist():
-        rows = (anchor == key).nonzero()[0]
-        local = se3.transform(camera_from_world[key], found.points[good][rows])
-        turn = camera_from_world[key, :3, :3]
-        around = turn @ spread[good][rows] @ turn.mT
-        world.landmarks.place(number[rows], key, local.numpy(), around.numpy())
-    for key, keyframe in enumerate(keyframes):
-        landmark = np.full(len(keyframe), -1, np.int32)
-        seen_here = tracks.keypoint[good, key].numpy()
-        landmark[seen_here[seen_here >= 0]] = number[seen_here >= 0]
-        world.add(keyframe.seeing(landmark), views[key].world_from_camera)
-    return world
+    return found.points, spread, good
 
 
 def _keyframe(key: int, features: Features) -> MapKeyframe:
