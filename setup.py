@@ -92,6 +92,7 @@ setup(
         'console_scripts': [
             'mv-matcher = mv_matcher_ros.cli:main',
             'odometry_node = mv_matcher_ros.ros.main:odometry',
+            'mapping_node = mv_matcher_ros.ros.map_main:mapping',
             'bag_player = mv_matcher_ros.ros.bag_player:main',
             'trajectory_recorder = mv_matcher_ros.ros.trajectory_recorder:main',
         ]

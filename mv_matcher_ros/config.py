@@ -295,6 +295,120 @@ class ImageQualitySettings(Section):
     )
 
 
+class PlaceSettings(Section):
+    """Places seen before, by descriptors of whole images."""
+
+    weights: str = Field(
+        '', description='Of the place descriptor: file, or name of shipped ones; empty: light.'
+    )
+    min_keypoints: int = Field(50, ge=1, description='Images with fewer keypoints show no place.')
+    gap_s: float = Field(
+        10.0, ge=0.0, description='Keyframes younger than this are no places seen before.'
+    )
+    candidates: int = Field(
+        20, ge=1, le=1000, description='Most similar keyframes that are looked at.'
+    )
+    min_score: float = Field(
+        0.3, ge=-1.0, le=1.0, description='Least similarity of a keyframe that is looked at.'
+    )
+    min_share: float = Field(
+        0.4,
+        ge=0.0,
+        le=2.0,
+        description='Least similarity, as a share of that to the last keyframe, which says how '
+        'similar images of one place are here.',
+    )
+    island: int = Field(
+        3, ge=0, le=100, description='Keyframes so near to each other are one candidate place.'
+    )
+    reach: int = Field(
+        6,
+        ge=0,
+        le=1000,
+        description='From one keyframe to the next a candidate place moves so many at most.',
+    )
+    consecutive: int = Field(
+        3, ge=1, le=20, description='Keyframes in a row that must see a place for it to be told.'
+    )
+
+
+class LoopSettings(Section):
+    """When a keyframe shows a place of the map."""
+
+    views: int = Field(
+        5, ge=2, le=16, description='Views of the graph: the keyframe and those it may show.'
+    )
+    tried: int = Field(2, ge=1, le=10, description='Candidate places that are looked at.')
+    max_error_px: float = Field(
+        4.0, gt=0.0, description='Landmarks agree within this distance (at 640 px width).'
+    )
+    min_inliers: int = Field(30, ge=8, description='So many landmarks have to agree.')
+    min_inlier_share: float = Field(
+        0.3, ge=0.0, le=1.0, description='And this share of the matches.'
+    )
+    min_spread: float = Field(
+        0.06,
+        ge=0.0,
+        le=0.5,
+        description='Least standard deviation of those in the image, as a share of its size.',
+    )
+
+
+class MapAdjustmentSettings(Section):
+    """Bundle adjustment of a whole map, at its end."""
+
+    enabled: bool = Field(True, description='Adjust the map once there are no more keyframes.')
+    group: int = Field(
+        60, ge=4, le=400, description='Keyframes adjusted together; half of them overlap.'
+    )
+    rounds: int = Field(2, ge=1, le=10, description='Times that every group has its turn.')
+    iterations: int = Field(15, ge=1, le=100, description='Steps of a group.')
+    kernel_width: float = Field(2.0, gt=0.0, description='Of the Cauchy kernel, in sigma.')
+
+
+class PointInferenceSettings(Section):
+    """Points for keypoints of a map's keyframes that see no landmark."""
+
+    infer_points: bool = Field(
+        True,
+        description='Infer their depths from those of the landmarks around them, where there are '
+        'weights for the detector, and merge what several keyframes say of a point.',
+    )
+    weights: str = Field(
+        '', description='Of that network: file, or name of shipped ones; empty: the light ones.'
+    )
+    min_confidence: float = Field(
+        0.1, ge=0.0, lt=1.0, description='Inferred points have to be surer than this.'
+    )
+    merge_px: float = Field(
+        2.0, ge=0.0, le=20.0, description='Keypoints of a view nearer than this are one.'
+    )
+
+
+class MappingSettings(Section):
+    """The map beside the odometry."""
+
+    folder: str = Field(
+        '', description='Of the map: read at the start, if there is one, and saved; empty: none.'
+    )
+    grow: bool = Field(
+        True, description='Extend the map; false: only say where the body is on it.'
+    )
+    save_every_s: float = Field(
+        60.0, ge=0.0, description='A map that grows is saved so often; 0: only when asked to.'
+    )
+    lost_after: int = Field(
+        3, ge=1, le=100, description='Keyframes in a row that are not found on a map: lost.'
+    )
+    keypoints: int = Field(
+        600, ge=50, le=4096, description='Kept of a keyframe: those with landmarks first.'
+    )
+    loops: LoopSettings = LoopSettings()
+    adjustment: MapAdjustmentSettings = MapAdjustmentSettings()
+    places: PlaceSettings = PlaceSettings()
+    points: PointInferenceSettings = PointInferenceSettings()
+
+
 class RuntimeSettings(Section):
     """How the engine runs on this machine."""
 
@@ -341,34 +455,10 @@ class ClipStoreSettings(Section):
     )
 
 
-class PointInferenceSettings(Section):
-    """Points for keypoints of a map's keyframes that see no landmark."""
-
-    infer_points: bool = Field(
-        True,
-        description='Infer their depths from those of the landmarks around them, where there are '
-        'weights for the detector, and merge what several keyframes say of a point.',
-    )
-    weights: str = Field(
-        '', description='Of that network: file, or name of shipped ones; empty: the light ones.'
-    )
-    min_confidence: float = Field(
-        0.1, ge=0.0, lt=1.0, description='Inferred points have to be surer than this.'
-    )
-    merge_px: float = Field(
-        2.0, ge=0.0, le=20.0, description='Keypoints of a view nearer than this are one.'
-    )
-
-
-class MappingSettings(Section):
-    """Maps, and views matched with them."""
-
-    points: PointInferenceSettings = PointInferenceSettings()
-
-
 class FrameSettings(Section):
     """Names of coordinate frames (REP-105)."""
 
+    map: str = Field('map', description='Frame of the map, parent of odom; of the mapping node.')
     odom: str = Field('odom', description='Frame the poses are published in.')
     body: str = Field(
         'base_link',
@@ -391,6 +481,15 @@ class RosSettings(Section):
         False, description='Answer every frame (replay) instead of only the newest one (live).'
     )
     publish_tf: bool = Field(True, description='Publish odom -> body on /tf.')
+    publish_keyframes: bool = Field(
+        False, description='Publish keyframes with their features, for a mapping node.'
+    )
+    keyframe_history: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description='Keyframes kept for a mapping node that comes later, about 0.3 MB each.',
+    )
     extrinsics_from_tf: bool = Field(
         False,
         description='Look body <- camera up in TF once; without it poses are of the first camera.',
@@ -421,9 +520,9 @@ class Settings(Section):
     bundle_adjustment: BundleAdjustmentSettings = BundleAdjustmentSettings()
     zero_motion: ZeroMotionSettings = ZeroMotionSettings()
     image_quality: ImageQualitySettings = ImageQualitySettings()
+    mapping: MappingSettings = MappingSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     adaptation: ClipStoreSettings = ClipStoreSettings()
-    mapping: MappingSettings = MappingSettings()
     ros: RosSettings = RosSettings()
 
 

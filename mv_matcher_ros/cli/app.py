@@ -15,6 +15,7 @@ from mv_matcher_ros.cli.doctor import doctor
 from mv_matcher_ros.cli.evaluate import evaluate
 from mv_matcher_ros.cli.export import export
 from mv_matcher_ros.cli.images import match
+from mv_matcher_ros.cli.localize import localize
 from mv_matcher_ros.cli.pairs import pairs
 from mv_matcher_ros.cli.run import run
 from mv_matcher_ros.cli.settings_list import settings
@@ -56,6 +57,7 @@ app.command()(demo)
 app.command()(run)
 app.command('eval')(evaluate)
 app.command()(dataset)
+app.command()(localize)
 app.command()(match)
 app.command()(pairs)
 app.command()(adapt)

@@ -14,6 +14,7 @@ from mv_matcher_ros.cli.bench_matcher import matcher
 from mv_matcher_ros.cli.bench_memory import memory
 from mv_matcher_ros.cli.bench_node import node
 from mv_matcher_ros.cli.bench_pairs import pairs
+from mv_matcher_ros.cli.bench_places import places
 from mv_matcher_ros.cli.bench_points import points
 from mv_matcher_ros.cli.bench_recording import recording
 from mv_matcher_ros.cli.bench_recovery import recovery
@@ -84,6 +85,7 @@ bench.command()(node)
 bench.command()(memory)
 bench.command()(creep)
 bench.command()(recovery)
+bench.command()(places)
 
 
 def measure_bundle_adjustment(repeats: int) -> list[dict[str, Any]]:

@@ -114,7 +114,7 @@ def _clips(opened: Recording, most: int) -> tuple[list[Clip], list[Array]]:
         raise SourceError(f'{opened.name}: no clip with parallax and overlap in it')
     wanted = {frame.index: frame.stamp_ns for run in runs for frame in run}
     images = ClipImages.of(opened, wanted, opened.rig, cameras, pixels)
-    bodies = _true_poses(opened, sorted(wanted.values()))
+    bodies = true_poses(opened, sorted(wanted.values()))
     extrinsics = [camera.body_from_camera for camera in opened.rig.cameras[:cameras]]
     clips = [images.clip([frame.index for frame in run]) for run in runs]
     poses = [
@@ -124,7 +124,7 @@ def _clips(opened: Recording, most: int) -> tuple[list[Clip], list[Array]]:
     return clips, poses
 
 
-def _true_poses(opened: Recording, stamps_ns: Sequence[int]) -> dict[int, Array]:
+def true_poses(opened: Recording, stamps_ns: Sequence[int]) -> dict[int, Array]:
     """(4, 4) world_from_body by stamp.
 
     Raises:

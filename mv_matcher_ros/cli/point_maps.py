@@ -87,12 +87,22 @@ def _triangulated(
 
 
 def _keyframe(key: int, features: Features) -> MapKeyframe:
+    count = len(features)
+    unknown = np.full(count, np.nan, np.float32)
     return MapKeyframe(
-        key, key, 0, features.keypoints_xy.numpy(),
-        features.descriptors.numpy().astype(np.float16),
-        features.scores.numpy().astype(np.float16), features.sigma_px.numpy().astype(np.float16),
-        np.full(len(features), -1, np.int32), np.eye(4), np.zeros(0, np.float32),
-    )  # fmt: skip
+        key=key,
+        stamp_ns=key,
+        segment=0,
+        keypoints_xy=features.keypoints_xy.numpy(),
+        descriptors=features.descriptors.numpy().astype(np.float16),
+        scores=features.scores.numpy().astype(np.float16),
+        sigma_px=features.sigma_px.numpy().astype(np.float16),
+        inverse_depth=unknown,
+        inverse_depth_sigma=unknown,
+        landmark=np.full(count, -1, np.int32),
+        odom_from_body=np.eye(4),
+        place=np.zeros(0, np.float32),
+    )
 
 
 def spoiled(world: Map, share: float, error_m: float, rng: np.random.Generator) -> Map:

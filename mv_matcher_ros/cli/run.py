@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,12 +29,12 @@ from mv_matcher_ros.cli.options import (
     settings_from,
 )
 from mv_matcher_ros.cli.out_folder import check_run_folder, out_option
-from mv_matcher_ros.errors import EvaluationError, MvMatcherError
+from mv_matcher_ros.errors import EvaluationError, MvMatcherError, SettingsError
 
 if TYPE_CHECKING:
     from mv_matcher_ros.config import Settings
     from mv_matcher_ros.datatypes import Estimate, Frame, Trajectory
-    from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult
+    from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult, FittedAlignment
     from mv_matcher_ros.files.recording import Recording
     from mv_matcher_ros.runner import Sink, Source
 
@@ -56,28 +57,44 @@ def run(
     mask: MaskOption = None,
     topic: TopicOption = None,
     body_frame: BodyOption = None,
+    mapping: Annotated[
+        bool, typer.Option('--mapping', help='Make a map, too: map.tum are the poses on it.')
+    ] = False,
+    save_map: Annotated[
+        Path | None, typer.Option(help='Folder to write the map to; with --mapping.')
+    ] = None,
+    load_map: Annotated[
+        Path | None, typer.Option(help='Folder of a map to go on with; with --mapping.')
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Odometry on a recording: odometry.tum, run.json and report.html in a run folder."""
     from mv_matcher_ros.cli.evaluate import print_result, write_page
 
+    if (save_map or load_map) and not mapping:
+        raise SettingsError('--save-map and --load-map are about a map: add --mapping')
     check_run_folder(out)
     settings = settings_from(config, assignments, sensor.value if sensor else None)
     recording = open_recording(
         source, settings, start=start, end=end, stride=stride, calibration=calibration or None,
         masks=mask or None, topics=parse_topics(topic or ()), body_frame=body_frame,
     )  # fmt: skip
-    info = run_recording(recording, settings, out)
+    made = MapFolders(load_map, save_map) if mapping else None
+    info = run_recording(recording, settings, out, made)
     result, warning = evaluated(out, recording.truth)
+    on_map = map_evaluated(out, recording.truth) if mapping else None
     page = write_page(out, recording.truth, result)
     if json:
         if warning:
             warn(warning)
-        print_json({'run': info, 'evaluation': result and result.to_json()})
+        said = {'run': info, 'evaluation': result and result.to_json()}
+        print_json({**said, 'map': on_map and on_map.to_json()} if mapping else said)
         return
     print_summary(recording.name, info)
     if result is not None:
         print_result('against the ground truth of the recording', result)
+    if on_map is not None:
+        print_result('the same on the map', on_map)
     if warning:  # with the table: who keeps that must keep this
         print(f'warning: {warning}')
     if info['poses']:
@@ -117,20 +134,41 @@ class ProgressSink:
         """Nothing to close: the bar belongs to the caller."""
 
 
-def run_recording(recording: Source, settings: Settings, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class MapFolders:
+    """Of a map to go on with, and of where to write it; None for neither."""
+
+    load: Path | None = None
+    save: Path | None = None
+
+
+def run_recording(
+    recording: Source, settings: Settings, out: Path, folders: MapFolders | None = None
+) -> dict[str, Any]:
     """Run odometry over `recording` into the folder `out`; returns the content of its run.json.
+
+    Args:
+        folders: of the map; None: make none.
 
     Raises:
         MvMatcherError: the recording cannot be read on; what was computed so far is in `out`.
     """
+    from mv_matcher_ros.cli.run_mapping import MappingSink, mapper_for, write_map
     from mv_matcher_ros.evaluation.track_sampler import TrackSampler
     from mv_matcher_ros.files.prefetch import Prefetched
     from mv_matcher_ros.files.results import RunWriter, read_run
+    from mv_matcher_ros.models.choice import Models
     from mv_matcher_ros.odometry.engine import OdometryEngine
     from mv_matcher_ros.runner import run as run_all
 
     settings = settings.model_copy(update={'sensor': recording.sensor})
-    engine = OdometryEngine(settings, recording.rig)
+    models = Models.of(settings)
+    mapping = None
+    if folders is not None:
+        mapping = MappingSink(mapper_for(settings, recording.rig, models, folders.load))
+    engine = OdometryEngine(settings, recording.rig, models=models)
+    if mapping is not None:
+        engine.report_keyframes(mapping.take)
     source = Prefetched(recording)
     with progress(Path(recording.name).name, len(recording)) as advance:
         counter = ProgressSink(advance)
@@ -138,6 +176,7 @@ def run_recording(recording: Source, settings: Settings, out: Path) -> dict[str,
             RunWriter(out, source, settings, covariances=True, networks=engine.networks),
             TrackSampler(out),
             counter,
+            *([] if mapping is None else [mapping]),
         ]
         try:
             run_all(source, engine, sinks)
@@ -148,7 +187,26 @@ def run_recording(recording: Source, settings: Settings, out: Path) -> dict[str,
         finally:
             for fault, count in source.faults.items():
                 warn(f'{recording.name}: {fault} ({count} x)')
+    if mapping is not None and folders is not None:
+        engine.finish()
+        write_map(mapping, out, folders.save)
     return read_run(out).summary
+
+
+def map_evaluated(out: Path, truth: Trajectory | None) -> EvaluationResult | None:
+    """The poses on the map compared with the truth; None where there is nothing to compare."""
+    from mv_matcher_ros.cli.run_mapping import TRAJECTORY
+    from mv_matcher_ros.evaluation.run_evaluation import evaluate_run
+    from mv_matcher_ros.files.results import read_run
+
+    if truth is None or not (out / TRAJECTORY).exists():
+        return None
+    align: FittedAlignment = 'se3' if read_run(out).summary['metric'] else 'sim3'
+    try:
+        return evaluate_run(out / TRAJECTORY, truth, align)
+    except EvaluationError as error:
+        warn(f'no comparison of the map with the truth: {error}')
+        return None
 
 
 def evaluated(out: Path, truth: Trajectory | None) -> tuple[EvaluationResult | None, str]:

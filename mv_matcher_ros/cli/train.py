@@ -14,6 +14,7 @@ from mv_matcher_ros.cli.console import progress, say
 from mv_matcher_ros.cli.train_detector import detector, detector_figures
 from mv_matcher_ros.cli.train_joint import joint
 from mv_matcher_ros.cli.train_matcher import matcher
+from mv_matcher_ros.cli.train_places import places
 from mv_matcher_ros.cli.train_points import points
 from mv_matcher_ros.errors import SourceError
 
@@ -29,6 +30,7 @@ train.command()(matcher)
 train.command('detector')(detector)
 train.command('detector-figures')(detector_figures)
 train.command()(joint)
+train.command()(places)
 train.command()(points)
 
 

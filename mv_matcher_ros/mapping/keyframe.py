@@ -29,6 +29,8 @@ class MapKeyframe:
         descriptors: (N, D) float16 unit length.
         scores: (N,) float16.
         sigma_px: (N,) float16 expected error of the keypoints, pixels.
+        inverse_depth: (N,) float32 1/m as the sensor measured it, NaN where it did not.
+        inverse_depth_sigma: (N,) float32 its standard deviation.
         landmark: (N,) int32 number of the landmark each one sees, −1 for none.
         odom_from_body: (4, 4) as the odometry published it.
         place: (P,) float32 place descriptor.
@@ -41,6 +43,8 @@ class MapKeyframe:
     descriptors: Halves
     scores: Halves
     sigma_px: Halves
+    inverse_depth: Floats
+    inverse_depth_sigma: Floats
     landmark: NDArray[np.int32]
     odom_from_body: Array
     place: Floats

@@ -7,7 +7,7 @@ at keyframes: when a pose moves, they move.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,6 +48,7 @@ class Map:
         landmarks: points.
         pose: by key, (4, 4) similarity map_from_body; for metric sensors its scale is one.
         edges: between keyframes.
+        origin: of each segment, what the odometry called it; one that says the same goes on.
     """
 
     rig: Rig
@@ -57,6 +58,7 @@ class Map:
     landmarks: Landmarks = field(default_factory=Landmarks)
     pose: dict[int, Array] = field(default_factory=dict)
     edges: list[Edge] = field(default_factory=list)
+    origin: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._next_key = 1 + max(self.keyframes, default=-1)
@@ -149,24 +151,26 @@ class Map:
         """Keyframes to other poses, by key."""
         self.pose.update(poses)
 
-    def fuse(self, pairs: Sequence[tuple[int, int]]) -> int:
+    def fuse(self, pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
         """Landmarks that are the same point: of each pair the older number stays.
 
-        Both are thought to be one from now on by every keyframe. Returns how many have gone.
+        Both are thought to be one from now on by every keyframe.
+
+        Returns:
+            the numbers that have gone, and which ones they are now.
         """
         older: dict[int, int] = {}
         for pair in pairs:
             one, other = (_root(older, int(number)) for number in pair)
             if one != other:
                 older[max(one, other)] = min(one, other)
-        if not older:
-            return 0
-        gone = np.array(sorted(older), np.int32)
-        new_number = np.arange(len(self.landmarks), dtype=np.int32)
-        new_number[gone] = [_root(older, int(number)) for number in gone]
-        self.landmarks.anchor[gone] = -1
-        self._renumber(new_number)
-        return len(gone)
+        now = {number: _root(older, number) for number in sorted(older)}
+        if now:
+            new_number = np.arange(len(self.landmarks), dtype=np.int32)
+            new_number[list(now)] = list(now.values())
+            self.landmarks.anchor[list(now)] = -1
+            self._renumber(new_number)
+        return now
 
     def remove(self, keys: Iterable[int]) -> None:
         """Let keyframes go; landmarks that hang at them are hung at another that sees them."""
@@ -225,9 +229,10 @@ class Map:
         self.landmarks.anchor[:count][seen[:count] == 0] = -1
 
 
-def moved(target_from_source: Array, points: NDArray[np.floating]) -> Array:
+def moved(target_from_source: NDArray[np.floating], points: NDArray[np.floating]) -> Array:
     """(K, 3) points by a similarity (4, 4)."""
-    return points.astype(np.float64) @ target_from_source[:3, :3].T + target_from_source[:3, 3]
+    transform = target_from_source.astype(np.float64)
+    return points.astype(np.float64) @ transform[:3, :3].T + transform[:3, 3]
 
 
 def _root(older: dict[int, int], number: int) -> int:

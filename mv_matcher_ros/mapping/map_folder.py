@@ -34,6 +34,8 @@ FEATURES: dict[str, tuple[type, tuple[int, ...]]] = {
     'descriptors': (np.float16, (0,)),
     'scores': (np.float16, ()),
     'sigma_px': (np.float16, ()),
+    'inverse_depth': (np.float32, ()),
+    'inverse_depth_sigma': (np.float32, ()),
     'landmark': (np.int32, ()),
 }
 
@@ -109,6 +111,7 @@ def _described(world: Map) -> dict[str, Any]:
         'detector': world.detector,
         'body_axes': world.rig.body_axes,
         'cameras': cameras,
+        'origin': {str(segment): name for segment, name in world.origin.items()},
         'keyframes': len(world),
         'landmarks': int((world.landmarks.anchor[: len(world.landmarks)] >= 0).sum()),
     }
@@ -222,7 +225,10 @@ def _map(said: dict[str, Any], arrays: Arrays) -> Map:
             arrays['edge_loop'], strict=True,
         )
     ]  # fmt: skip
-    return Map(_rig(said), said['sensor'], said['detector'], keyframes, landmarks, poses, edges)
+    origin = {int(segment): str(name) for segment, name in said['origin'].items()}
+    return Map(
+        _rig(said), said['sensor'], said['detector'], keyframes, landmarks, poses, edges, origin
+    )
 
 
 def _stacked(

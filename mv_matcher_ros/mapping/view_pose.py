@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mv_matcher_ros.config import LoopSettings
 from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.absolute_pose import refine_absolute_pose
 from mv_matcher_ros.geometry.pose_ransac import estimate_absolute_pose
 from mv_matcher_ros.mapping.point_aggregation import PointMatches
 
+# Width that settings in pixels are stated for.
+REFERENCE_WIDTH = 640.0
 # Refinements; between them observations are weighed and chosen anew.
 ROUNDS = 3
 ITERATIONS = 10
@@ -102,6 +105,34 @@ def find_view_pose(
         local[:, 2],
         spread,
     )
+
+
+def agreed_pose(
+    matches: PointMatches,
+    plane_xy: Tensor,
+    sigma: Tensor,
+    camera: Camera,
+    settings: LoopSettings,
+    guesses: Tensor | None = None,
+) -> ViewPose | str:
+    """The pose, if enough of the matches agree on it, or in a few words why there is none.
+
+    Args:
+        settings: what is enough; the others as for `find_view_pose`.
+    """
+    if len(matches) < settings.min_inliers:
+        return f'{len(matches)} matches with landmarks'
+    threshold = settings.max_error_px * camera.width / REFERENCE_WIDTH / camera.focal_px
+    found = find_view_pose(matches, plane_xy, sigma, camera, threshold, guesses)
+    if found is None:
+        return 'no pose explains the matches'
+    if found.inliers < settings.min_inliers:
+        return f'only {found.inliers} landmarks agree'
+    if found.inliers < settings.min_inlier_share * len(matches):
+        return f'only {100 * found.inliers / len(matches):.0f} % of the matches agree'
+    if found.spread < settings.min_spread:
+        return 'the landmarks that agree lie in one corner'
+    return found
 
 
 def _information(pose: Tensor, points: Tensor, spread: Tensor, sigma: Tensor) -> Tensor:

@@ -20,10 +20,12 @@ from mv_matcher_ros.models.learned import LearnedDetector
 from mv_matcher_ros.models.learned_matcher import LearnedMatcher
 from mv_matcher_ros.models.learned_points import PointInference
 from mv_matcher_ros.models.place import Place
-from mv_matcher_ros.models.shipped import detector_file, matcher_file, points_file
+from mv_matcher_ros.models.place_descriptor import PlaceDescriber
+from mv_matcher_ros.models.shipped import detector_file, matcher_file, points_file, weights_file
 from mv_matcher_ros.models.weights import (
     load_detector,
     load_matcher,
+    load_place,
     load_points,
     read_notes,
     tensors_hash,
@@ -163,3 +165,17 @@ def check_detector(path: Path, name: str, network: NetworkUse | None) -> None:
             f'{path}: was trained on features of a detector with the hash {wanted[:12]}, '
             f'{network.weights} has {network.sha256[:12]}: use the two that belong together'
         )
+
+
+def place_describer(settings: Settings, models: Models) -> PlaceDescriber:
+    """What describes places by the features of the detector among `models`.
+
+    Raises:
+        SettingsError: `mapping.places.weights` is neither a file nor shipped.
+        ModelError: it cannot be read, or was trained on the features of another detector.
+    """
+    named = settings.mapping.places.weights or 'light'
+    path = weights_file('place', named, 'mapping.places.weights')
+    network = load_place(path)
+    check_detector(path, settings.detector.name, models.networks.get('detector'))
+    return PlaceDescriber(network, settings.mapping.places.min_keypoints)

@@ -140,6 +140,18 @@ DETECTORS: dict[str, DetectorProfile] = {
 }
 
 
+class PlaceProfile(Section):
+    """A network that describes a place by the local features of one image."""
+
+    descriptor_size: int = Field(128, ge=1, description='Width of the descriptors it takes.')
+    words: int = Field(24, ge=1, description='Words whose residuals are summed.')
+    sharpness: float = Field(
+        30.0, gt=0.0, description='Of the choice of a word, per difference of nearness.'
+    )
+    size: int = Field(256, ge=1, description='Numbers of a descriptor of a place.')
+    keypoints: int = Field(400, ge=1, description='Strongest keypoints that take part.')
+
+
 class PointProfile(Section):
     """A network that infers depths of keypoints from those of others."""
 

@@ -12,7 +12,7 @@ from mv_matcher_ros.errors import SettingsError
 FOLDER = Path(__file__).parent.parent / 'weights'
 SUFFIX = '.safetensors'
 
-Kind = Literal['detector', 'matcher', 'points']
+Kind = Literal['detector', 'matcher', 'place', 'points']
 
 
 def shipped(kind: Kind) -> dict[str, Path]:

@@ -22,12 +22,14 @@ from mv_matcher_ros.config import Section
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.matcher import MatcherNetwork
+from mv_matcher_ros.models.place_descriptor import PlaceNetwork
 from mv_matcher_ros.models.point_inference import PointInferenceNetwork
 from mv_matcher_ros.models.profiles import (
     DETECTORS,
     MATCHERS,
     DetectorProfile,
     MatcherProfile,
+    PlaceProfile,
     PointProfile,
 )
 from mv_matcher_ros.models.public_weights import first, superglue_weights, superpoint_weights
@@ -42,7 +44,7 @@ class Weights:
     """The content of a file of weights.
 
     Attributes:
-        kind: which network: 'matcher', 'detector', 'points'.
+        kind: which network: 'matcher', 'detector', 'place', 'points'.
         profile: JSON of its profile.
         tensors: by name.
         notes: free text about origin and training, by name.
@@ -96,6 +98,24 @@ def load_detector(path: Path | str) -> DetectorNetwork:
         return filled(public, _converted(path, superpoint_weights), path)
     profile, tensors = _own(path, 'detector', DetectorProfile)
     return filled(DetectorNetwork(profile), tensors, path)
+
+
+def save_place(
+    path: Path | str, network: PlaceNetwork, notes: Mapping[str, str] | None = None
+) -> str:
+    """Write a network that describes places; returns the hash of its tensors."""
+    return save_weights(path, 'place', network.profile, network.state_dict(), notes or {})
+
+
+def load_place(path: Path | str) -> PlaceNetwork:
+    """A network that describes places, in evaluation mode.
+
+    Raises:
+        ModelError: no such file, not a file of weights, damaged, of another kind or shape.
+    """
+    path = Path(path)
+    profile, tensors = _own(path, 'place', PlaceProfile)
+    return filled(PlaceNetwork(profile), tensors, path)
 
 
 def save_points(

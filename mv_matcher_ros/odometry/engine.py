@@ -60,8 +60,6 @@ class OdometryEngine:
         live: use a keyframe as soon as it has been worked on instead. No frame waits for it that
             can be followed without it, and the poses depend a little on the speed of the machine.
         models: detector and matchers; None: those that the settings name, from their files.
-        on_keyframe: gets the record of each keyframe, in order of time, from within `process`,
-            `finish` and `reset`.
 
     Attributes:
         networks: what runs of 'detector' and 'matcher' that is a network: `place` (device and
@@ -73,12 +71,7 @@ class OdometryEngine:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        rig: Rig,
-        live: bool = False,
-        models: Models | None = None,
-        on_keyframe: OnKeyframe | None = None,
+        self, settings: Settings, rig: Rig, live: bool = False, models: Models | None = None
     ) -> None:
         if settings.sensor == 'stereo' and len(rig.cameras) < 2:
             raise SettingsError('sensor is stereo, but the rig has only one camera')
@@ -100,7 +93,7 @@ class OdometryEngine:
         self._policy = KeyframePolicy(settings, camera)
         self._metric = settings.sensor != 'mono'
         self._beside = Background(settings, live)
-        self._on_keyframe = on_keyframe
+        self._on_keyframe: OnKeyframe | None = None
         self._published: dict[int, Tensor] = {}
         self.reset()
 
@@ -123,6 +116,11 @@ class OdometryEngine:
         self._inliers = 0
         self._before_keyframe = self._origin
         self._note_map()
+
+    def report_keyframes(self, to: OnKeyframe) -> None:
+        """Hand the record of each keyframe over, in order of time, from within `process`,
+        `finish` and `reset`; before the first frame."""
+        self._on_keyframe = to
 
     def finish(self) -> None:
         """Wait for what is being worked on and report the keyframes that are left; there will be

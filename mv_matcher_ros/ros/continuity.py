@@ -36,6 +36,11 @@ class Continuity:
         self._odom_from_engine = self._last.odom_from_body @ engine_origin
         self._start_covariance = self._last.covariance
 
+    def in_odom(self, engine_from_body: Array) -> Array:
+        """(4, 4) pose in odom of one of the engine."""
+        moved: Array = self._odom_from_engine @ engine_from_body
+        return moved
+
     def apply(self, estimate: Estimate) -> Estimate:
         """The estimate of the engine in odom: pose, covariance (6, 6), landmarks."""
         moved = self._moved(estimate)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import threading
 import traceback
+import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,12 +22,14 @@ from rclpy.node import Node
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Array, Estimate, Rig, Status
 from mv_matcher_ros.errors import CalibrationError, MvMatcherError, SettingsError, SourceError
+from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 from mv_matcher_ros.ros.adaptation import Adaptation
 from mv_matcher_ros.ros.calibration import is_rectified, rig_from_messages
 from mv_matcher_ros.ros.continuity import Continuity
 from mv_matcher_ros.ros.frames import frame_from_messages
 from mv_matcher_ros.ros.health import REPEAT_S, Health
 from mv_matcher_ros.ros.inputs import Inputs, MessageSet
+from mv_matcher_ros.ros.keyframe_messages import SentKeyframe
 from mv_matcher_ros.ros.mailbox import Mailbox
 from mv_matcher_ros.ros.messages import diagnostics_message
 from mv_matcher_ros.ros.mounting import CameraMounts
@@ -48,8 +52,8 @@ def odometry_engine(settings: Settings, rig: Rig) -> Engine:
 class OdometryNode(Node):
     """Visual odometry of mono, stereo or RGB-D topics (`inputs.TOPICS`, relative names).
 
-    Publishes `odometry`, `path`, `~/landmarks`, `~/tracks`, `~/state`, `/diagnostics` and TF;
-    serves `~/reset` and `~/adapt`.
+    Publishes `odometry`, `path`, `~/landmarks`, `~/tracks`, `~/state`, `/diagnostics` and TF, and
+    `~/keyframes` if a map is to be made of them; serves `~/reset` and `~/adapt`.
 
     Args:
         engine_factory: makes the engine when the cameras are known.
@@ -77,6 +81,8 @@ class OdometryNode(Node):
         self._rig: Rig | None = None
         self._continuity: Continuity | None = None
         self._last_stamp_ns: int | None = None
+        self._run = uuid.uuid4().hex
+        self._finish: Callable[[], None] = lambda: None
         self._reset_wanted = threading.Event()
         self._stopping = threading.Event()
         self._worker = threading.Thread(target=self._work, name='odometry', daemon=True)
@@ -214,6 +220,7 @@ class OdometryNode(Node):
                 taken = self._mailbox.take(timeout_s=0.2)
                 if taken is not None:
                     self._handle(taken)
+            self._finish()
         except Exception as error:  # kept, and raised by the main thread: a thread dies in silence
             if self._stopping.is_set() or not self.context.ok():
                 return  # the publishers are gone: the process is ending
@@ -243,6 +250,7 @@ class OdometryNode(Node):
                 body_from_cameras=mounts,
             )
             engine = self._engine_factory(self.settings, rig)
+            self._report_keyframes(engine)
         except CalibrationError as error:
             self._refuse(str(error))
             return False
@@ -253,6 +261,31 @@ class OdometryNode(Node):
         self._rig, self._engine = rig, engine
         self._announce(rig)
         return True
+
+    def _report_keyframes(self, engine: Engine) -> None:
+        """Records of keyframes go to whoever makes a map."""
+        from mv_matcher_ros.odometry.engine import OdometryEngine
+
+        if self.settings.ros.publish_keyframes and isinstance(engine, OdometryEngine):
+            self._finish = engine.finish
+            engine.report_keyframes(self._on_keyframe)
+
+    def _on_keyframe(self, record: KeyframeRecord) -> None:
+        assert self._rig is not None
+        assert self._continuity is not None
+        detector = self._engine.networks.get('detector', {}) if self._engine is not None else {}
+        moved = self._continuity.in_odom(record.odom_from_body.numpy())
+        self._outputs.keyframe(
+            SentKeyframe(
+                replace(record, odom_from_body=torch.from_numpy(moved)),
+                self._run,
+                self.settings.sensor,
+                self._rig,
+                detector.get('sha256', ''),
+                self._outputs.body,
+                self.settings.ros.frames.odom,
+            )
+        )
 
     def _refuse(self, why: str) -> None:
         """Say why the cameras cannot be used, and answer the frames that wait."""
@@ -284,15 +317,15 @@ class OdometryNode(Node):
         assert self._continuity is not None
         if self._reset_wanted.is_set():
             self._reset_wanted.clear()
-            self._continuity.go_on()
             self._reset('as asked for by ~/reset')
+            self._continuity.go_on()
         last_ns = self._last_stamp_ns
         if last_ns is not None and taken.stamp_ns == last_ns:
             self._skip(taken, 'repeated stamp', 'its stamp is that of the frame before')
             return
         if last_ns is not None and taken.stamp_ns < last_ns:
-            self._continuity.begin_again()
             self._reset(f'stamps jumped back by {(last_ns - taken.stamp_ns) * 1e-9:.3f} s')
+            self._continuity.begin_again()
         self._last_stamp_ns = taken.stamp_ns
         topics = [stream.topic for stream in self._inputs.images]
         index = self._health.counts['processed']

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry points of the nodes."""
+"""Entry point of the odometry node."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from mv_matcher_ros.config import leaves
-from mv_matcher_ros.errors import MissingDependencyError, MvMatcherError
-from mv_matcher_ros.ros.dds_profile import apply_profile
 from mv_matcher_ros.ros.inputs import TOPICS
-from mv_matcher_ros.ros.stopping import init, spin_until
+from mv_matcher_ros.ros.node_process import run_node
 
 OUTPUTS = ('odometry', '/tf', 'path', '~/landmarks', '~/tracks', '~/state', '/diagnostics')
 _SHOWN = (
@@ -49,6 +48,7 @@ def usage() -> str:
             *inputs,
             '',
             f'topics out: {" ".join(OUTPUTS)}',
+            '            with ros.publish_keyframes ~/keyframes, for a mapping node',
             'services:   ~/reset ~/adapt',
             '',
             'parameters, those one meets first:',
@@ -61,55 +61,14 @@ def usage() -> str:
 
 
 def odometry(arguments: Sequence[str] | None = None) -> int:
-    """Run the odometry node until SIGINT or SIGTERM.
+    """Run the odometry node until SIGINT or SIGTERM; see `run_node`."""
 
-    Args:
-        arguments: command line with ROS arguments; default `sys.argv`.
-
-    Returns:
-        Exit code: 0 after a signal or `--help`, 1 after a failure while running, 2 for wrong
-        parameters.
-    """
-    words = sys.argv[1:] if arguments is None else arguments
-    if '-h' in words or '--help' in words:
-        print(usage(), end='')
-        return 0
-    apply_profile()
-    try:
-        import rclpy
-        from rclpy.utilities import remove_ros_args
-
+    def make() -> Any:
         from mv_matcher_ros.ros.engine_node import OdometryNode
-    except ModuleNotFoundError as error:
-        if error.name != 'rclpy':
-            raise
-        print(MissingDependencyError('rclpy', 'ros', 'the odometry node'), file=sys.stderr)
-        return 2
-    # The first word is taken for the program's name, and given back.
-    unknown = remove_ros_args(['odometry_node', *words])[1:]
-    if unknown:
-        print(
-            f'odometry: unknown argument "{unknown[0]}": parameters and remappings stand behind '
-            '--ros-args, e.g. --ros-args -p sensor:=mono; see --help',
-            file=sys.stderr,
-        )
-        return 2
-    stop = init(arguments)
-    try:
-        node = OdometryNode()
-    except MvMatcherError as error:
-        print(f'odometry: {error}', file=sys.stderr)
-        rclpy.try_shutdown()
-        return 2
-    try:
-        spin_until(node, lambda: stop.made)
-    finally:
-        node.close()
-        node.destroy_node()
-        rclpy.try_shutdown()
-    if node.failure is None:
-        return 0
-    return 2 if isinstance(node.failure, MvMatcherError) else 1
+
+        return OdometryNode()
+
+    return run_node('odometry', usage, make, arguments)
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ from mv_matcher_ros.datatypes import Estimate, Frame
 from mv_matcher_ros.errors import MvMatcherError
 from mv_matcher_ros.ros.conversions import message_from_image
 from mv_matcher_ros.ros.drawing import draw_tracks
+from mv_matcher_ros.ros.keyframe_messages import SentKeyframe, keyframe_message
 from mv_matcher_ros.ros.messages import (
     cloud_message,
     header_message,
@@ -30,6 +31,10 @@ _PATH_PERIOD_S = 0.5
 _STATE_DEPTH = 1000
 
 
+# Of the node that makes them, and what a mapping node listens to.
+KEYFRAMES = '~/keyframes'
+
+
 class Publishers:
     """Publishes what an engine says.
 
@@ -43,7 +48,7 @@ class Publishers:
         from nav_msgs.msg import Odometry, Path
         from rclpy.qos import DurabilityPolicy, QoSProfile
         from sensor_msgs.msg import Image, PointCloud2
-        from std_msgs.msg import String
+        from std_msgs.msg import String, UInt8MultiArray
 
         self._node = node
         self.settings = settings
@@ -52,6 +57,13 @@ class Publishers:
         self._path = node.create_publisher(Path, 'path', 1)
         self._landmarks = node.create_publisher(PointCloud2, '~/landmarks', latched)
         self._tracks = node.create_publisher(Image, '~/tracks', 1)
+        self._keyframes: Any = None
+        if settings.ros.publish_keyframes:
+            history = QoSProfile(
+                depth=settings.ros.keyframe_history,
+                durability=DurabilityPolicy.TRANSIENT_LOCAL,
+            )
+            self._keyframes = node.create_publisher(UInt8MultiArray, KEYFRAMES, history)
         self._state = node.create_publisher(String, '~/state', _STATE_DEPTH)
         self.diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._poses: deque[Any] = deque(maxlen=settings.ros.path_length)
@@ -106,6 +118,11 @@ class Publishers:
         """Answer a frame that was not processed."""
         latency_ms = (time.monotonic() - received_s) * 1e3
         self._state.publish(state_message(estimate, counters, latency_ms, reason))
+
+    def keyframe(self, sent: SentKeyframe) -> None:
+        """Publish a keyframe for a map, if that is wanted."""
+        if self._keyframes is not None:
+            self._keyframes.publish(keyframe_message(sent))
 
     def clear_path(self) -> None:
         """Forget the path, after a reset."""

@@ -45,9 +45,11 @@ def keyframe_of(
     """What a camera at a pose sees; `landmark` (P,) are numbers of the points in the map."""
     xy, which = seen_from(pose, place)
     count = len(which)
+    depth = ((place[which] - pose[:3, 3]) @ pose[:3, :3])[:, 2]
     return MapKeyframe(
         key, 10**9 * (key + 1), segment, xy.astype(np.float32), look[which].astype(np.float16),
         np.ones(count, np.float16), np.full(count, 0.5, np.float16),
+        (1.0 / depth).astype(np.float32), np.full(count, 2e-3, np.float32),
         landmark[which].astype(np.int32), pose, np.eye(8, dtype=np.float32)[key % 8],
     )  # fmt: skip
 

@@ -71,15 +71,16 @@ def test_what_was_two_becomes_the_older_one() -> None:
     count = len(world.landmarks)
     a, b = world.keyframes[0].landmark[:2].tolist()
     c = int(world.keyframes[4].landmark[-1])
-    assert world.fuse([(b, a), (c, b), (a, c)]) == 2
     oldest = min(a, b, c)
+    gone = world.fuse([(b, a), (c, b), (a, c)])
+    assert gone == {number: oldest for number in (a, b, c) if number != oldest}
     for keyframe in world.keyframes.values():
         assert not np.isin(keyframe.landmark, [n for n in (a, b, c) if n != oldest]).any()
         seen = keyframe.landmark[keyframe.landmark >= 0]
         assert len(np.unique(seen)) == len(seen)  # one feature an image
     assert np.isnan(world.points_in_map(np.array([max(a, b, c)], np.int32))).all()
-    assert world.fuse([]) == 0
-    assert world.fuse([(5, 5)]) == 0
+    assert world.fuse([]) == {}
+    assert world.fuse([(5, 5)]) == {}
     world.compact()
     assert len(world.landmarks) == count - 2
     assert (world.landmarks.anchor >= 0).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,14 +54,7 @@ def query(pose: Array, noise_px: float = 0.0, seed: int = 0) -> tuple[Features, 
     keyframe = keyframe_of(99, pose, place, look, np.full(len(place), -1))
     rng = np.random.default_rng(seed)
     noisy = keyframe.keypoints_xy + noise_px * rng.normal(size=keyframe.keypoints_xy.shape)
-    features = Features(
-        torch.tensor(noisy).float(),
-        *(
-            getattr(keyframe.features((640, 480)), n)
-            for n in ('descriptors', 'scores', 'sigma_px')
-        ),
-        (640, 480),
-    )  # fmt: skip
+    features = replace(keyframe.features((640, 480)), keypoints_xy=torch.tensor(noisy).float())
     plane = (torch.tensor(noisy) - torch.tensor([319.5, 239.5])) / FOCAL
     return features, plane
 

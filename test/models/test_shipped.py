@@ -17,12 +17,15 @@ from cli_cases import texture
 
 from mv_matcher_ros.config import read_settings
 from mv_matcher_ros.datatypes import Features
-from mv_matcher_ros.models.choice import Models
+from mv_matcher_ros.models.choice import Models, place_describer
 from mv_matcher_ros.models.shipped import FOLDER, shipped
 from mv_matcher_ros.models.weights import load_detector, read_notes, read_weights, tensors_hash
+from mv_matcher_ros.worlds.effects import PERFECT
+from mv_matcher_ros.worlds.presets import room_loop
 
 Picture = NDArray[np.uint8]
 MOST_BYTES = 40e6
+MOST_PLACE_BYTES = 2e6
 FILES = [
     (kind, path) for kind in ('detector', 'matcher', 'points') for path in shipped(kind).values()
 ]
@@ -49,6 +52,28 @@ def test_other_networks_belong_to_detectors_that_are_there() -> None:
     for path in (*shipped('matcher').values(), *shipped('points').values()):
         notes = read_notes(path)
         assert notes['detector'] != 'learned' or notes['detector_sha256'] in known
+
+
+def test_places_are_small_described_and_of_a_detector_that_is_there() -> None:
+    known = {tensors_hash(load_detector(f).state_dict()) for f in shipped('detector').values()}
+    assert 'light' in shipped('place')
+    for path in shipped('place').values():
+        weights = read_weights(path, 'place')
+        assert {tensor.dtype for tensor in weights.tensors.values()} == {torch.float16}
+        assert path.stat().st_size <= MOST_PLACE_BYTES
+        assert f'## {path.stem}\n' in (FOLDER / 'README.md').read_text()
+        assert weights.notes['detector_sha256'] in known
+
+
+def test_the_light_place_descriptor_knows_a_place_in_a_room() -> None:
+    settings = read_settings({})
+    models = Models.of(settings)
+    describer = place_describer(settings, models)
+    room = room_loop('mono', size=(320, 240), effects=PERFECT)
+    pictures = [room.frame(index).views[0].image for index in (0, 8, 100)]
+    first, near, other = (describer.describe(models.detector.detect(p)) for p in pictures)
+    assert float(first @ near) > 0.5
+    assert float(first @ other) < 0.3
 
 
 def turned_picture() -> tuple[Picture, Picture, NDArray[np.float64]]:

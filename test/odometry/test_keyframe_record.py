@@ -34,7 +34,8 @@ def recorded(
         'keyframes': {**FEW, **keyframes},
     })  # fmt: skip
     records: list[KeyframeRecord] = []
-    engine = OdometryEngine(settings, rig, on_keyframe=records.append)  # type: ignore[arg-type]
+    engine = OdometryEngine(settings, rig)  # type: ignore[arg-type]
+    engine.report_keyframes(records.append)
     estimates = [engine.process(frame) for frame in frames]
     engine.finish()
     return records, estimates
@@ -128,7 +129,8 @@ def test_a_reset_reports_what_was_left() -> None:
     flight = source('rgbd', 30)
     records: list[KeyframeRecord] = []
     settings = Settings.model_validate({'sensor': 'rgbd', 'keyframes': FEW})
-    engine = OdometryEngine(settings, flight.rig, on_keyframe=records.append)
+    engine = OdometryEngine(settings, flight.rig)
+    engine.report_keyframes(records.append)
     for frame in flight:
         engine.process(frame)
     before = len(records)

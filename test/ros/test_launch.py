@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,11 +45,16 @@ def load(path: Path) -> ModuleType:
 
 
 @pytest.fixture
-def launch_file(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The launch file, loaded without launch (pip has none): tested is what it asks for."""
+def launch(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Loads a launch file without launch (pip has none): tested is what it asks for."""
     for name, classes in {
         'launch': ('LaunchContext', 'LaunchDescription', 'LaunchDescriptionEntity'),
-        'launch.actions': ('DeclareLaunchArgument', 'OpaqueFunction'),
+        'launch.actions': (
+            'DeclareLaunchArgument',
+            'IncludeLaunchDescription',
+            'OpaqueFunction',
+        ),
+        'launch.launch_description_sources': ('PythonLaunchDescriptionSource',),
         'launch.substitutions': ('LaunchConfiguration',),
         'launch_ros': (),
         'launch_ros.actions': ('Node',),
@@ -61,7 +67,13 @@ def launch_file(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType
     sys.modules['ament_index_python.packages'].get_package_share_directory = (  # type: ignore[attr-defined]
         lambda package: str(repository)
     )
-    return load(repository / 'launch' / 'odometry.launch.py')
+    return lambda mode: load(repository / 'launch' / f'{mode}.launch.py')
+
+
+@pytest.fixture
+def launch_file(launch: Callable[[str], ModuleType]) -> ModuleType:
+    """That of odometry."""
+    return launch('odometry')
 
 
 def started(launch_file: ModuleType, **given: str) -> list[Recorded]:
@@ -115,7 +127,56 @@ def test_launch_description_declares_every_argument(launch_file: ModuleType) -> 
     assert parameters <= {name for name, _ in leaves()}
 
 
-@pytest.mark.parametrize('name', ['odometry_node', 'bag_player', 'trajectory_recorder'])
+def included(description: Any) -> list[str]:
+    """Names of the launch files that a description includes."""
+    return [
+        Path(entity.arguments[0].arguments[0]).name
+        for entity in description.arguments[0]
+        if entity.arguments and isinstance(entity.arguments[0], Recorded)
+    ]
+
+
+def test_mapping_is_odometry_and_a_mapping_node(
+    launch: Callable[[str], ModuleType], repository: Path
+) -> None:
+    file = launch('mapping')
+    (node,) = started(file, map_folder='/maps/home', namespace='robot')
+    assert node.named['executable'] == 'mapping_node'
+    assert dict(node.named['remappings']) == {'keyframes': 'odometry/keyframes'}
+    assert node.named['parameters'] == [
+        str(repository / 'config' / 'mapping.yaml'),
+        {'mapping.folder': '/maps/home', 'use_sim_time': False},
+    ]
+    assert set(file.PARAMETERS.values()) <= {name for name, _ in leaves()}
+    assert included(file.generate_launch_description()) == ['odometry.launch.py']
+    # Both files are told the same things by the same names.
+    known = {name for name, _, _ in launch('odometry').ARGUMENTS}
+    shared = {'params_file', 'namespace', 'use_sim_time', 'rviz_config', 'log_level'}
+    assert {name for name, _, _ in file.ARGUMENTS} & known == shared
+
+
+def test_localization_is_mapping_with_other_settings(
+    launch: Callable[[str], ModuleType], repository: Path
+) -> None:
+    description = launch('localization').generate_launch_description()
+    assert included(description) == ['mapping.launch.py']
+    declared = description.arguments[0][0]
+    assert declared.arguments == ('params_file',)
+    assert Path(declared.named['default_value']) == repository / 'config' / 'localization.yaml'
+
+
+@pytest.mark.parametrize('mode', ['odometry', 'mapping', 'localization'])
+def test_parameter_files_are_settings(mode: str, repository: Path) -> None:
+    content = yaml.safe_load((repository / 'config' / f'{mode}.yaml').read_text())
+    settings = read_settings(content['/**']['ros__parameters'], where=mode)
+    assert settings.ros.publish_keyframes == (mode != 'odometry')
+    assert settings.mapping.grow == (mode != 'localization')
+    assert (settings.keyframes.map_lag == 1) == (mode == 'localization')
+
+
+@pytest.mark.parametrize(
+    'name', ['odometry_node', 'mapping_node', 'bag_player', 'trajectory_recorder']
+)
 def test_executables_run_the_module_that_exists(
     repository: Path, name: str, tmp_path: Path
 ) -> None:

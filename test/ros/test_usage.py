@@ -20,7 +20,7 @@ def test_help_is_printed_and_no_node_is_started(
     def refuse(arguments: Any) -> None:
         raise AssertionError('ROS was started')
 
-    monkeypatch.setattr('mv_matcher_ros.ros.main.init', refuse)
+    monkeypatch.setattr('mv_matcher_ros.ros.node_process.init', refuse)
     assert odometry(words) == 0
     shown = capsys.readouterr().out
     for images, infos in TOPICS.values():

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Visual odometry, found on a map that does not change; arguments as for mapping.launch.py.
+
+ros2 launch mv_matcher_ros localization.launch.py sensor:=stereo map_folder:=~/maps/home \
+    image:=/left/image_rect camera_info:=/left/camera_info \
+    right_image:=/right/image_rect right_camera_info:=/right/camera_info rviz:=true
+"""
+
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+from launch import LaunchDescription
+
+SHARE = Path(get_package_share_directory('mv_matcher_ros'))
+
+
+def generate_launch_description() -> LaunchDescription:
+    """What `ros2 launch` runs."""
+    # What is declared first counts: mapping.launch.py has another default.
+    settings = DeclareLaunchArgument(
+        'params_file',
+        default_value=str(SHARE / 'config' / 'localization.yaml'),
+        description='YAML of overrides, for both nodes.',
+    )
+    mapping = PythonLaunchDescriptionSource(str(SHARE / 'launch' / 'mapping.launch.py'))
+    return LaunchDescription([settings, IncludeLaunchDescription(mapping)])

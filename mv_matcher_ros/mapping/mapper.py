@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The back-end: keyframes of the odometry in, a map that hangs together out.
+
+Each keyframe is put behind the one before it, compared with all places seen, and where it shows
+one of them, verified and tied to it; the graph then moves what has to move. Nothing here is needed
+to publish the pose of a frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Array, Rig
+from mv_matcher_ros.errors import ModelError
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.mapping.insertion import Insertion
+from mv_matcher_ros.mapping.loop_closure import LoopVerifier, Refusal, Revisit, similarity
+from mv_matcher_ros.mapping.loops import Loop
+from mv_matcher_ros.mapping.map import Edge, Map
+from mv_matcher_ros.mapping.map_adjustment import adjust_map
+from mv_matcher_ros.mapping.map_matching import MapMatcher, rigid
+from mv_matcher_ros.mapping.place_index import PlaceIndex
+from mv_matcher_ros.mapping.places import PlaceCandidate, PlaceRecogniser
+from mv_matcher_ros.mapping.pose_graph import GraphUpdate, PoseGraph
+from mv_matcher_ros.models.choice import Models
+from mv_matcher_ros.models.place_descriptor import PlaceDescriber
+from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
+
+# Variance that every step has at least: the graph wants covariances that can be inverted.
+LEAST_VARIANCE = 1e-10
+# Keyframes of a map that was loaded are no neighbours in time of what comes, also where a
+# recording is played again.
+LONG_AGO_NS = -(1 << 62)
+# A step over keyframes that were lost on the way is so many times less certain (variance).
+LOST_BETWEEN = 9.0
+
+
+@dataclass(frozen=True)
+class MapUpdate:
+    """What a keyframe changed.
+
+    Attributes:
+        key: of the keyframe.
+        map_from_odom: (4, 4) rigid; takes what the odometry publishes to the map, exactly so at
+            this keyframe. Without metric scale lengths in odom may be others than on the map:
+            away from the keyframe the error is the difference in scale times the way since.
+        scale: units of the odometry on the map; 1 for metric sensors.
+        revisits: places that it shows, verified.
+        refused: candidates that were not, and why.
+        taken, dropped: loops that are believed now, or no longer.
+        moved: keyframes that have moved.
+    """
+
+    key: int
+    map_from_odom: Array
+    scale: float
+    revisits: tuple[Revisit, ...]
+    refused: tuple[str, ...]
+    taken: int
+    dropped: int
+    moved: int
+
+
+class Mapper:
+    """Makes a map of what the odometry reports.
+
+    Args:
+        settings: all settings.
+        rig: calibrated cameras.
+        models: those of the odometry; the graph network verifies places.
+        describer: of places.
+        world: a map to go on with; None: an empty one.
+
+    Raises:
+        MissingDependencyError: gtsam is not installed.
+        ModelError: the map was made with another detector, sensor or camera.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        rig: Rig,
+        models: Models,
+        describer: PlaceDescriber,
+        world: Map | None = None,
+    ) -> None:
+        self.world = Map(rig, settings.sensor, detector_of(models)) if world is None else world
+        check_fits(self.world, settings, rig, models)
+        self._settings = settings.mapping
+        self._describer = describer
+        self._insertion = Insertion(rig.cameras[0], settings.mapping.keypoints)
+        matcher = MapMatcher(models.matcher, rig.cameras[0])
+        self._verifier = LoopVerifier(settings.mapping.loops, matcher, rig.cameras[0])
+        self._graph = PoseGraph(settings.mapping.pose_graph, similarity=not self.world.metric)
+        self._index = PlaceIndex(describer.size)
+        self._recogniser = PlaceRecogniser(self._index, settings.mapping.places)
+        self._measured: dict[tuple[int, int], Revisit] = {}
+        self._last: tuple[int, KeyframeRecord] | None = None
+        self._segment = -1
+        self._restore()
+
+    def _restore(self) -> None:
+        """Graph and index of a map that was loaded."""
+        steps = {edge.b: edge for edge in self.world.edges if not edge.loop}
+        for key, keyframe in self.world.keyframes.items():
+            step = steps.get(key)
+            if step is None:
+                pose, scale = rigid(self.world.pose[key])
+                self._graph.add_keyframe(key, pose, scale)
+            else:
+                pose, _ = rigid(step.a_from_b)
+                self._graph.add_odometry(step.a, key, pose, step.covariance[:6, :6])
+            self._index.append(key, LONG_AGO_NS, torch.tensor(keyframe.place))
+        loops = [_loop_of(edge, self.world.metric) for edge in self.world.edges if edge.loop]
+        self._graph.add_loops(loops, trusted=True)
+        self._graph.update(now=True)
+
+    # ------------------------------------------------------------- one keyframe
+
+    def add(self, record: KeyframeRecord, run: str = '') -> MapUpdate | None:
+        """A keyframe of the odometry, in order of time.
+
+        Args:
+            run: of the odometry, where several make one map: segments are numbered in each.
+
+        Returns:
+            None for a keyframe that the map has already.
+        """
+        origin = f'{run}/{record.segment}'
+        if self._knows(record, origin):
+            return None
+        place = self._describer.describe(record.observation.features)
+        follows = self._last is not None and self.world.origin.get(self._segment) == origin
+        if not follows:
+            self._recogniser.forget()
+            self._segment = self.world.next_segment
+            self.world.origin[self._segment] = origin
+        candidates = self._recogniser.recognise(place, record.stamp_ns)
+        key = self.world.next_key
+        self._tie(key, record, follows)
+        pose, scale = self._graph.pose(key)
+        keyframe = self._insertion.add(
+            self.world, record, self._segment, similarity(pose, scale), place.numpy()
+        )
+        self._index.append(key, keyframe.stamp_ns, place)
+        self._last = key, record
+        revisits, refused = self._revisits(key, candidates)
+        self._graph.add_loops([_loop(found, self.world.metric) for found in revisits])
+        update = self._settle(self._graph.update())
+        return MapUpdate(
+            key, self.map_from_odom, self._scale_of(key), tuple(revisits), tuple(refused),
+            len(update.taken), len(update.dropped), len(update.keys),
+        )  # fmt: skip
+
+    def finish(self) -> None:
+        """Work in every loop that waits, and adjust the map: there will be no more keyframes."""
+        self._settle(self._graph.update(now=True))
+        if self._settings.adjustment.enabled and self.world.keyframes:
+            adjust_map(self.world, self._settings.adjustment)
+
+    @property
+    def map_from_odom(self) -> Array:
+        """(4, 4) rigid, at the newest keyframe; the identity before there is one."""
+        if self._last is None:
+            return np.eye(4)
+        key, record = self._last
+        pose, _ = rigid(self.world.pose[key])
+        return pose @ np.linalg.inv(record.odom_from_body.numpy())
+
+    def _knows(self, record: KeyframeRecord, origin: str) -> bool:
+        """Whether the map has it; what comes next then goes on from there."""
+        if self._last is not None and self._last[1].stamp_ns < record.stamp_ns:
+            return False
+        for key, keyframe in self.world.keyframes.items():
+            named = self.world.origin.get(keyframe.segment)
+            if keyframe.stamp_ns == record.stamp_ns and named == origin:
+                if key == self.world.next_key - 1:
+                    self._last, self._segment = (key, record), keyframe.segment
+                return True
+        return False
+
+    def _scale_of(self, key: int) -> float:
+        return rigid(self.world.pose[key])[1]
+
+    def _tie(self, key: int, record: KeyframeRecord, follows: bool) -> None:
+        """The keyframe's place in the graph: behind the last one, or where odom has it."""
+        if not follows:
+            start = self.map_from_odom @ record.odom_from_body.numpy()
+            scale = 1.0 if self._last is None else self._scale_of(self._last[0])
+            self._graph.add_keyframe(key, start, scale)
+            return
+        assert self._last is not None
+        before, last = self._last
+        step = se3.inverse(last.segment_from_body) @ record.segment_from_body
+        covariance = record.step_covariance.numpy() + LEAST_VARIANCE * np.eye(6)
+        if record.before_ns != last.stamp_ns:
+            covariance = LOST_BETWEEN * covariance
+        self._graph.add_odometry(before, key, step.numpy(), covariance)
+        whole = np.zeros((7, 7))
+        whole[:6, :6] = covariance
+        self.world.edges.append(Edge(before, key, step.numpy(), whole, False))
+
+    def _revisits(
+        self, key: int, candidates: Sequence[PlaceCandidate]
+    ) -> tuple[list[Revisit], list[str]]:
+        """The first candidate that is verified, and why others were not."""
+        refused = []
+        for candidate in [c for c in candidates if c.accepted][: self._settings.loops.tried]:
+            keys = [k for k in candidate.keys if k in self.world.keyframes]
+            if not keys:
+                continue
+            found = self._verifier.verify(self.world, key, keys)
+            if isinstance(found, Refusal):
+                refused.append(f'{key} -> {keys[0]}: {found.reason}')
+                continue
+            self._measured[found.a, found.b] = found
+            return [found], refused
+        return [], refused
+
+    def _settle(self, update: GraphUpdate) -> GraphUpdate:
+        """Move the map, and make landmarks one that loops say are the same."""
+        self.world.move({
+            int(key): similarity(pose, float(scale))
+            for key, pose, scale in zip(update.keys, update.new, update.new_scale, strict=True)
+        })  # fmt: skip
+        gone = {(loop.a, loop.b) for loop in update.dropped}
+        self.world.edges = [e for e in self.world.edges if not (e.loop and (e.a, e.b) in gone)]
+        pairs: list[tuple[int, int]] = []
+        for loop in update.taken:
+            step = similarity(loop.a_from_b, loop.scale)
+            covariance = np.zeros((7, 7))
+            size = len(loop.covariance)
+            covariance[:size, :size] = loop.covariance
+            self.world.edges.append(Edge(loop.a, loop.b, step, covariance, True))
+            found = self._measured.pop((loop.a, loop.b), None)
+            if found is not None:
+                pairs += [(int(one), int(other)) for one, other in found.same]
+        if pairs:
+            self._insertion.fused(self.world.fuse(pairs))
+        return update
+
+
+def _loop(found: Revisit, metric: bool) -> Loop:
+    covariance = found.covariance[:6, :6] if metric else found.covariance
+    return Loop(found.a, found.b, found.a_from_b, covariance, found.scale)
+
+
+def _loop_of(edge: Edge, metric: bool) -> Loop:
+    pose, scale = rigid(edge.a_from_b)
+    covariance = edge.covariance[:6, :6] if metric else edge.covariance
+    return Loop(edge.a, edge.b, pose, covariance, 1.0 if metric else scale)
+
+
+def detector_of(models: Models) -> str:
+    """Hash of the network that finds features, empty where none does."""
+    use = models.networks.get('detector')
+    return '' if use is None else use.sha256
+
+
+def check_fits(world: Map, settings: Settings, rig: Rig, models: Models) -> None:
+    """Refuse a map of another sensor, camera or detector.
+
+    Raises:
+        ModelError: says what differs.
+    """
+    if world.sensor != settings.sensor and 'mono' in (world.sensor, settings.sensor):
+        raise ModelError(
+            f'the map was made with sensor {world.sensor}, this is {settings.sensor}: one of them '
+            'has no metric scale'
+        )
+    detector = detector_of(models)
+    if world.detector != detector:
+        raise ModelError(
+            f'the map holds features of a detector with the hash {world.detector[:12] or "none"}, '
+            f'this one has {detector[:12] or "none"}: load the map with the detector it was made '
+            'with'
+        )
+    one, other = world.rig.cameras[0], rig.cameras[0]
+    if (one.width, one.height) != (other.width, other.height):
+        raise ModelError(
+            f'the map was made with images of {one.width}x{one.height}, '
+            f'this camera has {other.width}x{other.height}'
+        )

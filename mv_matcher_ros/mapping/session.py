@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A map in use: it grows with the keyframes of the odometry, or they are only found on it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Array, Rig, Status
+from mv_matcher_ros.mapping.localizer import Localizer, Located
+from mv_matcher_ros.mapping.map import Map
+from mv_matcher_ros.mapping.map_folder import INDEX, load_map, save_map
+from mv_matcher_ros.mapping.mapper import Mapper, check_fits
+from mv_matcher_ros.models.choice import Models, place_describer
+from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a keyframe brought.
+
+    Attributes:
+        stamp_ns: of the keyframe.
+        status: TRACKING; localising also LOST, and RELOCALISED when it is found after that, and
+            INITIALISING until it is found for the first time.
+        message: one line on why it is not TRACKING, or what changed.
+        map_from_odom: (4, 4) rigid, None where nobody knows.
+        moved: keyframes of the map have moved.
+        counts: keyframes, loops, …
+    """
+
+    stamp_ns: int
+    status: Status
+    message: str
+    map_from_odom: Array | None
+    moved: bool
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class MapSession:
+    """Takes keyframes, one at a time, in one thread.
+
+    Args:
+        settings: `mapping.grow` says which of the two it does, `mapping.folder` with which map.
+        rig: calibrated cameras.
+        models: those of the odometry.
+
+    Raises:
+        MvMatcherError: the map cannot be read, was made with another detector or camera, or there
+            is none to be found on.
+    """
+
+    def __init__(self, settings: Settings, rig: Rig, models: Models) -> None:
+        self._settings, self._rig, self._models = settings, rig, models
+        self._describer = place_describer(settings, models)
+        self._mapper: Mapper | None = None
+        self._localizer: Localizer | None = None
+        self._saved_s = time.monotonic()
+        self._begin(self._stored())
+
+    @property
+    def world(self) -> Map:
+        """The map."""
+        return self._world
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the map is kept; None: nowhere."""
+        name = self._settings.mapping.folder
+        return Path(name).expanduser() if name else None
+
+    def _stored(self) -> Map | None:
+        folder = self.folder
+        there = folder is not None and (folder / INDEX).exists()
+        if folder is None or (self._settings.mapping.grow and not there):
+            return None
+        return load_map(folder)
+
+    def _begin(self, world: Map | None) -> None:
+        self.map_from_odom: Array | None = None
+        self._missed, self._ever = 0, False
+        self._guess: Array | None = None
+        if self._settings.mapping.grow:
+            self._mapper = Mapper(self._settings, self._rig, self._models, self._describer, world)
+            self._world = self._mapper.world
+            return
+        assert world is not None
+        check_fits(world, self._settings, self._rig, self._models)
+        self._world = world
+        self._localizer = Localizer(
+            self._settings, self._rig, self._models, self._describer, world
+        )
+
+    def take(self, record: KeyframeRecord, run: str = '') -> Taken | None:
+        """A keyframe; None for one that the map has already."""
+        taken = self._grown(record, run) if self._mapper is not None else self._found(record)
+        every = self._settings.mapping.save_every_s
+        if self._mapper is not None and every and time.monotonic() - self._saved_s > every:
+            self.save()
+        return taken
+
+    def _grown(self, record: KeyframeRecord, run: str) -> Taken | None:
+        assert self._mapper is not None
+        update = self._mapper.add(record, run)
+        if update is None:
+            return None
+        self.map_from_odom = update.map_from_odom
+        message = f'{update.taken} loops closed' if update.taken else ''
+        if update.dropped:
+            message = f'{update.dropped} loops given up'
+        counts = {
+            'keyframes': len(self.world),
+            'loops': sum(edge.loop for edge in self.world.edges),
+            'refused': len(update.refused),
+        }
+        return Taken(
+            record.stamp_ns, Status.TRACKING, message, self.map_from_odom, bool(update.moved),
+            counts,
+        )  # fmt: skip
+
+    def _found(self, record: KeyframeRecord) -> Taken:
+        assert self._localizer is not None
+        odom_from_body = record.odom_from_body.numpy()
+        guess = self._guess
+        if guess is None and self.map_from_odom is not None:
+            guess = self.map_from_odom @ odom_from_body
+        found = self._localizer.locate(record.observation, guess)
+        counts = {'keyframes': len(self.world)}
+        if isinstance(found, Located):
+            lost = self._missed >= self._settings.mapping.lost_after
+            self.map_from_odom = found.map_from_body @ np.linalg.inv(odom_from_body)
+            status = Status.RELOCALISED if lost and self._ever else Status.TRACKING
+            self._missed, self._ever, self._guess = 0, True, None
+            counts['inliers'] = found.inliers
+            return Taken(record.stamp_ns, status, '', self.map_from_odom, False, counts)
+        self._missed += 1
+        status = Status.DEGRADED
+        if self._missed >= self._settings.mapping.lost_after:
+            status = Status.LOST if self._ever else Status.INITIALISING
+        return Taken(record.stamp_ns, status, found.reason, self.map_from_odom, False, counts)
+
+    def expect(self, map_from_body: Array) -> None:
+        """Somebody says where the body is: the next keyframe is looked for there first."""
+        self._guess = map_from_body
+
+    def save(self) -> str:
+        """Write the map to its folder; returns what to tell.
+
+        Raises:
+            MvMatcherError: it has no folder, or that cannot be written.
+        """
+        self._saved_s = time.monotonic()
+        if self.folder is None:
+            return 'mapping.folder is empty: the map is kept nowhere'
+        if self._mapper is None:
+            return f'{self.folder}: the map does not grow, nothing to save'
+        save_map(self.world, self.folder)
+        return f'{self.folder}: {len(self.world)} keyframes saved'
+
+    def load(self) -> str:
+        """Begin again with the map of the folder; returns what to tell.
+
+        Raises:
+            MvMatcherError: there is none, or it does not fit.
+        """
+        if self.folder is None:
+            return 'mapping.folder is empty: there is no map to load'
+        self._begin(load_map(self.folder))
+        return f'{self.folder}: {len(self.world)} keyframes loaded'
+
+    def reset(self) -> str:
+        """Forget the map, if it grows, and where the body is; what is saved stays."""
+        self._begin(None if self._mapper is not None else self.world)
+        return 'the map is empty' if self._mapper is not None else 'where the body is is unknown'

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outputs of the mapping node: TF, corrected path, landmarks, loops, state."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Array, Status
+from mv_matcher_ros.errors import MvMatcherError
+from mv_matcher_ros.mapping.map import Map
+from mv_matcher_ros.mapping.map_matching import rigid
+from mv_matcher_ros.mapping.session import Taken
+from mv_matcher_ros.ros.messages import (
+    cloud_message,
+    header_message,
+    pose_message,
+    transform_message,
+)
+from mv_matcher_ros.ros.mounting import tf2
+
+# Thousands of poses and points take tens of milliseconds to serialise.
+_PERIOD_S = 1.0
+_LEVELS = {Status.TRACKING: 0, Status.RELOCALISED: 0, Status.LOST: 2}
+_LOOP_COLOUR, _LOOP_WIDTH = (0.9, 0.2, 0.6, 0.9), 0.01
+
+
+class MapPublishers:
+    """Publishes what a map says.
+
+    Args:
+        node: rclpy node.
+        settings: of the node.
+
+    Attributes:
+        odom: name of the frame that keyframes come in.
+    """
+
+    def __init__(self, node: Any, settings: Settings) -> None:
+        from diagnostic_msgs.msg import DiagnosticArray
+        from nav_msgs.msg import Path
+        from rclpy.qos import DurabilityPolicy, QoSProfile
+        from sensor_msgs.msg import PointCloud2
+        from std_msgs.msg import String
+        from visualization_msgs.msg import Marker
+
+        self._node, self._settings = node, settings
+        self.odom = settings.ros.frames.odom
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._path = node.create_publisher(Path, 'map_path', latched)
+        self._landmarks = node.create_publisher(PointCloud2, '~/landmarks', latched)
+        self._loops = node.create_publisher(Marker, '~/loops', latched)
+        self._state = node.create_publisher(String, '~/state', 100)
+        self._diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._published_s = -_PERIOD_S
+        self._tf: Any = None
+        try:
+            self._tf = tf2().TransformBroadcaster(node)
+        except MvMatcherError as error:
+            if settings.ros.publish_tf:
+                node.get_logger().error(str(error))
+
+    def transform(self, stamp_ns: int, map_from_odom: Array) -> None:
+        """map → odom, as of now."""
+        if self._tf is not None and self._settings.ros.publish_tf:
+            parent = self._settings.ros.frames.map
+            self._tf.sendTransform(transform_message(stamp_ns, parent, self.odom, map_from_odom))
+
+    def publish(self, taken: Taken, world: Map) -> None:
+        """What a keyframe brought; the map itself now and then, and whenever it moved."""
+        from std_msgs.msg import String
+
+        state = {
+            'stamp_ns': taken.stamp_ns,
+            'status': taken.status.value,
+            'metric': world.metric,
+            'message': taken.message,
+            'counts': taken.counts,
+        }
+        self._state.publish(String(data=json.dumps(state)))
+        now_s = time.monotonic()
+        if taken.moved or now_s - self._published_s > _PERIOD_S:
+            self._published_s = now_s
+            self._publish_map(taken.stamp_ns, world)
+
+    def _publish_map(self, stamp_ns: int, world: Map) -> None:
+        from geometry_msgs.msg import PoseStamped
+        from nav_msgs.msg import Path
+
+        name = self._settings.ros.frames.map
+        header = header_message(stamp_ns, name)
+        poses = [
+            PoseStamped(
+                header=header_message(k.stamp_ns, name),
+                pose=pose_message(rigid(world.pose[k.key])[0]),
+            )
+            for k in world.keyframes.values()
+        ]
+        self._path.publish(Path(header=header, poses=poses))
+        points = world.points_in_map(np.arange(len(world.landmarks), dtype=np.int32))
+        known = np.asarray(points[np.isfinite(points).all(1)], np.float32)
+        self._landmarks.publish(cloud_message(stamp_ns, name, known))
+        self._loops.publish(self._lines(header, world))
+
+    @staticmethod
+    def _lines(header: Any, world: Map) -> Any:
+        """visualization_msgs/Marker with a line for each loop."""
+        from geometry_msgs.msg import Point
+        from std_msgs.msg import ColorRGBA
+        from visualization_msgs.msg import Marker
+
+        marker = Marker(header=header, ns='loops', id=0, type=Marker.LINE_LIST, action=Marker.ADD)
+        marker.scale.x = _LOOP_WIDTH
+        marker.pose.orientation.w = 1.0
+        red, green, blue, alpha = _LOOP_COLOUR
+        marker.color = ColorRGBA(r=red, g=green, b=blue, a=alpha)
+        for edge in world.edges:
+            if edge.loop and edge.a in world.pose and edge.b in world.pose:
+                for key in (edge.a, edge.b):
+                    x, y, z = (float(v) for v in world.pose[key][:3, 3])
+                    marker.points.append(Point(x=x, y=y, z=z))
+        return marker
+
+    def diagnose(self, last: Taken | None, problem: str, values: Mapping[str, object]) -> None:
+        """/diagnostics with one status."""
+        from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+        name = self._node.get_fully_qualified_name()
+        status = DiagnosticStatus(name=f'{name}: map', hardware_id='')
+        level, summary = 1, 'waiting for keyframes'
+        if last is not None:
+            level = _LEVELS.get(last.status, 1)
+            summary = f'{last.status.value}: {last.message}' if last.message else last.status.value
+            values = {**values, **last.counts}
+        if problem:
+            level, summary = 2, problem
+        status.level, status.message = bytes([level]), summary
+        status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        self._diagnostics.publish(message)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node as a process: arguments, signals, exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mv_matcher_ros.errors import MissingDependencyError, MvMatcherError
+from mv_matcher_ros.ros.dds_profile import apply_profile
+from mv_matcher_ros.ros.stopping import init, spin_until
+
+
+def run_node(
+    name: str,
+    usage: Callable[[], str],
+    make: Callable[[], Any],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Run a node until SIGINT or SIGTERM.
+
+    Args:
+        name: for messages.
+        usage: what `--help` prints.
+        make: makes the node, importing what it needs; it has `close` and `failure`.
+        arguments: command line with ROS arguments; default `sys.argv`.
+
+    Returns:
+        Exit code: 0 after a signal or `--help`, 1 after a failure while running, 2 for wrong
+        parameters.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    if '-h' in words or '--help' in words:
+        print(usage(), end='')
+        return 0
+    apply_profile()
+    try:
+        import rclpy
+        from rclpy.utilities import remove_ros_args
+    except ModuleNotFoundError as error:
+        if error.name != 'rclpy':
+            raise
+        print(MissingDependencyError('rclpy', 'ros', f'the {name} node'), file=sys.stderr)
+        return 2
+    # The first word is taken for the program's name, and given back.
+    unknown = remove_ros_args([f'{name}_node', *words])[1:]
+    if unknown:
+        print(
+            f'{name}: unknown argument "{unknown[0]}": parameters and remappings stand behind '
+            '--ros-args, e.g. --ros-args -p sensor:=mono; see --help',
+            file=sys.stderr,
+        )
+        return 2
+    stop = init(arguments)
+    try:
+        node = make()
+    except MvMatcherError as error:
+        print(f'{name}: {error}', file=sys.stderr)
+        rclpy.try_shutdown()
+        return 2
+    try:
+        spin_until(node, lambda: stop.made)
+    finally:
+        node.close()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    if node.failure is None:
+        return 0
+    return 2 if isinstance(node.failure, MvMatcherError) else 1
