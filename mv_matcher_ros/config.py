@@ -354,6 +354,26 @@ class LoopSettings(Section):
     )
 
 
+class CullingSettings(Section):
+    """What a map that grows lets go of."""
+
+    share: float = Field(
+        0.9,
+        ge=0.0,
+        le=2.0,
+        description='A keyframe goes when this share of its landmarks is seen by three others; '
+        'above 1: none.',
+    )
+    newest: int = Field(20, ge=2, le=1000, description='The newest keyframes stay.')
+    every: int = Field(10, ge=1, le=1000, description='Keyframes between two cullings.')
+    max_sigma: float = Field(
+        0.25,
+        gt=0.0,
+        description='Largest uncertainty of a landmark that one keyframe sees, as a share of its '
+        'distance.',
+    )
+
+
 class MapAdjustmentSettings(Section):
     """Bundle adjustment of a whole map, at its end."""
 
@@ -404,6 +424,7 @@ class MappingSettings(Section):
         600, ge=50, le=4096, description='Kept of a keyframe: those with landmarks first.'
     )
     loops: LoopSettings = LoopSettings()
+    culling: CullingSettings = CullingSettings()
     adjustment: MapAdjustmentSettings = MapAdjustmentSettings()
     places: PlaceSettings = PlaceSettings()
     points: PointInferenceSettings = PointInferenceSettings()

@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mv_matcher_ros.datatypes import Array, Rig, Sensor
+from mv_matcher_ros.geometry import sim3
 from mv_matcher_ros.mapping.keyframe import MapKeyframe
 from mv_matcher_ros.mapping.landmarks import Landmarks
 
@@ -181,9 +183,30 @@ class Map:
         if homeless.any():
             self._rehang(homeless)
         for key in going:
+            self._bridge(key)
             del self.pose[key]
-        self.edges = [e for e in self.edges if e.a not in going and e.b not in going]
         self._count_seen()
+
+    def forget(self, number: NDArray[np.int32]) -> None:
+        """Let landmarks go: nobody sees them any more."""
+        self.landmarks.anchor[number] = -1
+        for key, keyframe in self.keyframes.items():
+            gone = np.isin(keyframe.landmark, number)
+            if gone.any():
+                self.keyframes[key] = keyframe.seeing(
+                    np.where(gone, -1, keyframe.landmark).astype(np.int32)
+                )
+        self._count_seen()
+
+    def _bridge(self, key: int) -> None:
+        """One step of the odometry in place of the two that met at a keyframe."""
+        to = next((e for e in self.edges if e.b == key and not e.loop), None)
+        on = next((e for e in self.edges if e.a == key and not e.loop), None)
+        self.edges = [e for e in self.edges if key not in (e.a, e.b)]
+        if to is not None and on is not None:
+            turn = sim3.adjoint(sim3.inverse(torch.from_numpy(on.a_from_b.copy()))).numpy()
+            covariance = turn @ to.covariance @ turn.T + on.covariance
+            self.edges.append(Edge(to.a, on.b, to.a_from_b @ on.a_from_b, covariance, False))
 
     def compact(self) -> None:
         """Give landmarks that are left new numbers, without gaps."""

@@ -18,6 +18,7 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Array, Rig
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.mapping.culling import cull
 from mv_matcher_ros.mapping.insertion import Insertion
 from mv_matcher_ros.mapping.loop_closure import LoopVerifier, Refusal, Revisit, similarity
 from mv_matcher_ros.mapping.loops import Loop
@@ -152,14 +153,23 @@ class Mapper:
         revisits, refused = self._revisits(key, candidates)
         self._graph.add_loops([_loop(found, self.world.metric) for found in revisits])
         update = self._settle(self._graph.update())
+        if (key + 1) % self._settings.culling.every == 0:
+            self._cull()
         return MapUpdate(
             key, self.map_from_odom, self._scale_of(key), tuple(revisits), tuple(refused),
             len(update.taken), len(update.dropped), len(update.keys),
         )  # fmt: skip
 
+    def _cull(self) -> None:
+        # The graph keeps what has gone: it costs little there, and holds the rest.
+        held = {k for found in self._measured.values() for k in (found.a, found.b)}
+        for key in cull(self.world, self._settings.culling, held):
+            self._index.remove(key)
+
     def finish(self) -> None:
         """Work in every loop that waits, and adjust the map: there will be no more keyframes."""
         self._settle(self._graph.update(now=True))
+        self._cull()
         if self._settings.adjustment.enabled and self.world.keyframes:
             adjust_map(self.world, self._settings.adjustment)
 
@@ -227,6 +237,7 @@ class Mapper:
         self.world.move({
             int(key): similarity(pose, float(scale))
             for key, pose, scale in zip(update.keys, update.new, update.new_scale, strict=True)
+            if int(key) in self.world.keyframes
         })  # fmt: skip
         gone = {(loop.a, loop.b) for loop in update.dropped}
         self.world.edges = [e for e in self.world.edges if not (e.loop and (e.a, e.b) in gone)]

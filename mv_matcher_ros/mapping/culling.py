@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a map does not need: keyframes whose landmarks others see, landmarks that say nothing.
+
+Source of the rule for keyframes: Mur-Artal et al., ORB-SLAM, TRO 2015, VI.E.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mv_matcher_ros.config import CullingSettings
+from mv_matcher_ros.mapping.map import Map
+
+# A landmark that so many other keyframes see does not need one more.
+WITNESSES = 3
+# Fewer landmarks say nothing of a keyframe.
+FEWEST = 20
+
+
+def redundant(world: Map, settings: CullingSettings, protected: set[int]) -> list[int]:
+    """Keys of keyframes that nothing is lost with, the oldest first.
+
+    Not one that a loop holds, the first or last of a segment, one of the newest, nor two
+    neighbours at a time: the map stays as dense as the odometry's steps need it.
+
+    Args:
+        protected: others that stay.
+    """
+    if settings.share > 1.0:
+        return []
+    keys = list(world.keyframes)
+    staying = protected | set(keys[-settings.newest :])
+    staying |= {key for edge in world.edges if edge.loop for key in (edge.a, edge.b)}
+    seen = world.landmarks.seen.copy()
+    going: list[int] = []
+    for before, key, after in zip(keys, keys[1:], keys[2:], strict=False):
+        segments = {world.keyframes[k].segment for k in (before, key, after)}
+        if key in staying or len(segments) > 1 or (going and going[-1] == before):
+            continue
+        mine = world.keyframes[key].landmark
+        mine = mine[mine >= 0]
+        if len(mine) < FEWEST:
+            continue
+        if float((seen[mine] > WITNESSES).mean()) >= settings.share:
+            going.append(key)
+            seen[mine] -= 1
+    return going
+
+
+def uncertain(world: Map, settings: CullingSettings) -> np.ndarray:
+    """(K,) int32 numbers of landmarks of one keyframe whose place is hardly known."""
+    count = len(world.landmarks)
+    number = np.flatnonzero(world.landmarks.anchor[:count] >= 0).astype(np.int32)
+    number = number[world.landmarks.seen[number] <= 1]
+    spread = world.landmarks.spread(number)
+    known = np.isfinite(spread).all((1, 2))
+    largest = np.full(len(number), np.inf)
+    largest[known] = np.sqrt(np.linalg.eigvalsh(spread[known])[:, -1].clip(0))
+    distance = np.linalg.norm(world.landmarks.position[number], axis=1)
+    found: np.ndarray = number[largest > settings.max_sigma * distance]
+    return found
+
+
+def cull(world: Map, settings: CullingSettings, protected: set[int] | None = None) -> list[int]:
+    """Let go of both; returns the keys of the keyframes that have gone."""
+    gone = uncertain(world, settings)
+    if len(gone):
+        world.forget(gone)
+    going = redundant(world, settings, protected or set())
+    if going:
+        world.remove(going)
+    return going

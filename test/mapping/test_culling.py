@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a map lets go of, and that nothing else changes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import itertools
+
+from made_maps import made_map
+
+from mv_matcher_ros.config import CullingSettings
+from mv_matcher_ros.mapping.culling import cull, redundant, uncertain
+from mv_matcher_ros.mapping.map import Edge
+
+SETTINGS = CullingSettings(share=0.6, newest=2)
+
+
+def test_keyframes_whose_landmarks_others_see_go() -> None:
+    world = made_map(9)
+    going = redundant(world, SETTINGS, set())
+    assert going
+    assert set(going) <= set(range(1, 7))
+    assert all(b - a > 1 for a, b in itertools.pairwise(going))
+    assert redundant(world, SETTINGS, {going[0]})[:1] != going[:1]
+    assert redundant(world, CullingSettings(share=1.5, newest=2), set()) == []
+
+
+def test_what_a_loop_holds_stays() -> None:
+    world = made_map(9)
+    kept = redundant(world, SETTINGS, set())[0]
+    world.edges.append(Edge(kept, 8, np.eye(4), np.eye(7), True))
+    assert kept not in redundant(world, SETTINGS, set())
+
+
+def test_the_ends_of_segments_stay() -> None:
+    from dataclasses import replace
+
+    world = made_map(9)
+    for key in (4, 5, 6, 7, 8):
+        world.keyframes[key] = replace(world.keyframes[key], segment=1)
+    assert not {3, 4} & set(redundant(world, SETTINGS, set()))
+
+
+def test_steps_lead_over_what_has_gone() -> None:
+    world = made_map(9)
+    poses, points = dict(world.pose), world.points_in_map(world.keyframes[8].landmark)
+    gone = cull(world, SETTINGS)
+    assert gone
+    assert not set(gone) & set(world.keyframes)
+    keys = list(world.keyframes)
+    assert sorted((e.a, e.b) for e in world.edges) == list(itertools.pairwise(keys))
+    for edge in world.edges:
+        np.testing.assert_allclose(poses[edge.a] @ edge.a_from_b, poses[edge.b], atol=1e-9)
+        assert np.linalg.eigvalsh(edge.covariance).min() > 0.9e-4
+    bridged = [e for e in world.edges if e.b - e.a > 1]
+    assert len(bridged) == len(gone)
+    assert all(np.trace(e.covariance) > 1.9 * 7e-4 for e in bridged)
+    np.testing.assert_allclose(world.points_in_map(world.keyframes[8].landmark), points, atol=1e-4)
+
+
+def test_landmarks_that_say_nothing_go() -> None:
+    world = made_map(4)
+    count = len(world.landmarks)
+    single = np.flatnonzero(world.landmarks.seen[:count] == 1)[:5].astype(np.int32)
+    shared = np.flatnonzero(world.landmarks.seen[:count] > 1)[:5]
+    assert len(uncertain(world, CullingSettings())) == 0
+    world.landmarks.covariance[single] *= 1e4
+    world.landmarks.covariance[shared] *= 1e4
+    assert uncertain(world, CullingSettings()).tolist() == single.tolist()
+    cull(world, CullingSettings(share=2.0))
+    assert np.isnan(world.points_in_map(single)).all()
+    assert not any(np.isin(k.landmark, single).any() for k in world.keyframes.values())
+    assert np.isfinite(world.points_in_map(shared.astype(np.int32))).all()
