@@ -444,6 +444,25 @@ class PoseGraphSettings(Section):
     )
 
 
+class PointInferenceSettings(Section):
+    """Points for keypoints of a map's keyframes that see no landmark."""
+
+    infer_points: bool = Field(
+        True,
+        description='Infer their depths from those of the landmarks around them, where there are '
+        'weights for the detector, and merge what several keyframes say of a point.',
+    )
+    weights: str = Field(
+        '', description='Of that network: file, or name of shipped ones; empty: the light ones.'
+    )
+    min_confidence: float = Field(
+        0.1, ge=0.0, lt=1.0, description='Inferred points have to be surer than this.'
+    )
+    merge_px: float = Field(
+        2.0, ge=0.0, le=20.0, description='Keypoints of a view nearer than this are one.'
+    )
+
+
 class MappingSettings(Section):
     """The map beside the odometry."""
 
@@ -467,6 +486,7 @@ class MappingSettings(Section):
     culling: CullingSettings = CullingSettings()
     adjustment: MapAdjustmentSettings = MapAdjustmentSettings()
     places: PlaceSettings = PlaceSettings()
+    points: PointInferenceSettings = PointInferenceSettings()
 
 
 class RuntimeSettings(Section):

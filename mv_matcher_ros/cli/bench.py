@@ -15,6 +15,7 @@ from mv_matcher_ros.cli.bench_memory import memory
 from mv_matcher_ros.cli.bench_node import node
 from mv_matcher_ros.cli.bench_pairs import pairs
 from mv_matcher_ros.cli.bench_places import places
+from mv_matcher_ros.cli.bench_points import points
 from mv_matcher_ros.cli.bench_recording import recording
 from mv_matcher_ros.cli.bench_recovery import recovery
 from mv_matcher_ros.cli.bench_report import report
@@ -63,6 +64,7 @@ bench.command()(pairs)
 bench.command()(homographies)
 bench.command()(tuples)
 bench.command()(recording)
+bench.command()(points)
 
 
 @bench.command('ba')

@@ -15,6 +15,7 @@ from mv_matcher_ros.cli.train_detector import detector, detector_figures
 from mv_matcher_ros.cli.train_joint import joint
 from mv_matcher_ros.cli.train_matcher import matcher
 from mv_matcher_ros.cli.train_places import places
+from mv_matcher_ros.cli.train_points import points
 from mv_matcher_ros.errors import SourceError
 
 train = typer.Typer(
@@ -30,6 +31,7 @@ train.command('detector')(detector)
 train.command('detector-figures')(detector_figures)
 train.command()(joint)
 train.command()(places)
+train.command()(points)
 
 
 @train.callback()

@@ -18,6 +18,7 @@ from mv_matcher_ros.errors import SourceError
 if TYPE_CHECKING:
     from mv_matcher_ros.training.matcher.feature_cache import FeatureJob, FeatureRecipe
     from mv_matcher_ros.training.matcher.settings import MatcherTraining
+    from mv_matcher_ros.training.points.settings import PointTraining
     from mv_matcher_ros.training.processes import Processes
     from mv_matcher_ros.training.training_log import Progress
 
@@ -64,12 +65,12 @@ def matcher(
     recipe = FeatureRecipe(settings.detector, seed=settings.feature_seed)
     check_descriptors(settings, recipe.make_detector().descriptor_size)
     with processes(device) as here:
-        wanted = _wanted(settings, tuples, overfit)
+        wanted = wanted_features(settings, tuples, overfit)
         folder = features or out / 'features'
         if here.first:
-            _make_missing(recipe, wanted, folder, workers, here, feature_minutes)
+            make_missing_features(recipe, wanted, folder, workers, here, feature_minutes)
         here.wait()
-        files = [_files(wanted[side], folder / side, settings.growing) for side in SIDES]
+        files = [feature_files(wanted[side], folder / side, settings.growing) for side in SIDES]
         task = MatcherTask(settings, files[0], files[1], start, overfit)
         with watched() as watcher:
             trainer = Trainer(
@@ -90,8 +91,8 @@ def matcher(
         say(f'{out}: step {trainer.step} of {trainer.steps}, {rest}')
 
 
-def _wanted(
-    settings: MatcherTraining, tuples: Path, overfit: int | None
+def wanted_features(
+    settings: MatcherTraining | PointTraining, tuples: Path, overfit: int | None
 ) -> dict[str, list[FeatureJob]]:
     """Files of features of both sides; to learn by heart needs only a few, and no other side."""
     from mv_matcher_ros.training.matcher.feature_cache import PLAIN, feature_jobs, variants
@@ -105,7 +106,7 @@ def _wanted(
     }
 
 
-def _make_missing(
+def make_missing_features(
     recipe: FeatureRecipe,
     wanted: Mapping[str, Sequence[FeatureJob]],
     out: Path,
@@ -133,7 +134,7 @@ def _make_missing(
                     break
 
 
-def _files(jobs: Sequence[FeatureJob], folder: Path, growing: bool) -> list[list[Path]]:
+def feature_files(jobs: Sequence[FeatureJob], folder: Path, growing: bool) -> list[list[Path]]:
     """For each shard its files of features.
 
     Raises:
@@ -197,13 +198,20 @@ def _notes(config: Path, recipe: FeatureRecipe, task: Any, start: Path | None) -
 
 def start_notes(start: Path) -> dict[str, str]:
     """What a training goes on from: hash, steps and data of the weights."""
-    from mv_matcher_ros.models.weights import load_matcher, read_notes, tensors_hash
+    from mv_matcher_ros.models.weights import load_matcher, tensors_hash
+
+    return notes_of(start, tensors_hash(load_matcher(start).state_dict()))
+
+
+def notes_of(start: Path, sha256: str) -> dict[str, str]:
+    """Hash, steps and data of weights that a training goes on from."""
+    from mv_matcher_ros.models.weights import read_notes
 
     notes = read_notes(start)
     steps = sum(int(notes.get(name, 0)) for name in ('steps', 'from_steps'))
     data = '; '.join(notes[name] for name in ('from_data', 'data') if name in notes)
     return {
-        'from': tensors_hash(load_matcher(start).state_dict()),
+        'from': sha256,
         'from_steps': str(steps),
         'from_data': data,
     }

@@ -3,7 +3,8 @@
 
 Where nothing is known, keyframes that look alike are asked; where the last pose is known, those
 that saw what is in view now. Either way they and the frame are one graph to the matcher, and their
-landmarks say the pose.
+landmarks say the pose, with points inferred between landmarks where there are weights for that
+(Giang et al., DeViLoc, CVPR 2024).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mv_matcher_ros.datatypes import Array, Rig
 from mv_matcher_ros.mapping.map import Map
 from mv_matcher_ros.mapping.map_matching import MapMatcher, rigid
 from mv_matcher_ros.mapping.place_index import PlaceIndex
+from mv_matcher_ros.mapping.point_aggregation import PointAggregation
 from mv_matcher_ros.mapping.view_pose import agreed_pose
 from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.models.place_descriptor import PlaceDescriber
@@ -71,7 +73,11 @@ class Localizer:
     ) -> None:
         self._settings = settings.mapping.loops
         self._camera, self._world, self._describer = rig.cameras[0], world, describer
-        self._matcher = MapMatcher(models.matcher, rig.cameras[0])
+        inference = models.point_inference(settings)
+        aggregation = None
+        if inference is not None:
+            aggregation = PointAggregation(settings.mapping.points, rig.cameras[0].focal_px)
+        self._matcher = MapMatcher(models.matcher, rig.cameras[0], inference, aggregation)
         self._index = PlaceIndex(describer.size)
         for key, keyframe in world.keyframes.items():
             self._index.append(key, keyframe.stamp_ns, torch.tensor(keyframe.place))

@@ -8,45 +8,33 @@ the new view finds in several of them what one alone would not decide.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from mv_matcher_ros.datatypes import Array, Camera, Features, Matches
+from mv_matcher_ros.mapping.inferred_points import (
+    KeyframePoints,
+    inferred_points,
+    seen_points,
+)
 from mv_matcher_ros.mapping.map import Map, moved
+from mv_matcher_ros.mapping.point_aggregation import (
+    Candidates,
+    PointAggregation,
+    PointMatches,
+    surest,
+)
 from mv_matcher_ros.models.classical import Matcher
 from mv_matcher_ros.models.known_poses import KnownPoses
 from mv_matcher_ros.models.learned_matcher import LearnedMatcher
+from mv_matcher_ros.models.learned_points import PointInference
 
 # How far a true partner may lie from its epipolar line between keyframes of a map, pixels.
 SOLVED_PX = 2.0
-
-
-@dataclass(frozen=True)
-class PointMatches:
-    """Keypoints of a view with the landmarks that they show.
-
-    Attributes:
-        feature: (K,) int64 keypoints, each once.
-        landmark: (K,) int64 numbers in the map.
-        points: (K, 3) float64 in the body frame and units of the keyframe that was asked first.
-        spread: (K, 3, 3) their covariances.
-        confidence: (K,) float64.
-        asked: how many matches with keypoints there were, also of those without a landmark.
-    """
-
-    feature: Tensor
-    landmark: Tensor
-    points: Tensor
-    spread: Tensor
-    confidence: Tensor
-    asked: int
-
-    def __len__(self) -> int:
-        return len(self.feature)
 
 
 class MapMatcher:
@@ -55,10 +43,20 @@ class MapMatcher:
     Args:
         matcher: the graph network, or nearest neighbours.
         camera: the first of the rig.
+        inference: gives points to keypoints of keyframes that see no landmark; None: such
+            keypoints are not used.
+        aggregation: merges what the keyframes say of a keypoint; None: the surest is believed.
     """
 
-    def __init__(self, matcher: Matcher, camera: Camera) -> None:
+    def __init__(
+        self,
+        matcher: Matcher,
+        camera: Camera,
+        inference: PointInference | None = None,
+        aggregation: PointAggregation | None = None,
+    ) -> None:
         self._matcher, self._camera = matcher, camera
+        self._inference, self._aggregation = inference, aggregation
         self._size = (camera.width, camera.height)
 
     def match(self, world: Map, features: Features, keys: Sequence[int]) -> PointMatches:
@@ -68,13 +66,24 @@ class MapMatcher:
             features: of the view.
             keys: keyframes of one neighbourhood; the first gives frame and units of the points.
         """
+        return self.points(world, features, keys, self.matches(world, features, keys))
+
+    def matches(self, world: Map, features: Features, keys: Sequence[int]) -> Matches:
+        """Which keypoints are the same: the view is number 0, keyframes follow in their order."""
         views = [features, *(world.keyframes[key].features(self._size) for key in keys)]
         pairs = [(0, 1 + number) for number in range(len(keys))]
         if isinstance(self._matcher, LearnedMatcher):
-            matches = self._matcher.match(views, pairs, self._known(world, features, keys))
-        else:
-            matches = self._matcher.match(views, pairs)
-        return self._points(world, keys, matches)
+            return self._matcher.match(views, pairs, self._known(world, features, keys))
+        return self._matcher.match(views, pairs)
+
+    def points(
+        self, world: Map, features: Features, keys: Sequence[int], matches: Matches
+    ) -> PointMatches:
+        """The points that these matches lead to."""
+        found = self.candidates(world, keys, matches)
+        if self._aggregation is None:
+            return surest(found, len(matches))
+        return self._aggregation.merged(found, features.keypoints_xy, len(matches))
 
     def _known(self, world: Map, features: Features, keys: Sequence[int]) -> KnownPoses:
         """How the keyframes lie to each other; of the new view nothing is known."""
@@ -91,34 +100,37 @@ class MapMatcher:
         sigma[0], sigma[:, 0] = torch.inf, torch.inf
         return KnownPoses.of(padded[None].float(), cameras[None], sigma[None])
 
-    def _points(self, world: Map, keys: Sequence[int], matches: Matches) -> PointMatches:
-        """The surest landmark of each keypoint."""
+    def candidates(self, world: Map, keys: Sequence[int], matches: Matches) -> Candidates:
+        """The points of all matches, in the frame and units of the first keyframe."""
         found: list[tuple[Tensor, ...]] = []
         first_from_map = np.linalg.inv(world.pose[keys[0]])
-        for number, key in enumerate(keys):
-            pairs, confidence = matches.pair(0, 1 + number)
-            feature, other = pairs.T
-            points, spread = world.points_seen_by(key)
+        pairs = [matches.pair(0, number) for number in range(1, 1 + len(keys))]
+        shown = self._points_of(world, keys, [pair[:, 1].numpy() for pair, _ in pairs])
+        for key, known, (pair, sure) in zip(keys, shown, pairs, strict=True):
+            feature, other = pair.T
+            there = np.isfinite(known.points[other]).all(1)
+            rows = other.numpy()[there]
             step = first_from_map @ world.pose[key]
             linear = step[:3, :3]
-            there = np.isfinite(points[other]).all(1)
-            rows = other.numpy()[there]
+            points = moved(step, known.points[rows])
+            origin = moved(step, self._camera.body_from_camera[None, :3, 3])
             found.append((
                 feature[there],
-                torch.from_numpy(world.keyframes[key].landmark[rows].astype(np.int64)),
-                torch.from_numpy(moved(step, points[rows])),
-                torch.from_numpy(linear @ spread[rows] @ linear.T),
-                confidence[there].double(),
+                torch.from_numpy(known.landmark[rows].astype(np.int64)),
+                torch.from_numpy(points),
+                torch.from_numpy(linear @ known.spread[rows] @ linear.T),
+                torch.from_numpy(np.linalg.norm(points - origin, axis=1)),
+                sure[there].double(),
+                torch.from_numpy(known.confidence[rows]),
             ))  # fmt: skip
-        feature, landmark, places, spreads, sure = (
-            torch.cat(part) for part in zip(*found, strict=True)
-        )
-        order = sure.argsort(descending=True, stable=True)
-        _, first = np.unique(feature[order].numpy(), return_index=True)
-        best = order[torch.from_numpy(first)]
-        return PointMatches(
-            feature[best], landmark[best], places[best], spreads[best], sure[best], len(matches)
-        )
+        return Candidates(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+    def _points_of(
+        self, world: Map, keys: Sequence[int], wanted: Sequence[NDArray[np.int64]]
+    ) -> list[KeyframePoints]:
+        if self._inference is None:
+            return [seen_points(world, key) for key in keys]
+        return inferred_points(world, keys, self._camera, self._inference, wanted)
 
 
 def rigid(similarity: Array) -> tuple[Array, float]:

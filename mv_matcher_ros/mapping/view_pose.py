@@ -13,7 +13,7 @@ from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.absolute_pose import refine_absolute_pose
 from mv_matcher_ros.geometry.pose_ransac import estimate_absolute_pose
-from mv_matcher_ros.mapping.map_matching import PointMatches
+from mv_matcher_ros.mapping.point_aggregation import PointMatches
 
 # Width that settings in pixels are stated for.
 REFERENCE_WIDTH = 640.0

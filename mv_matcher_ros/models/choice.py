@@ -18,13 +18,15 @@ from mv_matcher_ros.models.classical import (
 )
 from mv_matcher_ros.models.learned import LearnedDetector
 from mv_matcher_ros.models.learned_matcher import LearnedMatcher
+from mv_matcher_ros.models.learned_points import PointInference
 from mv_matcher_ros.models.place import Place
 from mv_matcher_ros.models.place_descriptor import PlaceDescriber
-from mv_matcher_ros.models.shipped import detector_file, matcher_file, weights_file
+from mv_matcher_ros.models.shipped import detector_file, matcher_file, points_file, weights_file
 from mv_matcher_ros.models.weights import (
     load_detector,
     load_matcher,
     load_place,
+    load_points,
     read_notes,
     tensors_hash,
 )
@@ -98,6 +100,20 @@ class Models:
         graph = LearnedMatcher(network, settings.matching, settings.runtime)
         used = NetworkUse(graph.place.name, path.name, sha256)
         return cls(detector, nearest, graph, {**networks, 'matcher': used})
+
+    def point_inference(self, settings: Settings) -> PointInference | None:
+        """The network that infers points of a map, for this detector; None where the settings or
+        the lack of weights for it say so.
+
+        Raises:
+            SettingsError: weights are neither a file nor shipped.
+            ModelError: a file of weights is missing, damaged, or belongs to another detector.
+        """
+        path = points_file(settings)
+        if path is None:
+            return None
+        check_detector(path, settings.detector.name, self.networks.get('detector'))
+        return PointInference(load_points(path), settings.runtime)
 
     def prepare(self, rig: Rig) -> None:
         """Capture or load what runs in fixed shapes, before the first image comes."""

@@ -19,6 +19,7 @@ from mv_matcher_ros.config import RuntimeSettings
 from mv_matcher_ros.errors import SettingsError
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.matcher import MatcherNetwork
+from mv_matcher_ros.models.point_inference import PointInferenceNetwork
 
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 # Half precision on a CPU has to be this much faster to be taken: it costs some accuracy.
@@ -42,7 +43,7 @@ class Place:
         return f'{self.device.type} {precision}{how}'
 
 
-Network = TypeVar('Network', DetectorNetwork, MatcherNetwork)
+Network = TypeVar('Network', DetectorNetwork, MatcherNetwork, PointInferenceNetwork)
 
 
 def placed(

@@ -150,3 +150,21 @@ class PlaceProfile(Section):
     )
     size: int = Field(256, ge=1, description='Numbers of a descriptor of a place.')
     keypoints: int = Field(400, ge=1, description='Strongest keypoints that take part.')
+
+
+class PointProfile(Section):
+    """A network that infers depths of keypoints from those of others."""
+
+    descriptor_size: int = Field(128, ge=1, description='Width of the descriptors it takes.')
+    width: int = Field(128, ge=8, description='Width of a keypoint.')
+    attention_size: int = Field(64, ge=8, description='Width of queries, keys and values.')
+    heads: int = Field(4, ge=1, description='Attention heads; they share the attention size.')
+    rounds: int = Field(
+        3, ge=0, description='Rounds: known keypoints hear each other, all hear the known ones.'
+    )
+    hypotheses: int = Field(
+        4, ge=1, description='Planes through neighbours of which a keypoint chooses.'
+    )
+
+
+POINTS: dict[str, PointProfile] = {'light': PointProfile()}

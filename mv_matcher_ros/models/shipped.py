@@ -12,7 +12,7 @@ from mv_matcher_ros.errors import SettingsError
 FOLDER = Path(__file__).parent.parent / 'weights'
 SUFFIX = '.safetensors'
 
-Kind = Literal['detector', 'matcher', 'place']
+Kind = Literal['detector', 'matcher', 'place', 'points']
 
 
 def shipped(kind: Kind) -> dict[str, Path]:
@@ -62,3 +62,20 @@ def matcher_file(settings: Settings) -> Path | None:
     if detector.name == 'learned' and usual not in known:
         usual = 'light'  # told apart by what its file says of its detector
     return weights_file('matcher', named or usual, 'matching.weights')
+
+
+def points_file(settings: Settings) -> Path | None:
+    """Weights of the point inference of the settings; None where points are not to be inferred,
+    or none are named and none are shipped for the detector.
+
+    Raises:
+        SettingsError: no such weights.
+    """
+    wanted, detector = settings.mapping.points, settings.detector
+    if not wanted.infer_points:
+        return None
+    if wanted.weights:
+        return weights_file('points', wanted.weights, 'mapping.points.weights')
+    known = shipped('points')
+    usual = detector.weights or 'light' if detector.name == 'learned' else f'light_{detector.name}'
+    return known.get(usual)

@@ -23,12 +23,14 @@ from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.place_descriptor import PlaceNetwork
+from mv_matcher_ros.models.point_inference import PointInferenceNetwork
 from mv_matcher_ros.models.profiles import (
     DETECTORS,
     MATCHERS,
     DetectorProfile,
     MatcherProfile,
     PlaceProfile,
+    PointProfile,
 )
 from mv_matcher_ros.models.public_weights import first, superglue_weights, superpoint_weights
 
@@ -42,7 +44,7 @@ class Weights:
     """The content of a file of weights.
 
     Attributes:
-        kind: which network: 'matcher', 'detector', 'place'.
+        kind: which network: 'matcher', 'detector', 'place', 'points'.
         profile: JSON of its profile.
         tensors: by name.
         notes: free text about origin and training, by name.
@@ -114,6 +116,24 @@ def load_place(path: Path | str) -> PlaceNetwork:
     path = Path(path)
     profile, tensors = _own(path, 'place', PlaceProfile)
     return filled(PlaceNetwork(profile), tensors, path)
+
+
+def save_points(
+    path: Path | str, network: PointInferenceNetwork, notes: Mapping[str, str] | None = None
+) -> str:
+    """Write a point inference network; returns the hash of its tensors."""
+    return save_weights(path, 'points', network.profile, network.state_dict(), notes or {})
+
+
+def load_points(path: Path | str) -> PointInferenceNetwork:
+    """A point inference network in evaluation mode.
+
+    Raises:
+        ModelError: as `load_matcher`.
+    """
+    path = Path(path)
+    profile, tensors = _own(path, 'points', PointProfile)
+    return filled(PointInferenceNetwork(profile), tensors, path)
 
 
 def _own(

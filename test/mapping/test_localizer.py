@@ -46,7 +46,7 @@ def seen_at(pose: Array) -> Observation:
 
 def localizer(world: Map, describer: Any, wrong: float = 0.0) -> tuple[Localizer, Alike]:
     matcher = Alike(wrong)
-    models = SimpleNamespace(matcher=matcher)
+    models = SimpleNamespace(matcher=matcher, point_inference=lambda settings: None)
     found = Localizer(Settings(), Rig((CAMERA,)), models, describer, world)  # type: ignore[arg-type]
     return found, matcher
 

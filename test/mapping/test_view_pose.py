@@ -17,7 +17,8 @@ from made_maps import CAMERA, keyframe_of, made_map, pose_at, scene, seen_from
 
 from mv_matcher_ros.datatypes import Array, Camera, Features, Matches
 from mv_matcher_ros.geometry import se3
-from mv_matcher_ros.mapping.map_matching import MapMatcher, PointMatches
+from mv_matcher_ros.mapping.map_matching import MapMatcher
+from mv_matcher_ros.mapping.point_aggregation import PointMatches
 from mv_matcher_ros.mapping.view_pose import find_view_pose
 
 FOCAL = CAMERA.focal_px

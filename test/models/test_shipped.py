@@ -26,12 +26,15 @@ from mv_matcher_ros.worlds.presets import room_loop
 Picture = NDArray[np.uint8]
 MOST_BYTES = 40e6
 MOST_PLACE_BYTES = 2e6
-FILES = [(kind, path) for kind in ('detector', 'matcher') for path in shipped(kind).values()]
+FILES = [
+    (kind, path) for kind in ('detector', 'matcher', 'points') for path in shipped(kind).values()
+]
 
 
 def test_there_are_some() -> None:
     assert 'light' in shipped('detector')
     assert 'light' in shipped('matcher')
+    assert 'light' in shipped('points')
 
 
 @pytest.mark.parametrize(('kind', 'path'), FILES, ids=[path.stem for _, path in FILES])
@@ -43,10 +46,10 @@ def test_a_file_is_whole_small_and_described(kind: str, path: Path) -> None:
     assert int(weights.notes['steps']) + int(weights.notes.get('from_steps', 0)) > 1000
 
 
-def test_matchers_belong_to_detectors_that_are_there() -> None:
+def test_other_networks_belong_to_detectors_that_are_there() -> None:
     files = shipped('detector').values()
     known = {tensors_hash(load_detector(file).state_dict()) for file in files}
-    for path in shipped('matcher').values():
+    for path in (*shipped('matcher').values(), *shipped('points').values()):
         notes = read_notes(path)
         assert notes['detector'] != 'learned' or notes['detector_sha256'] in known
 

@@ -61,14 +61,22 @@ class FeatureSet:
 
     def in_order(self, number: int) -> TupleFeatures:
         """Tuple `number`, seen as in the first epoch."""
-        return self._get(number, 0)
+        return self._read(*self._place(number, 0))
 
     def shuffled(self, position: int) -> TupleFeatures:
         """The tuple at a position, 0 on, of an endless order in which each epoch has all once."""
+        return self._read(*self.place_of(position))
+
+    def place_of(self, position: int) -> tuple[Path, int]:
+        """File, and number in it, of the tuple that `shuffled` gives."""
         epoch, inside = divmod(position, len(self))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._order_of(epoch)
-        return self._get(int(self._order[inside]), epoch)
+        return self._place(int(self._order[inside]), epoch)
+
+    def place_in_order(self, number: int) -> tuple[Path, int]:
+        """File, and number in it, of the tuple that `in_order` gives."""
+        return self._place(number, 0)
 
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
         rng = np.random.default_rng((self._seed, epoch))
@@ -76,10 +84,12 @@ class FeatureSet:
         rank = rng.permutation(len(self._shards))[shard] // _GROUP
         return np.lexsort((rng.random(len(self)), rank))
 
-    def _get(self, number: int, epoch: int) -> TupleFeatures:
+    def _place(self, number: int, epoch: int) -> tuple[Path, int]:
         shard, index = self._members[number]
         files = self._shards[shard]
-        path = files[(epoch + shard if epoch else 0) % len(files)]
+        return files[(epoch + shard if epoch else 0) % len(files)], index
+
+    def _read(self, path: Path, index: int) -> TupleFeatures:
         if path not in self._open:
             if len(self._open) > _GROUP:
                 self._open.pop(next(iter(self._open)))
