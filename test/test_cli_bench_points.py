@@ -21,6 +21,8 @@ from mv_matcher_ros.cli.point_scenes import SceneView, rendered
 from mv_matcher_ros.mapping.map import Map
 from mv_matcher_ros.worlds.places import room_place
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def world() -> Map:

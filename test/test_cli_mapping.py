@@ -20,6 +20,8 @@ from mv_matcher_ros.files.trajectory import read_tum, write_tum
 from mv_matcher_ros.mapping.map_folder import load_map
 from mv_matcher_ros.worlds.presets import room_loop
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 40
 EAGER = [
     '--set', 'detector.max_keypoints=300', '--set', 'keyframes.parallax_px=25',

@@ -20,6 +20,8 @@ from mv_matcher_ros.cli.place_baselines import time_search
 from mv_matcher_ros.cli.place_sources import open_places
 from mv_matcher_ros.config import Settings
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ['mapping.places.min_keypoints=5', 'mapping.places.consecutive=1',
             'detector.max_keypoints=200']  # fmt: skip
 SMALL = ['--width', '200', '--every', '2', '--index', '0']

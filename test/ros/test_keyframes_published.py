@@ -17,7 +17,7 @@ from mv_matcher_ros.ros.keyframe_messages import keyframe_from_message
 from mv_matcher_ros.ros.messages import matrix_from_pose, stamp_ns
 from mv_matcher_ros.worlds.presets import room_loop
 
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 
 def test_keyframes_go_out_in_odom(bench: Any, camcorder: Callable[..., Any]) -> None:

@@ -25,7 +25,7 @@ from mv_matcher_ros.ros.keyframe_messages import SentKeyframe, keyframe_message
 from mv_matcher_ros.ros.messages import matrix_from_transform
 from mv_matcher_ros.worlds.presets import room_loop
 
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 FRAMES, SIZE = 50, (320, 240)
 DETECTOR = {'detector.max_keypoints': 300}

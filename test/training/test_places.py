@@ -28,6 +28,8 @@ from mv_matcher_ros.training.places.vocabulary import (
     nearest_word,
 )
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).resolve().parents[2] / 'config' / 'train' / 'place_light.yaml'
 SMALL = PlaceTraining.model_validate({
     'profile': {'descriptor_size': WIDTH, 'words': 3, 'size': 6},

@@ -23,6 +23,8 @@ from mv_matcher_ros.training.processes import Processes
 from mv_matcher_ros.training.settings import read_train_settings
 from mv_matcher_ros.training.trainer import Slice, Trainer
 
+pytestmark = pytest.mark.slow
+
 ALONE = Processes(0, 1, torch.device('cpu'))
 ROOT = Path(__file__).resolve().parents[2]
 
