@@ -9,8 +9,7 @@ import torch
 from mv_matcher_ros.datatypes import Array, Trajectory
 from mv_matcher_ros.errors import EvaluationError
 from mv_matcher_ros.geometry import sim3
-from mv_matcher_ros.mapping.map import Map
-from mv_matcher_ros.mapping.map_matching import rigid
+from mv_matcher_ros.mapping.map import Map, rigid
 
 
 def on_map(published: Trajectory, world: Map, run: str = '') -> Trajectory:

@@ -19,7 +19,7 @@ from torch import Tensor
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Array, Rig
 from mv_matcher_ros.mapping.map import Map
-from mv_matcher_ros.mapping.map_matching import MapMatcher, rigid
+from mv_matcher_ros.mapping.map_matching import MapMatcher
 from mv_matcher_ros.mapping.place_index import PlaceIndex
 from mv_matcher_ros.mapping.point_aggregation import PointAggregation
 from mv_matcher_ros.mapping.view_pose import agreed_pose
@@ -82,7 +82,7 @@ class Localizer:
         for key, keyframe in world.keyframes.items():
             self._index.append(key, keyframe.stamp_ns, torch.tensor(keyframe.place))
         self._keys = np.array(list(world.keyframes), np.int64)
-        poses = [rigid(world.pose[int(key)]) for key in self._keys]
+        poses = [world.placed(int(key)) for key in self._keys]
         self._poses = np.stack([pose for pose, _ in poses]) if poses else np.zeros((0, 4, 4))
 
     def locate(self, observation: Observation, guess: Array | None = None) -> Located | NotFound:
@@ -137,7 +137,7 @@ class Localizer:
         self, observation: Observation, group: list[int], guess: Array | None
     ) -> Located | NotFound:
         matches = self._matcher.match(self._world, observation.features, group)
-        pose, scale = rigid(self._world.pose[group[0]])
+        pose, scale = self._world.placed(group[0])
         guesses: Tensor | None = None
         if guess is not None:
             body_from_first = np.linalg.inv(guess) @ pose

@@ -95,6 +95,14 @@ class Map:
 
     # --------------------------------------------------------------- reading
 
+    def placed(self, key: int) -> tuple[Array, float]:
+        """(4, 4) rigid `map_from_body` of a keyframe, and its units on the map.
+
+        On a metric map the units are exactly 1, whatever rounding has left in its pose.
+        """
+        pose, scale = rigid(self.pose[key])
+        return pose, 1.0 if self.metric else scale
+
     def points_in_map(self, number: NDArray[np.int32]) -> Array:
         """(K, 3) places of landmarks in the map; NaN for those that are gone or negative."""
         found = np.full((len(number), 3), np.nan)
@@ -250,6 +258,14 @@ class Map:
         self.landmarks.seen = seen
         count = len(self.landmarks)
         self.landmarks.anchor[:count][seen[:count] == 0] = -1
+
+
+def rigid(similarity: Array) -> tuple[Array, float]:
+    """A similarity (4, 4) without its scale, and the scale: x → s R x + t becomes R x + t."""
+    scale = float(np.cbrt(np.linalg.det(similarity[:3, :3])))
+    pose = similarity.copy()
+    pose[:3, :3] /= scale
+    return pose, scale
 
 
 def moved(target_from_source: NDArray[np.floating], points: NDArray[np.floating]) -> Array:

@@ -21,7 +21,6 @@ from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import solve
 from mv_matcher_ros.geometry.reprojection import Problem, residuals
 from mv_matcher_ros.mapping.map import Edge, Map, moved
-from mv_matcher_ros.mapping.map_matching import rigid
 
 # An observation farther than this from its landmark, in sigma, is none of it any more.
 WRONG = 6.0
@@ -98,7 +97,7 @@ def _adjust(
         return Adjusted(0.0, 0.0, 0)
     seen = _Observations(*(getattr(seen, n)[kept] for n in _Observations.__annotations__))
     numbers, point = seen.landmark.unique(return_inverse=True)
-    poses = torch.from_numpy(np.stack([rigid(world.pose[key])[0] for key in frames]))
+    poses = torch.from_numpy(np.stack([world.placed(key)[0] for key in frames]))
     fixed = torch.arange(len(frames)) >= len(group)
     if not holding or frames[0] == next(iter(world.keyframes)):
         fixed[0] = True
@@ -169,7 +168,7 @@ def _move(world: Map, frames: Sequence[int], numbers: Tensor, end: Problem) -> N
     places = np.asarray(np.where(np.isfinite(now), now, before), np.float64)
     for key, pose, held in zip(frames, poses, end.fixed[0].tolist(), strict=True):
         if not held:
-            _, scale = rigid(world.pose[key])
+            _, scale = world.placed(key)
             _shift(world, key, pose, scale)
     marks = world.landmarks
     anchor = marks.anchor[numbers.numpy()]

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from mv_matcher_ros.datatypes import Array, Camera, Features, Matches
+from mv_matcher_ros.datatypes import Camera, Features, Matches
 from mv_matcher_ros.mapping.inferred_points import (
     KeyframePoints,
     inferred_points,
     seen_points,
 )
-from mv_matcher_ros.mapping.map import Map, moved
+from mv_matcher_ros.mapping.map import Map, moved, rigid
 from mv_matcher_ros.mapping.point_aggregation import (
     Candidates,
     PointAggregation,
@@ -131,11 +131,3 @@ class MapMatcher:
         if self._inference is None:
             return [seen_points(world, key) for key in keys]
         return inferred_points(world, keys, self._camera, self._inference, wanted)
-
-
-def rigid(similarity: Array) -> tuple[Array, float]:
-    """A similarity (4, 4) without its scale, and the scale: x → s R x + t becomes R x + t."""
-    scale = float(np.cbrt(np.linalg.det(similarity[:3, :3])))
-    pose = similarity.copy()
-    pose[:3, :3] /= scale
-    return pose, scale

@@ -22,9 +22,9 @@ from mv_matcher_ros.mapping.culling import cull
 from mv_matcher_ros.mapping.insertion import Insertion
 from mv_matcher_ros.mapping.loop_closure import LoopVerifier, Refusal, Revisit, similarity
 from mv_matcher_ros.mapping.loops import Loop
-from mv_matcher_ros.mapping.map import Edge, Map
+from mv_matcher_ros.mapping.map import Edge, Map, rigid
 from mv_matcher_ros.mapping.map_adjustment import adjust_map
-from mv_matcher_ros.mapping.map_matching import MapMatcher, rigid
+from mv_matcher_ros.mapping.map_matching import MapMatcher
 from mv_matcher_ros.mapping.place_index import PlaceIndex
 from mv_matcher_ros.mapping.places import PlaceCandidate, PlaceRecogniser
 from mv_matcher_ros.mapping.pose_graph import GraphUpdate, PoseGraph
@@ -111,7 +111,7 @@ class Mapper:
         for key, keyframe in self.world.keyframes.items():
             step = steps.get(key)
             if step is None:
-                pose, scale = rigid(self.world.pose[key])
+                pose, scale = self.world.placed(key)
                 self._graph.add_keyframe(key, pose, scale)
             else:
                 pose, _ = rigid(step.a_from_b)
@@ -179,7 +179,7 @@ class Mapper:
         if self._last is None:
             return np.eye(4)
         key, record = self._last
-        pose, _ = rigid(self.world.pose[key])
+        pose, _ = self.world.placed(key)
         return pose @ np.linalg.inv(record.odom_from_body.numpy())
 
     def _knows(self, record: KeyframeRecord, origin: str) -> bool:
@@ -195,7 +195,7 @@ class Mapper:
         return False
 
     def _scale_of(self, key: int) -> float:
-        return rigid(self.world.pose[key])[1]
+        return self.world.placed(key)[1]
 
     def _tie(self, key: int, record: KeyframeRecord, follows: bool) -> None:
         """The keyframe's place in the graph: behind the last one, or where odom has it."""

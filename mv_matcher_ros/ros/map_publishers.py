@@ -14,7 +14,6 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Array, Status
 from mv_matcher_ros.errors import MvMatcherError
 from mv_matcher_ros.mapping.map import Map
-from mv_matcher_ros.mapping.map_matching import rigid
 from mv_matcher_ros.mapping.session import Taken
 from mv_matcher_ros.ros.messages import (
     cloud_message,
@@ -97,7 +96,7 @@ class MapPublishers:
         poses = [
             PoseStamped(
                 header=header_message(k.stamp_ns, name),
-                pose=pose_message(rigid(world.pose[k.key])[0]),
+                pose=pose_message(world.placed(k.key)[0]),
             )
             for k in world.keyframes.values()
         ]

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from made_maps import made_map, pose_at, scene, seen_from
 
 from mv_matcher_ros.mapping.landmarks import Landmarks
-from mv_matcher_ros.mapping.map_matching import rigid
+from mv_matcher_ros.mapping.map import rigid
 
 
 def test_points_are_where_they_were_put() -> None:
@@ -123,3 +123,17 @@ def test_landmarks_grow_and_keep_their_numbers() -> None:
     assert number[:3].tolist() == [0, 1, 2]
     assert (number[3:] == -1).all()
     assert len(marks) == 3
+
+
+@pytest.mark.parametrize(('sensor', 'scale'), [('stereo', 1.0), ('mono', 1.25)])
+def test_units_of_a_metric_map_are_exactly_one(sensor: str, scale: float) -> None:
+    rng = np.random.default_rng(3)
+    world = made_map(2, sensor)
+    for _ in range(20):  # rounding is seldom kind twenty times
+        turned = pose_at(1.0, 0.3)
+        turned[:3, :3] = scale * np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        turned[:3, 0] *= np.sign(np.linalg.det(turned[:3, :3]))
+        world.move({1: turned})
+        pose, units = world.placed(1)
+        assert units == 1.0 if sensor == 'stereo' else units == pytest.approx(scale)
+        np.testing.assert_allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-12)
