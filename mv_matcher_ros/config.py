@@ -404,7 +404,7 @@ class PoseGraphSettings(Section):
         'could agree by chance, or that joins two segments.',
     )
     overconfidence: float = Field(
-        2.0,
+        3.0,
         ge=1.0,
         le=100.0,
         description='So many times too small may reported standard deviations be; what disagrees '
@@ -432,7 +432,7 @@ class PoseGraphSettings(Section):
         description='Loops that are off by this many of their own sigma are worked in at once.',
     )
     waiting_keyframes: int = Field(
-        20, ge=0, le=10_000, description='Other loops are worked in after so many keyframes.'
+        120, ge=0, le=10_000, description='Other loops are worked in after so many keyframes.'
     )
     moved: float = Field(
         0.01,

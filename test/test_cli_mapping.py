@@ -17,6 +17,7 @@ from mv_matcher_ros.cli.fault_files import write_folder
 from mv_matcher_ros.cli.faults import Clip
 from mv_matcher_ros.datatypes import Trajectory
 from mv_matcher_ros.files.trajectory import read_tum, write_tum
+from mv_matcher_ros.mapping.g2o import read_g2o
 from mv_matcher_ros.mapping.map_folder import load_map
 from mv_matcher_ros.worlds.presets import room_loop
 
@@ -72,6 +73,9 @@ def test_loops_are_closed_and_the_map_is_saved(mapped: Path) -> None:
     assert sum(edge.loop for edge in world.edges) == len(said['loops'])
     for early, late in said['loops']:
         assert abs(late - early) >= 10**9
+    graph = read_g2o(mapped / 'graph.g2o')
+    assert set(world.keyframes) <= set(graph.poses)
+    assert len(graph.edges) >= len(graph.poses) - 1 + len(said['loops'])
     trajectory = read_tum(mapped / 'map.tum')
     published = read_tum(mapped / 'odometry.tum')
     assert len(trajectory) >= 0.9 * len(published)

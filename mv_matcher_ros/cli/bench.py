@@ -9,7 +9,9 @@ import typer
 
 from mv_matcher_ros.cli.bench_creep import creep
 from mv_matcher_ros.cli.bench_gradient import gradient
+from mv_matcher_ros.cli.bench_graph import graph
 from mv_matcher_ros.cli.bench_homographies import homographies
+from mv_matcher_ros.cli.bench_loops import loops
 from mv_matcher_ros.cli.bench_matcher import matcher
 from mv_matcher_ros.cli.bench_memory import memory
 from mv_matcher_ros.cli.bench_node import node
@@ -65,6 +67,8 @@ bench.command()(homographies)
 bench.command()(tuples)
 bench.command()(recording)
 bench.command()(points)
+bench.command()(graph)
+bench.command()(loops)
 
 
 @bench.command('ba')

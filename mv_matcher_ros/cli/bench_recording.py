@@ -29,6 +29,7 @@ from mv_matcher_ros.errors import EvaluationError, SourceError
 if TYPE_CHECKING:
     from mv_matcher_ros.datatypes import Array, Features, Matches
     from mv_matcher_ros.files.recording import Recording
+    from mv_matcher_ros.runner import Source
     from mv_matcher_ros.training.adaptation.clips import Clip
 
 FIGURES = ('precision', 'right', 'exact', 'points', 'views')
@@ -124,7 +125,7 @@ def _clips(opened: Recording, most: int) -> tuple[list[Clip], list[Array]]:
     return clips, poses
 
 
-def true_poses(opened: Recording, stamps_ns: Sequence[int]) -> dict[int, Array]:
+def true_poses(opened: Source, stamps_ns: Sequence[int]) -> dict[int, Array]:
     """(4, 4) world_from_body by stamp.
 
     Raises:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mv_matcher_ros.models.choice import Models
     from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 
-TRAJECTORY, SUMMARY = 'map.tum', 'map.json'
+TRAJECTORY, SUMMARY, GRAPH = 'map.tum', 'map.json', 'graph.g2o'
 
 
 class MappingSink:
@@ -87,7 +87,8 @@ def summary_of(sink: MappingSink) -> dict[str, Any]:
 
 
 def write_map(sink: MappingSink, out: Path, folder: Path | None) -> None:
-    """What the run made: `map.tum` and `map.json` in the run folder, the map where it is wanted.
+    """What the run made: `map.tum`, `map.json` and `graph.g2o` (metric sensors: that form has no
+    scales) in the run folder, the map where it is wanted.
 
     Args:
         sink: which has all keyframes but those that the odometry reported at its end.
@@ -97,11 +98,15 @@ def write_map(sink: MappingSink, out: Path, folder: Path | None) -> None:
     from mv_matcher_ros.files.results import ODOMETRY
     from mv_matcher_ros.files.trajectory import read_tum, write_tum
     from mv_matcher_ros.mapping.corrected import on_map
+    from mv_matcher_ros.mapping.g2o import write_g2o
+    from mv_matcher_ros.mapping.graph_files import file_from_graph
     from mv_matcher_ros.mapping.map_folder import save_map
 
     sink.work()
     sink.mapper.finish()
     write_text(out / SUMMARY, json.dumps(summary_of(sink), indent=2) + '\n')
+    if sink.mapper.world.metric and len(sink.mapper.world):
+        write_g2o(out / GRAPH, file_from_graph(sink.mapper.pose_graph))
     if folder is not None:
         save_map(sink.mapper.world, folder)
         say(f'map: {folder}')

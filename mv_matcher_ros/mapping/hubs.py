@@ -118,19 +118,25 @@ class Hubs:
         poses[inside] = before[which] @ algebra.exp(bend) @ self._local.all[of[inside]]
         return poses
 
-    def bridge(self, k: int) -> Bridge:
-        """How a keyframe that is no hub moves with those around it."""
+    def bridge(self, k: int, before: int | None = None) -> Bridge:
+        """How a keyframe that is no hub moves with those around it.
+
+        Args:
+            k: the keyframe.
+            before: a keyframe to take for the hub before it.
+        """
         chain, algebra = self._chain, self._chain.algebra
-        before, after = self.around(k)
-        to_before, _ = chain.relative(np.array([k]), np.array([before]))
-        of_before = algebra.adjoint(to_before[0])
-        _, near = chain.relative(np.array([before]), np.array([k]))
+        hub, after = self.around(k)
+        before = hub if before is None else before
+        ends = np.array([before, k if after is None else after])
+        from_k, _ = chain.relative(ends, np.array([k, k]))
+        to_ends = algebra.adjoint(from_k)  # k's tangent vectors at both ends
+        of_before = np.linalg.inv(to_ends[0])
+        _, near = chain.relative(ends[:1], np.array([k]))
         if after is None:
             return Bridge(before, None, of_before, np.zeros_like(of_before), near[0])
-        _, far = chain.relative(np.array([k]), np.array([after]))
-        to_after, _ = chain.relative(np.array([after]), np.array([k]))
-        turn = algebra.adjoint(to_after[0])
-        near_inverse = np.linalg.inv(near[0])
-        pull = turn.T @ np.linalg.inv(far[0])
-        rest = np.asarray(np.linalg.inv(near_inverse + pull @ turn), np.float64)
-        return Bridge(before, after, rest @ near_inverse @ of_before, rest @ pull, rest)
+        _, far = chain.relative(np.array([k]), ends[1:])
+        trust = np.linalg.inv(near[0])
+        pull = to_ends[1].T @ np.linalg.inv(far[0])
+        rest = np.linalg.inv(trust + pull @ to_ends[1])
+        return Bridge(before, after, rest @ trust @ of_before, rest @ pull, rest)

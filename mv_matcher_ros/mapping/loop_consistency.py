@@ -18,9 +18,10 @@ So the believed set is the largest consistent one as far as its members have bee
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,6 +54,22 @@ class Candidate:
     contradicts: set[int] = field(default_factory=set)
 
 
+class WayRound(NamedTuple):
+    """How a loop goes together with what is believed.
+
+    Attributes:
+        squared: squared Mahalanobis distance of the cycle from the identity.
+        chance: share of mistaken loops that would agree as well.
+        loops: the believed ones on the way.
+        by_odometry: odometry is most of what is uncertain about it.
+    """
+
+    squared: float
+    chance: float
+    loops: set[int]
+    by_odometry: bool
+
+
 class LoopConsistency:
     """Loops in the order in which they came, believed or waiting.
 
@@ -75,6 +92,8 @@ class LoopConsistency:
         self._waiting: deque[int] = deque()
         self._candidates: dict[int, Candidate] = {}
         self._believed: set[int] = set()
+        # The keyframes of all loops between two segments, by number.
+        self._ends: defaultdict[tuple[int, int], dict[int, tuple[int, int]]] = defaultdict(dict)
         self._count = 0
         # Squared misfits of what was believed by its way round; at first a guess.
         guess = settings.overconfidence**2 * MEDIAN[chain.algebra.size]
@@ -82,13 +101,10 @@ class LoopConsistency:
         # Loops believed although they did not clearly agree, and their squared misfit.
         self._on_trial: list[tuple[float, int]] = []
 
-    def believed(self) -> list[int]:
-        """Numbers of the loops that take part, in the order in which they were found."""
-        return sorted(self._believed)
-
-    def is_believed(self, number: int) -> bool:
-        """Whether a loop takes part."""
-        return number in self._believed
+    @property
+    def believed(self) -> Set[int]:
+        """Numbers of the loops that take part; they increase in the order of finding."""
+        return self._believed
 
     def link(self, number: int) -> Link:
         """The loop of a number."""
@@ -103,6 +119,7 @@ class LoopConsistency:
         """
         number, self._count = self._count, self._count + 1
         self._candidates[number] = Candidate(link)
+        self._beside(link)[number] = (link.a, link.b)
         if trusted:
             self._believe([number])
             return number
@@ -120,11 +137,13 @@ class LoopConsistency:
         self._waiting.append(number)
 
     def reconsider(self, most: int) -> None:
-        """Look again at the newest loops that wait: what is believed has changed since."""
-        self._settle(list(self._waiting)[-most:])
+        """Look again at some loops that wait, in turn: what is believed has changed since."""
+        self._waiting.rotate(most)
+        self._settle(list(self._waiting)[:most])
 
     def _forget(self, number: int) -> None:
         gone = self._candidates.pop(number)
+        del self._beside(gone.link)[number]
         self._waiting.remove(number)
         for other in gone.agrees | gone.contradicts:
             self._candidates[other].agrees.discard(number)
@@ -133,7 +152,7 @@ class LoopConsistency:
     def _compare(self, number: int) -> None:
         """Agreement and contradiction with the nearest loops of the same two segments."""
         link = self._candidates[number].link
-        near = self._nearest(number, self._candidates)
+        near = self._nearest(number)
         if not near:
             return
         misfit = pair_misfit(self._chain, link, [self._candidates[n].link for n in near])
@@ -141,36 +160,32 @@ class LoopConsistency:
         for other, squared, luck in zip(near, misfit.squared, chance, strict=True):
             if squared > self.contradiction:
                 self._note(number, other, 'contradicts')
+                continue
             # Two loops of one new image share its mistake.
-            elif (
-                squared <= self._gate
-                and luck <= self._settings.alone_chance
-                and self._candidates[other].link.b != link.b
-            ):
+            alike = self._candidates[other].link.b == link.b
+            if squared <= self._gate and luck <= self._settings.alone_chance and not alike:
                 self._note(number, other, 'agrees')
 
     def _note(self, one: int, other: int, what: str) -> None:
         getattr(self._candidates[one], what).add(other)
         getattr(self._candidates[other], what).add(one)
 
-    def _nearest(self, number: int, among: Iterable[int]) -> list[int]:
-        """Loops of the same two segments with the least odometry in between."""
-        segment, along = self._chain.segment, self._chain.lengths()
-        link = self._candidates[number].link
-        others = [
-            n
-            for n in among
-            if n != number
-            and segment[self._candidates[n].link.a] == segment[link.a]
-            and segment[self._candidates[n].link.b] == segment[link.b]
-        ]
-        if len(others) <= self._settings.compared_loops:
-            return others
-        a = np.array([self._candidates[n].link.a for n in others])
-        b = np.array([self._candidates[n].link.b for n in others])
-        apart = np.abs(along[a] - along[link.a]) + np.abs(along[b] - along[link.b])
-        nearest = np.argpartition(apart, self._settings.compared_loops)
-        return [others[i] for i in nearest[: self._settings.compared_loops]]
+    def _beside(self, link: Link) -> dict[int, tuple[int, int]]:
+        """Loops between the same two segments: number and keyframes."""
+        segment = self._chain.segment
+        return self._ends[segment[link.a], segment[link.b]]
+
+    def _nearest(self, number: int) -> list[int]:
+        """Loops between the same two segments with the least odometry in between."""
+        link, along = self._candidates[number].link, self._chain.lengths()
+        beside = {n: ends for n, ends in self._beside(link).items() if n != number}
+        others = np.array(list(beside), dtype=np.int64)
+        if len(others) > self._settings.compared_loops:
+            ends = np.array(list(beside.values()))
+            apart = np.abs(along[ends] - along[[link.a, link.b]]).sum(1)
+            nearest = np.argpartition(apart, self._settings.compared_loops)
+            others = others[nearest[: self._settings.compared_loops]]
+        return others.tolist()
 
     def _chance(self, covariance: Array, k: int) -> Array:
         """(K,) share of mistaken loops that would agree with what is known with (K, n, n).
@@ -192,46 +207,65 @@ class LoopConsistency:
                 continue
             for changed in self._decide(number):
                 candidate = self._candidates[changed]
-                # What agrees with one that is believed now, or contradicted one that is not.
-                touched = candidate.agrees if changed in self._believed else candidate.contradicts
+                # What agrees with one that is believed now; or one that is not any more may be
+                # right all the same, or what contradicted it.
+                touched = (
+                    candidate.agrees
+                    if changed in self._believed
+                    else {changed, *candidate.contradicts}
+                )
                 fresh = touched - seen - self._believed
                 seen |= fresh
                 queue.extend(sorted(fresh))
 
     def _decide(self, number: int) -> list[int]:
         """Believe a waiting loop if there is reason to; returns what changed sides."""
-        candidate, link = self._candidates[number], self._candidates[number].link
+        candidate = self._candidates[number]
         foes = candidate.contradicts & self._believed
         if foes:
             return self._challenge(number, foes)
-        if candidate.agrees & self._believed:
-            return self._believe([number])
-        steps = self._paths.tightest(link.b, link.a)
-        if steps is None:
+        way = self._way_round(number)
+        if way is None:
             return self._believe_together(number)
-        misfit = self._paths.misfit(link, steps)
-        squared = float(misfit.squared[0])
-        if squared > self.contradiction:
-            return self._challenge(number, {n for _, _, n in steps if n is not None})
+        if way.squared > self.contradiction:
+            return self._challenge(number, way.loops)
+        alone = way.squared <= self._gate and way.chance <= self._settings.alone_chance
         changed: list[int] = []
-        if squared <= self._gate:
-            chance = float(self._chance(misfit.covariance, link.a)[0])
-            if chance <= self._settings.alone_chance:
-                changed = self._believe([number])
-        if not changed and squared <= self._tolerated():
+        if alone or (candidate.agrees & self._believed and way.squared <= self._tolerated()):
+            changed = self._believe([number])
+        elif way.squared <= self._tolerated():
             changed = self._believe_together(number)
-        if changed:
-            insort(self._misfits, squared)
-            if squared > self._gate:
-                self._on_trial.append((squared, number))
+        if changed and way.by_odometry:
+            insort(self._misfits, way.squared)
+            if way.squared > self._gate:
+                self._on_trial.append((way.squared, number))
             changed = changed + self._convict()
         return changed
+
+    def _way_round(self, number: int) -> WayRound | None:
+        """The tightest one through what is believed; None where there is none."""
+        link = self._candidates[number].link
+        steps = self._paths.tightest(link.b, link.a)
+        if steps is None:
+            return None
+        misfit = self._paths.misfit(link, steps)
+        loops = {n for _, _, n in steps if n is not None}
+        measured = sum(
+            self._chain.size_of(self._candidates[n].link.covariance) for n in (number, *loops)
+        )
+        walked = sum(self._chain.length(i, j) for i, j, n in steps if n is None)
+        return WayRound(
+            float(misfit.squared[0]),
+            float(self._chance(misfit.covariance, link.a)[0]),
+            loops,
+            walked > measured,
+        )
 
     def _tolerated(self) -> float:
         """Squared misfit up to which loops that agree with each other are believed.
 
-        How far the covariances are to be trusted shows in what was believed: the median misfit
-        against the one that honest covariances give.
+        How far the covariances of odometry are to be trusted shows in the ways round of what was
+        believed: their median misfit against the one that honest covariances give.
         """
         median = self._misfits[(len(self._misfits) - 1) // 2]
         excess = median / MEDIAN[self._chain.algebra.size]
@@ -295,7 +329,10 @@ class LoopConsistency:
             return []
         for n in opponents:
             self.drop(n)
-        if self._contradicted(number):
+        # A long run of one mistake outnumbers what true loops there are nearby: it must also agree
+        # with all that is left.
+        way = self._way_round(number)
+        if way is not None and way.squared > self._tolerated():
             self._believe(opponents)
             return []
         return [*opponents, *self._believe(company)]
@@ -303,21 +340,8 @@ class LoopConsistency:
     def _opponents(self, number: int) -> list[int]:
         """All believed loops between the same segments that contradict one."""
         link = self._candidates[number].link
-        segment = self._chain.segment
-        others = [
-            n
-            for n in self.believed()
-            if segment[self._candidates[n].link.a] == segment[link.a]
-            and segment[self._candidates[n].link.b] == segment[link.b]
-        ]
+        others = [n for n in self._beside(link) if n in self._believed]
         if not others:
             return []
         misfit = pair_misfit(self._chain, link, [self._candidates[n].link for n in others])
         return [n for n, s in zip(others, misfit.squared, strict=True) if s > self.contradiction]
-
-    def _contradicted(self, number: int) -> bool:
-        link = self._candidates[number].link
-        steps = self._paths.tightest(link.b, link.a)
-        if steps is None:
-            return False
-        return float(self._paths.misfit(link, steps).squared[0]) > self.contradiction

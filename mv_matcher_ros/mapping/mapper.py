@@ -174,6 +174,11 @@ class Mapper:
             adjust_map(self.world, self._settings.adjustment)
 
     @property
+    def pose_graph(self) -> PoseGraph:
+        """Keyframes, odometry and loops that are believed; before the map was adjusted."""
+        return self._graph
+
+    @property
     def map_from_odom(self) -> Array:
         """(4, 4) rigid, at the newest keyframe; the identity before there is one."""
         if self._last is None:

@@ -98,7 +98,7 @@ class OdometryChain:
         self._length.append(length)
 
     def size_of(self, covariance: Array) -> float:
-        """A covariance as a number that adds up along a way: variances in the first step's units.
+        """A covariance as a number that adds up along a way: its variances, in the first step's.
 
         It only ranks ways (which is the tightest); their covariances are composed exactly.
         """

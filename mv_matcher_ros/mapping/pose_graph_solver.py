@@ -22,7 +22,7 @@ from mv_matcher_ros.mapping.pose_algebra import Algebra
 # Where the last changes of an update no longer pass on, in m and rad; and how far a variable may
 # be from where it was linearised.
 WILDFIRE = 1e-4
-RELINEARISE = 0.1
+RELINEARISE = 0.02
 # Levenberg-Marquardt over everything ends here.
 BATCH_ITERATIONS = 100
 BATCH_DECREASE = 1e-7

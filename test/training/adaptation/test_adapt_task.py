@@ -133,13 +133,14 @@ def test_learning_lowers_the_loss(flight: Flight) -> None:
     optimiser = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.0)
     batch = task.batch(0, 0, 1)
     found = []
-    for _ in range(6):
+    for _ in range(12):
         optimiser.zero_grad()
         losses = task.losses(network, batch)
         losses['loss'].backward()
         optimiser.step()
         found.append(float(losses['loss'].detach()))
-    assert found[-1] < 0.85 * found[0]
+    # What is solved changes from step to step, and the loss with it.
+    assert sum(found[-3:]) < 0.9 * sum(found[:3])
 
 
 def test_batches_go_by_the_number_of_the_step(flight: Flight) -> None:
