@@ -245,6 +245,25 @@ class StereoSettings(Section):
     )
 
 
+class DistortionCheckSettings(Section):
+    """Radial distortion that the calibration has left, found in what the keyframes see."""
+
+    enabled: bool = Field(
+        True,
+        description='Where one camera surely has some left, replay takes it into account: it '
+        'begins again with the corrected calibration, and says so. Stereo and the live node keep '
+        'theirs.',
+    )
+    keyframes: int = Field(10, ge=5, le=60, description='In a row; so many say something once.')
+    groups: int = Field(3, ge=2, le=100, description='Groups of keyframes that must have spoken.')
+    sure: float = Field(
+        4.0, gt=0.0, description='Standard deviations from none at which it is beyond doubt.'
+    )
+    least_px: float = Field(
+        1.0, ge=0.0, description='It matters from so many pixels in the corner of the image.'
+    )
+
+
 class DepthSettings(Section):
     """Depth images (RGB-D)."""
 
@@ -597,6 +616,7 @@ class Settings(Section):
     landmarks: LandmarkSettings = LandmarkSettings()
     stereo: StereoSettings = StereoSettings()
     depth: DepthSettings = DepthSettings()
+    distortion_check: DistortionCheckSettings = DistortionCheckSettings()
     bundle_adjustment: BundleAdjustmentSettings = BundleAdjustmentSettings()
     zero_motion: ZeroMotionSettings = ZeroMotionSettings()
     image_quality: ImageQualitySettings = ImageQualitySettings()

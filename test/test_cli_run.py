@@ -89,7 +89,7 @@ def test_a_run_says_which_networks_ran(
     assert json.loads(succeeds(words, capsys))['run']['networks'] == {}
     words += ['--set', 'runtime.device=cpu']
     words += ['--set', f'matching.weights={tmp_path / "m.safetensors"}']
-    used = {'place': 'cpu fp32', 'weights': 'm.safetensors', 'sha256': sha256}
+    used = {'place': 'cpu fp32', 'weights': 'm.safetensors', 'sha256': sha256, 'describes': sha256}
     assert json.loads(succeeds(words, capsys))['run']['networks'] == {'matcher': used}
 
 

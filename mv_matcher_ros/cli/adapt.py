@@ -179,13 +179,20 @@ def _learned(
     device: str,
 ) -> bool:
     """Whether all steps are made; adapted weights then are in the folder."""
-    from mv_matcher_ros.models.weights import load_detector, load_matcher, read_weights
+    from mv_matcher_ros.models.weights import (
+        DESCRIBES_AS,
+        load_detector,
+        load_matcher,
+        read_notes,
+        read_weights,
+    )
     from mv_matcher_ros.training.adaptation.task import AdaptationTask
     from mv_matcher_ros.training.processes import processes
     from mv_matcher_ros.training.trainer import Slice, Trainer
 
     detector, matcher = load_detector(weights[0]), load_matcher(weights[1])
-    task = AdaptationTask(settings, running, recording.rig, teach, detector, matcher)
+    describes_as = read_notes(weights[0]).get(DESCRIBES_AS, '')
+    task = AdaptationTask(settings, running, recording.rig, teach, detector, matcher, describes_as)
     identity = {
         'settings': settings.model_dump(exclude={'trainer', 'stage'}),
         'detector': running.detector.model_dump(exclude={'weights'}),

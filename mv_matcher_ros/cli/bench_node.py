@@ -110,6 +110,9 @@ def _offline(recording: Any, settings: Settings, out: Path, sensor: str) -> dict
     from mv_matcher_ros.files.trajectory import read_tum
 
     say(f'offline: {sensor}, {recording.name}')
+    # The node keeps the calibration that it is given.
+    kept = settings.distortion_check.model_copy(update={'enabled': False})
+    settings = settings.model_copy(update={'distortion_check': kept})
     info = run_recording(recording, settings, out / 'offline')
     live = read_tum(out / 'live' / 'odometry.tum')
     alone = read_tum(out / 'offline' / 'odometry.tum')

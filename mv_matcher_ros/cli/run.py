@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from mv_matcher_ros.datatypes import Estimate, Frame, Trajectory
     from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult, FittedAlignment
     from mv_matcher_ros.files.recording import Recording
+    from mv_matcher_ros.odometry.distortion_check import DistortionCheck
+    from mv_matcher_ros.odometry.engine import OnKeyframe
+    from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
     from mv_matcher_ros.runner import Sink, Source
 
 MaskOption = Annotated[
@@ -153,6 +156,40 @@ def run_recording(
     Raises:
         MvMatcherError: the recording cannot be read on; what was computed so far is in `out`.
     """
+    from mv_matcher_ros.cli.distortion_watch import DistortedError, Recalibrated
+    from mv_matcher_ros.odometry.distortion_check import DistortionCheck
+
+    check = None
+    if (
+        settings.distortion_check.enabled
+        and recording.sensor != 'stereo'
+        and not (
+            folders is not None and folders.load is not None  # the map has its own calibration
+        )
+    ):
+        check = DistortionCheck(settings.distortion_check, recording.rig.cameras[0])
+    try:
+        return _run_once(recording, settings, out, folders, check)
+    except DistortedError as distorted:
+        again = Recalibrated(recording, distorted.found)
+        warn(again.message())
+        return _run_once(again, settings, out, folders, None, again.notes())
+
+
+def _run_once(
+    recording: Source,
+    settings: Settings,
+    out: Path,
+    folders: MapFolders | None,
+    check: DistortionCheck | None,
+    calibration: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """See `run_recording`.
+
+    Raises:
+        DistortedError: the check is sure that the camera is another than it was said to be.
+    """
+    from mv_matcher_ros.cli.distortion_watch import DistortionWatch
     from mv_matcher_ros.cli.run_mapping import MappingSink, mapper_for, write_map
     from mv_matcher_ros.evaluation.track_sampler import TrackSampler
     from mv_matcher_ros.files.prefetch import Prefetched
@@ -167,16 +204,28 @@ def run_recording(
     if folders is not None:
         mapping = MappingSink(mapper_for(settings, recording.rig, models, folders.load))
     engine = OdometryEngine(settings, recording.rig, models=models)
-    if mapping is not None:
-        engine.report_keyframes(mapping.take)
+    listeners = [
+        *([] if mapping is None else [mapping.take]),
+        *([] if check is None else [check.take]),
+    ]
+    if listeners:
+        engine.report_keyframes(lambda record: _tell(listeners, record))
     source = Prefetched(recording)
     with progress(Path(recording.name).name, len(recording)) as advance:
         counter = ProgressSink(advance)
         sinks: list[Sink] = [
-            RunWriter(out, source, settings, covariances=True, networks=engine.networks),
+            RunWriter(
+                out,
+                source,
+                settings,
+                covariances=True,
+                networks=engine.networks,
+                calibration=calibration,
+            ),
             TrackSampler(out),
             counter,
             *([] if mapping is None else [mapping]),
+            *([] if check is None else [DistortionWatch(check)]),
         ]
         try:
             run_all(source, engine, sinks)
@@ -191,6 +240,11 @@ def run_recording(
         engine.finish()
         write_map(mapping, out, folders.save)
     return read_run(out).summary
+
+
+def _tell(listeners: Sequence[OnKeyframe], record: KeyframeRecord) -> None:
+    for listener in listeners:
+        listener(record)
 
 
 def map_evaluated(out: Path, truth: Trajectory | None) -> EvaluationResult | None:

@@ -51,6 +51,7 @@ class RunWriter:
         settings: the settings used.
         covariances: write `covariance.txt`: stamp and 36 numbers a row.
         networks: of the engine: where and in which precision they run, with which weights.
+        calibration: what was changed of it, empty for nothing.
 
     Raises:
         SourceError: the folder cannot be written.
@@ -63,8 +64,10 @@ class RunWriter:
         settings: BaseModel | Mapping[str, Any] | None = None,
         covariances: bool = False,
         networks: Mapping[str, Mapping[str, str]] | None = None,
+        calibration: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
+        self._calibration = dict(calibration or {})
         self._networks = networks or {}
         self._source = source
         self._settings = settings
@@ -121,6 +124,7 @@ class RunWriter:
             'finished': datetime.now(timezone.utc).isoformat(timespec='seconds'),
             'settings': _plain(self._settings),
             'networks': {name: dict(use) for name, use in self._networks.items()},
+            'calibration': self._calibration,
             'versions': versions(),
             'machine': machine(),
         }

@@ -273,9 +273,9 @@ def _loop_of(edge: Edge, metric: bool) -> Loop:
 
 
 def detector_of(models: Models) -> str:
-    """Hash of the network that finds features, empty where none does."""
+    """Hash of the network whose descriptors features have, empty where there is none."""
     use = models.networks.get('detector')
-    return '' if use is None else use.sha256
+    return '' if use is None else use.describes
 
 
 def check_fits(world: Map, settings: Settings, rig: Rig, models: Models) -> None:

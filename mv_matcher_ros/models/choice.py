@@ -23,6 +23,7 @@ from mv_matcher_ros.models.place import Place
 from mv_matcher_ros.models.place_descriptor import PlaceDescriber
 from mv_matcher_ros.models.shipped import detector_file, matcher_file, points_file, weights_file
 from mv_matcher_ros.models.weights import (
+    DESCRIBES_AS,
     load_detector,
     load_matcher,
     load_place,
@@ -40,11 +41,14 @@ class NetworkUse:
         place: device and precision, e.g. `cpu fp32`.
         weights: name of the file.
         sha256: of the tensors as they were loaded; the one that a file of ours names.
+        describes: of a detector the hash of the one whose descriptors it gives: itself, or the one
+            that it was adapted from and that differs in other parts alone. Of others their own.
     """
 
     place: str
     weights: str
     sha256: str
+    describes: str
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Models:
         check_detector(path, settings.detector.name, networks.get('detector'))
         sha256 = tensors_hash(network.state_dict())  # before it is rounded to half precision
         graph = LearnedMatcher(network, settings.matching, settings.runtime)
-        used = NetworkUse(graph.place.name, path.name, sha256)
+        used = NetworkUse(graph.place.name, path.name, sha256, sha256)
         return cls(detector, nearest, graph, {**networks, 'matcher': used})
 
     def point_inference(self, settings: Settings) -> PointInference | None:
@@ -144,7 +148,8 @@ def _detector(settings: Settings) -> tuple[Detector, float | str, dict[str, Netw
     unrelated = network.profile.unrelated_similarity
     sha256 = tensors_hash(network.state_dict())
     learned = LearnedDetector(network, settings.detector, settings.runtime)
-    used = NetworkUse(learned.place.name, path.name, sha256)
+    describes = read_notes(path).get(DESCRIBES_AS, sha256)
+    used = NetworkUse(learned.place.name, path.name, sha256, describes)
     return learned, unrelated, {'detector': used}
 
 
@@ -160,7 +165,7 @@ def check_detector(path: Path, name: str, network: NetworkUse | None) -> None:
     if wanted != name:
         raise ModelError(f'{path}: was trained on features of {wanted}, detector.name is {name}')
     wanted = notes.get('detector_sha256', '')
-    if network is not None and wanted not in ('', network.sha256):
+    if network is not None and wanted not in ('', network.sha256, network.describes):
         raise ModelError(
             f'{path}: was trained on features of a detector with the hash {wanted[:12]}, '
             f'{network.weights} has {network.sha256[:12]}: use the two that belong together'

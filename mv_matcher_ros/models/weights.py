@@ -36,6 +36,8 @@ from mv_matcher_ros.models.public_weights import first, superglue_weights, super
 
 FORMAT = '1'
 PUBLIC_SUFFIXES = ('.pth', '.pt')
+# Note of an adapted detector: hash of the one whose descriptors it still gives.
+DESCRIBES_AS = 'describes_as'
 ProfileType = TypeVar('ProfileType', bound=Section)
 
 

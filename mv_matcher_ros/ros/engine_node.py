@@ -281,7 +281,7 @@ class OdometryNode(Node):
                 self._run,
                 self.settings.sensor,
                 self._rig,
-                detector.get('sha256', ''),
+                detector.get('describes', ''),
                 self._outputs.body,
                 self.settings.ros.frames.odom,
             )

@@ -27,7 +27,7 @@ from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.models.detector import DenseFeatures, DetectorNetwork, Keypoints
 from mv_matcher_ros.models.learned import LearnedDetector
 from mv_matcher_ros.models.matcher import MatcherNetwork
-from mv_matcher_ros.models.weights import save_detector, save_matcher, tensors_hash
+from mv_matcher_ros.models.weights import DESCRIBES_AS, save_detector, save_matcher, tensors_hash
 from mv_matcher_ros.training.data.datasets import TrainingTuple, TupleDataset
 from mv_matcher_ros.training.detector.losses import score_loss
 from mv_matcher_ros.training.matcher.batches import draw, joined, strongest
@@ -238,11 +238,20 @@ def scores_moved(were: DenseFeatures, dense: DenseFeatures) -> Tensor:
 
 
 def save_both(
-    network: JointNetwork, path: Path, notes: Mapping[str, str], detector: bool = True
+    network: JointNetwork,
+    path: Path,
+    notes: Mapping[str, str],
+    detector: bool = True,
+    describes_as: str = '',
 ) -> None:
-    """The matcher as `path`, the detector that it belongs to beside it if wanted."""
+    """The matcher as `path`, the detector that it belongs to beside it if wanted.
+
+    Args:
+        describes_as: hash of the detector whose descriptors it still gives, if so.
+    """
     if detector:
-        save_detector(path.with_name(DETECTOR_FILE), network.detector, notes)
+        said = {**notes, DESCRIBES_AS: describes_as} if describes_as else notes
+        save_detector(path.with_name(DETECTOR_FILE), network.detector, said)
     single = copy.deepcopy(network.detector).float()
     belongs = {'detector': 'learned', 'detector_sha256': tensors_hash(single.state_dict())}
     save_matcher(path, network.matcher, {**notes, **belongs})

@@ -341,7 +341,7 @@ def test_models_are_those_that_the_settings_name(tmp_path: Path) -> None:
     chosen = {**sift, 'matching.weights': str(tmp_path / 'm.safetensors')}
     models = Models.of(read_settings({**chosen, 'runtime.precision': 'fp32'}))
     assert models.graph is models.matcher
-    used = NetworkUse(models.graph.place.name, 'm.safetensors', matcher_hash)
+    used = NetworkUse(models.graph.place.name, 'm.safetensors', matcher_hash, matcher_hash)
     assert models.networks == {'matcher': used}
     features = shifted_views(2)
     assert len(models.matcher.match(features)) > 50
@@ -349,7 +349,7 @@ def test_models_are_those_that_the_settings_name(tmp_path: Path) -> None:
     found = Models.of(read_settings(learned)).detector.detect(picture())
     assert found.descriptors.shape[1] == 8
     half = {**learned, 'runtime.device': 'cpu', 'runtime.precision': 'bf16'}
-    used = NetworkUse('cpu bf16', 'd.safetensors', detector_hash)
+    used = NetworkUse('cpu bf16', 'd.safetensors', detector_hash, detector_hash)
     assert Models.of(read_settings(half)).networks == {'detector': used}
     with pytest.raises(ModelError, match=r'm\.safetensors: takes .* 128, .* learned gives 8'):
         Models.of(read_settings({**chosen, **learned}))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,19 @@ import torch
 from mv_matcher_ros.config import read_settings
 from mv_matcher_ros.datatypes import Features
 from mv_matcher_ros.errors import ModelError, SettingsError
+from mv_matcher_ros.mapping.mapper import detector_of
 from mv_matcher_ros.models.choice import Models, place_describer
 from mv_matcher_ros.models.place_descriptor import PlaceDescriber, PlaceNetwork
 from mv_matcher_ros.models.profiles import PlaceProfile
-from mv_matcher_ros.models.weights import load_place, read_weights, save_place
+from mv_matcher_ros.models.shipped import detector_file
+from mv_matcher_ros.models.weights import (
+    DESCRIBES_AS,
+    load_detector,
+    load_place,
+    read_weights,
+    save_detector,
+    save_place,
+)
 
 PROFILE = PlaceProfile(descriptor_size=8, words=3, size=6, keypoints=40)
 
@@ -143,6 +153,21 @@ def test_the_detector_must_be_the_one_it_was_trained_on(tmp_path: Path) -> None:
     net = network(profile=PlaceProfile(words=2, size=8)).half()
     save_place(path, net, {'detector': 'learned', 'detector_sha256': sha256})
     assert place_describer(settings, models).size == 8
+    # One that was adapted without changing descriptors is as good.
+    adapted = tmp_path / 'adapted.safetensors'
+    detector = load_detector(detector_file(settings.detector))
+    assert detector.subpixel is not None
+    next(detector.subpixel.parameters()).data += 0.01
+    for notes, fits in (({DESCRIBES_AS: sha256}, True), ({}, False)):
+        save_detector(adapted, detector, notes)
+        with_adapted = read_settings({
+            'detector.name': 'learned', 'detector.weights': str(adapted), **named,
+        })  # fmt: skip
+        others = Models.of(with_adapted)
+        assert others.networks['detector'].sha256 != sha256
+        assert (detector_of(others) == sha256) is fits
+        with contextlib.nullcontext() if fits else pytest.raises(ModelError, match='belong'):
+            assert place_describer(with_adapted, others).size == 8
     save_place(path, net, {'detector': 'learned', 'detector_sha256': 'ab' * 32})
     with pytest.raises(ModelError, match='a detector with the hash abababababab'):
         place_describer(settings, models)

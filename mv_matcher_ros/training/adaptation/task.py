@@ -18,6 +18,7 @@ from mv_matcher_ros.models.detector import DetectorNetwork
 from mv_matcher_ros.models.learned import LearnedDetector, allowed_at
 from mv_matcher_ros.models.matcher import Assignment, MatcherNetwork
 from mv_matcher_ros.models.view_batch import ViewBatch
+from mv_matcher_ros.models.weights import tensors_hash
 from mv_matcher_ros.training.adaptation.clips import Clip
 from mv_matcher_ros.training.adaptation.objective import ExpectedPlaces, objective_at_optimum
 from mv_matcher_ros.training.adaptation.settings import AdaptationSettings
@@ -69,6 +70,7 @@ class AdaptationTask:
         rig: cameras of the clips; the first, or the first two.
         clips: that teach.
         detector, matcher: to go on from.
+        describes_as: hash of the detector whose descriptors that one gives; empty: its own.
     """
 
     network: nn.Module
@@ -81,11 +83,13 @@ class AdaptationTask:
         clips: Sequence[Clip],
         detector: DetectorNetwork,
         matcher: MatcherNetwork,
+        describes_as: str = '',
     ) -> None:
         self._settings, self._running = settings, running
         self._clips, self._rig = clips, rig
         self._solver = StructureSolver(settings.structure)
         self._before = copy.deepcopy(detector).eval().requires_grad_(False)
+        self._describes_as = describes_as or tensors_hash(detector.state_dict())
         self._similarity = detector.profile.unrelated_similarity
         self.network = JointNetwork(detector, matcher)
         _let_learn(self.network, settings)
@@ -145,7 +149,8 @@ class AdaptationTask:
     def save(self, network: nn.Module, path: Path, notes: Mapping[str, str]) -> None:
         """The matcher as `path`; where the detector learned, too, that one beside it."""
         assert isinstance(network, JointNetwork)
-        save_both(network, path, notes, self.detector_learns)
+        same = 'descriptors' not in self._settings.learns
+        save_both(network, path, notes, self.detector_learns, self._describes_as if same else '')
 
     # -------------------------------------------------------------- one clip
 

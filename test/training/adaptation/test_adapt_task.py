@@ -18,7 +18,7 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.models.matcher import Assignment
 from mv_matcher_ros.models.shipped import shipped
-from mv_matcher_ros.models.weights import load_detector, load_matcher
+from mv_matcher_ros.models.weights import load_detector, load_matcher, read_notes, tensors_hash
 from mv_matcher_ros.training.adaptation.guard import Judge
 from mv_matcher_ros.training.adaptation.settings import AdaptationSettings
 from mv_matcher_ros.training.adaptation.task import AdaptationTask, refuted_loss
@@ -164,6 +164,17 @@ def test_what_is_saved_runs(flight: Flight, tmp_path: Path) -> None:
     figures = Judge(flight.judge[:2], flight.rig).figures(models.detector, models.graph)
     assert all(not one.fault for one in figures)
     assert all(one.tracks > 50 for one in figures)
+
+
+@pytest.mark.parametrize('learns', [('places', 'keypoints'), ('places', 'descriptors')])
+def test_a_detector_says_whose_descriptors_it_still_gives(
+    flight: Flight, tmp_path: Path, learns: tuple[str, ...]
+) -> None:
+    task = task_of(flight, learns=learns)
+    before = tensors_hash(load_detector(shipped('detector')['light']).state_dict())
+    task.save(copy.deepcopy(task.network).half(), tmp_path / 'best.safetensors', {})
+    said = read_notes(tmp_path / DETECTOR_FILE).get('describes_as')
+    assert said == (None if 'descriptors' in learns else before)
 
 
 def test_a_detector_that_does_not_learn_is_not_written(flight: Flight, tmp_path: Path) -> None:
