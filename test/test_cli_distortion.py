@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 LEFT = 0.04
 SMALL = [
     '--set', 'detector.max_keypoints=400', '--set', 'keyframes.parallax_px=15',
-    '--set', 'distortion_check.keyframes=8',
+    '--set', 'distortion_check.keyframes=8', '--set', 'distortion_check.sure=3',
 ]  # fmt: skip
 
 

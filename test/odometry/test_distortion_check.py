@@ -71,7 +71,7 @@ def checked(frames: list[Frame], camera: Camera) -> Iterator[DistortionCheck]:
         'detector': {'max_keypoints': 400}, 'keyframes': {'parallax_px': 15.0},
     })  # fmt: skip
     rig = replace(room_loop('mono', 2, (320, 240)).rig, cameras=(camera,))
-    check = DistortionCheck(DistortionCheckSettings(keyframes=8), camera)
+    check = DistortionCheck(DistortionCheckSettings(keyframes=8, sure=3.0), camera)
     engine = OdometryEngine(settings, rig)
     engine.report_keyframes(check.take)
     for frame in frames:
