@@ -11,6 +11,7 @@ from mv_matcher_ros.cli.bench_creep import creep
 from mv_matcher_ros.cli.bench_gradient import gradient
 from mv_matcher_ros.cli.bench_graph import graph
 from mv_matcher_ros.cli.bench_homographies import homographies
+from mv_matcher_ros.cli.bench_localize import localize
 from mv_matcher_ros.cli.bench_loops import loops
 from mv_matcher_ros.cli.bench_matcher import matcher
 from mv_matcher_ros.cli.bench_memory import memory
@@ -69,6 +70,7 @@ bench.command()(recording)
 bench.command()(points)
 bench.command()(graph)
 bench.command()(loops)
+bench.command()(localize)
 
 
 @bench.command('ba')

@@ -32,8 +32,8 @@ from mv_matcher_ros.cli.run import MaskOption, open_recording
 if TYPE_CHECKING:
     from mv_matcher_ros.config import Settings
     from mv_matcher_ros.datatypes import Array, Trajectory
-    from mv_matcher_ros.files.recording import Recording
     from mv_matcher_ros.mapping.map import Map
+    from mv_matcher_ros.runner import Source
 
 POSES, SUMMARY = 'localized.tum', 'localized.json'
 # A pose this old is no guess any more.
@@ -79,9 +79,9 @@ def localize(
     )  # fmt: skip
     settings = settings.model_copy(update={'sensor': recording.sensor})
     world = load_map(folder)
-    found, said = _located(settings, recording, world, alone)
+    found, said = locate_frames(settings, recording, world, alone)
     _write_poses(out / POSES, found)
-    errors = _errors(found, world, recording.truth, len(recording))
+    errors = located_errors(found, world, recording.truth, len(recording))
     content = {'map': str(folder), 'source': recording.name, **said, **errors}
     write_text(out / SUMMARY, json_module.dumps(content, indent=2) + '\n')
     if json:
@@ -91,8 +91,8 @@ def localize(
     say(f'poses: {out / POSES}')
 
 
-def _located(
-    settings: Settings, recording: Recording, world: Map, alone: bool
+def locate_frames(
+    settings: Settings, recording: Source, world: Map, alone: bool
 ) -> tuple[Trajectory, dict[str, Any]]:
     """Poses of the frames that were found, and what there is to say of all."""
     import numpy as np
@@ -148,7 +148,7 @@ def _write_poses(path: Path, found: Trajectory) -> None:
     write_tum(path, found)
 
 
-def _errors(
+def located_errors(
     found: Trajectory, world: Map, truth: Trajectory | None, frames: int
 ) -> dict[str, Any]:
     """Errors of the poses, the map laid on the truth by the keyframes whose truth is known."""
@@ -156,16 +156,12 @@ def _errors(
 
     if truth is None:
         return {}
-    true = dict(zip(truth.stamps_ns.tolist(), truth.world_from_body, strict=True))
-    known = [k for k in world.keyframes.values() if k.stamp_ns in true]
-    if len(known) < 3:
+    laid = laid_on_truth(world, truth)
+    if laid is None:
         warn('no errors: the truth has no poses of the keyframes of the map')
         return {}
-    truth_from_map, scale, rmse = _laid_on(
-        np.stack([world.pose[k.key] for k in known]),
-        np.stack([true[k.stamp_ns] for k in known]),
-        not world.metric,
-    )
+    truth_from_map, scale, rmse = laid
+    true = dict(zip(truth.stamps_ns.tolist(), truth.world_from_body, strict=True))
     metres, degrees = [], []
     for stamp, pose in zip(found.stamps_ns.tolist(), found.world_from_body, strict=True):
         if stamp in true:
@@ -186,6 +182,22 @@ def _errors(
         'median_deg': median[1],
         'within_percent_of_frames': within,
     }
+
+
+def laid_on_truth(world: Map, truth: Trajectory) -> tuple[Array, float, float] | None:
+    """(4, 4) similarity truth_from_map, its scale, and the error of the keyframes, metres; None
+    with fewer than three keyframes whose truth is known."""
+    import numpy as np
+
+    true = dict(zip(truth.stamps_ns.tolist(), truth.world_from_body, strict=True))
+    known = [k for k in world.keyframes.values() if k.stamp_ns in true]
+    if len(known) < 3:
+        return None
+    return _laid_on(
+        np.stack([world.pose[k.key] for k in known]),
+        np.stack([true[k.stamp_ns] for k in known]),
+        not world.metric,
+    )
 
 
 def _laid_on(of_map: Array, of_truth: Array, with_scale: bool) -> tuple[Array, float, float]:

@@ -83,6 +83,7 @@ class MapSession:
     def _begin(self, world: Map | None) -> None:
         self.map_from_odom: Array | None = None
         self._missed, self._ever = 0, False
+        self._part: tuple[str, int] | None = None
         self._guess: Array | None = None
         if self._settings.mapping.grow:
             self._mapper = Mapper(self._settings, self._rig, self._models, self._describer, world)
@@ -97,7 +98,7 @@ class MapSession:
 
     def take(self, record: KeyframeRecord, run: str = '') -> Taken | None:
         """A keyframe; None for one that the map has already."""
-        taken = self._grown(record, run) if self._mapper is not None else self._found(record)
+        taken = self._grown(record, run) if self._mapper is not None else self._found(record, run)
         every = self._settings.mapping.save_every_s
         if self._mapper is not None and every and time.monotonic() - self._saved_s > every:
             self.save()
@@ -122,8 +123,14 @@ class MapSession:
             counts,
         )  # fmt: skip
 
-    def _found(self, record: KeyframeRecord) -> Taken:
+    def _found(self, record: KeyframeRecord, run: str) -> Taken:
         assert self._localizer is not None
+        part = run, record.segment
+        if self._part not in (None, part):
+            # The odometry was lost: nobody knows where it is in what it was before.
+            self.map_from_odom = None
+            self._missed = max(self._missed, self._settings.mapping.lost_after)
+        self._part = part
         odom_from_body = record.odom_from_body.numpy()
         guess = self._guess
         if guess is None and self.map_from_odom is not None:
