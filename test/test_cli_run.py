@@ -308,6 +308,9 @@ def test_demo_flies_records_and_measures(
     assert cv2.imread(str(out / 'overview.png')) is not None
     assert (out / 'report.html').is_file()
     assert (out / 'flight' / 'metadata.yaml').is_file()
+    if importlib.util.find_spec('gtsam') is not None:
+        assert found['map']['ate_rmse_m'] < 0.02
+        assert (out / 'map' / 'map.json').is_file()
 
 
 def test_the_demo_flight_is_a_loop() -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`demo`: a synthetic flight goes into a bag, odometry comes out, the error is printed."""
+"""`demo`: a synthetic flight goes into a bag, odometry and a map come out, errors are printed."""
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from mv_matcher_ros.datatypes import Frame, Rig, Sensor, Trajectory
     from mv_matcher_ros.runner import Source
 
+# Folder of the map, beside the run.
+MAP = 'map'
+
 
 def demo(
     out: Annotated[Path, out_option('Folder for the bag, the run and its report.')] = Path(
@@ -41,31 +45,43 @@ def demo(
     assignments: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Render a flight with a loop into a bag, run odometry on it, print the trajectory error."""
+    """Render a flight with a loop into a bag, run odometry and mapping on it, print the errors."""
     from mv_matcher_ros.cli.evaluate import print_result, write_page
     from mv_matcher_ros.cli.plots import write_overview
-    from mv_matcher_ros.cli.run import open_recording, print_summary, run_recording
+    from mv_matcher_ros.cli.run import (
+        MapFolders,
+        map_evaluated,
+        open_recording,
+        print_summary,
+        run_recording,
+    )
     from mv_matcher_ros.evaluation.plots import save_plots
     from mv_matcher_ros.evaluation.run_evaluation import evaluate_run
 
-    check_run_folder(out, also=('flight',))
+    check_run_folder(out, also=('flight', MAP))
     settings = settings_from(config, assignments, sensor.value)
     bag = record(flight(settings.sensor, frames), out / 'flight')
     recording = open_recording(bag, settings)
-    say(f'odometry: {settings.sensor} on {bag}')
-    info = run_recording(recording, settings, out)
+    mapping = importlib.util.find_spec('gtsam') is not None
+    say(f'odometry{" and mapping" * mapping}: {settings.sensor} on {bag}')
+    info = run_recording(recording, settings, out, MapFolders(save=out / MAP) if mapping else None)
     assert recording.truth is not None, 'the flight is recorded with its truth'
     result = evaluate_run(out, recording.truth)
     picture = write_overview(out, result)
     plots = save_plots(out, result)
     page = write_page(out, recording.truth, result)
+    on_map = map_evaluated(out, recording.truth) if mapping else None
     if json:
-        print_json({**result.to_json(), 'run': info})
+        print_json({**result.to_json(), 'run': info, 'map': on_map and on_map.to_json()})
     else:
         print_summary(recording.name, info)
         print_result('demo', result)
+        if on_map is not None:
+            print_result('the same on the map', on_map)
     say(f'picture: {picture}; plots: {plots[0].parent}')
     say(f'report:  {page}')
+    if not mapping:
+        say("no map: it needs gtsam, pip install 'mv_matcher_ros[mapping]'")
 
 
 def flight(sensor: Sensor, frames: int | None = None) -> Source:

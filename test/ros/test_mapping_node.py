@@ -243,3 +243,40 @@ def test_nobody_publishes_keyframes(bench: Any, start: Start) -> None:
         lambda: any('ros.publish_keyframes' in s.message for m in found for s in m.status),
         'what to do',
     )
+
+
+def test_a_pose_from_rviz_is_where_the_body_is_looked_for(
+    bench: Any, start: Start, flight: Any, tmp_path: Path
+) -> None:
+    from geometry_msgs.msg import PoseWithCovarianceStamped
+
+    from mv_matcher_ros.ros.messages import pose_message
+
+    sent, _ = flight
+    folder = str(tmp_path / 'home')
+    node = start(**{'mapping.folder': folder})
+    odometry = bench.publisher(UInt8MultiArray, 'keyframes', history())
+    for one in sent:
+        odometry.publish(keyframe_message(one))
+    bench.wait(lambda: len(node._session.world if node._session else ()) == len(sent), 'the map')
+    poses = {k.stamp_ns: node._session.world.pose[k.key] for k in
+             node._session.world.keyframes.values()}  # fmt: skip
+    node.close()
+    # Nothing is ever recognised here: no image has so many keypoints.
+    node = start('localization', **{
+        'mapping.folder': folder, 'mapping.grow': False, 'mapping.places.min_keypoints': 1000,
+    })  # fmt: skip
+    states = bench.states('localization/state')
+    expected = bench.publisher(PoseWithCovarianceStamped, 'initialpose')
+    bench.wait(lambda: len(states) == len(sent), 'an answer for each that is latched')
+    assert {s['status'] for s in states} <= {'DEGRADED', 'INITIALISING'}
+    message = PoseWithCovarianceStamped()
+    message.header.frame_id = 'somewhere'
+    message.pose.pose = pose_message(poses[sent[4].record.stamp_ns])
+    expected.publish(message)  # not in the map's frame: not used
+    message.header.frame_id = 'map'
+    expected.publish(message)
+    bench.wait(lambda: node._session._guess is not None, 'the pose')
+    odometry.publish(keyframe_message(sent[4]))
+    bench.wait(lambda: len(states) == len(sent) + 1, 'another answer')
+    assert states[-1]['status'] == 'TRACKING'
