@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mv_matcher_ros.datatypes import Array, Camera
+from mv_matcher_ros.mapping.keyframe import unpacked
 from mv_matcher_ros.mapping.map import Map, moved
 from mv_matcher_ros.models.learned_points import KeyframeDepths, PointInference
 
@@ -116,7 +117,7 @@ def _known(
     return KeyframeDepths(
         plane[rows],
         valid[rows],
-        torch.tensor(keyframe.descriptors[rows]).float(),
+        torch.from_numpy(unpacked(keyframe.descriptors[rows])),
         torch.from_numpy(depth[rows]),
         torch.from_numpy(sigma[rows]),
     )

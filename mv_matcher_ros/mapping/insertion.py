@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mv_matcher_ros.datatypes import Array, Camera
 from mv_matcher_ros.geometry import se3
-from mv_matcher_ros.mapping.keyframe import Floats, MapKeyframe
+from mv_matcher_ros.mapping.keyframe import Floats, MapKeyframe, packed
 from mv_matcher_ros.mapping.map import Map
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 
@@ -70,7 +70,7 @@ class Insertion:
             record.stamp_ns,
             segment,
             features.keypoints_xy.numpy(),
-            features.descriptors.numpy().astype(np.float16),
+            packed(features.descriptors.numpy()),
             features.scores.numpy().astype(np.float16),
             features.sigma_px.numpy().astype(np.float16),
             record.observation.inverse_depth[kept].float().numpy(),

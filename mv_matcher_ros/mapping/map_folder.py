@@ -25,13 +25,13 @@ from mv_matcher_ros.mapping.keyframe import MapKeyframe
 from mv_matcher_ros.mapping.landmarks import Landmarks
 from mv_matcher_ros.mapping.map import Edge, Map
 
-FORMAT = 1
+FORMAT = 2  # 1 had descriptors in half precision
 INDEX = 'map.json'
 Arrays = dict[str, NDArray[Any]]
 # What is kept of each feature, one row each, and the shape of a row; keyframes follow one another.
 FEATURES: dict[str, tuple[type, tuple[int, ...]]] = {
     'keypoints_xy': (np.float32, (2,)),
-    'descriptors': (np.float16, (0,)),
+    'descriptors': (np.int8, (0,)),
     'scores': (np.float16, ()),
     'sigma_px': (np.float16, ()),
     'inverse_depth': (np.float32, ()),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mv_matcher_ros.datatypes import Array, Camera, Features, Rig
-from mv_matcher_ros.mapping.keyframe import MapKeyframe
+from mv_matcher_ros.mapping.keyframe import MapKeyframe, packed
 from mv_matcher_ros.mapping.map import Edge, Map
 
 CAMERA = Camera(640, 480, (500.0, 500.0, 319.5, 239.5))
@@ -47,7 +47,7 @@ def keyframe_of(
     count = len(which)
     depth = ((place[which] - pose[:3, 3]) @ pose[:3, :3])[:, 2]
     return MapKeyframe(
-        key, 10**9 * (key + 1), segment, xy.astype(np.float32), look[which].astype(np.float16),
+        key, 10**9 * (key + 1), segment, xy.astype(np.float32), packed(look[which]),
         np.ones(count, np.float16), np.full(count, 0.5, np.float16),
         (1.0 / depth).astype(np.float32), np.full(count, 2e-3, np.float32),
         landmark[which].astype(np.int32), pose, np.eye(8, dtype=np.float32)[key % 8],

@@ -19,6 +19,7 @@ from test_view_pose import Alike, query
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Array, Features, Rig
+from mv_matcher_ros.mapping.keyframe import packed
 from mv_matcher_ros.mapping.localizer import Localizer, Located, NotFound
 from mv_matcher_ros.mapping.map import Map
 from mv_matcher_ros.odometry.observation import Observation
@@ -75,7 +76,7 @@ def test_the_wrong_place_is_not_believed_but_the_next_is_asked() -> None:
     world = made_map(5)
     rng = np.random.default_rng(0)
     look = rng.normal(size=world.keyframes[0].descriptors.shape)
-    world.keyframes[0].descriptors[:] = look / np.linalg.norm(look, axis=1, keepdims=True)
+    world.keyframes[0].descriptors[:] = packed(look)
     world.keyframes[0] = replace(world.keyframes[0], segment=9)  # nobody's neighbour
     describer = Describer(0)
     found = localizer(world, describer)[0].locate(seen_at(pose_at(0.9, 0.08)))

@@ -15,6 +15,7 @@ from test_view_pose import Alike
 
 from mv_matcher_ros.config import LoopSettings
 from mv_matcher_ros.datatypes import Array
+from mv_matcher_ros.mapping.keyframe import packed
 from mv_matcher_ros.mapping.loop_closure import LoopVerifier, Refusal, Revisit, similarity
 from mv_matcher_ros.mapping.map import Map
 from mv_matcher_ros.mapping.map_matching import MapMatcher
@@ -111,7 +112,7 @@ def test_the_likeliest_is_asked_with_its_neighbours() -> None:
 def test_another_place_is_none() -> None:
     world = with_revisit('stereo', pose_at(0.7), pose_at(3.0))
     look = np.random.default_rng(9).normal(size=world.keyframes[4].descriptors.shape)
-    world.keyframes[4].descriptors[:] = look / np.linalg.norm(look, axis=1, keepdims=True)
+    world.keyframes[4].descriptors[:] = packed(look)
     found = verifier().verify(world, 4, [2])
     assert isinstance(found, Refusal)
     assert 'matches with landmarks' in found.reason
@@ -130,7 +131,7 @@ def test_a_corner_is_not_enough() -> None:
     corner = (keyframe.keypoints_xy < (220, 200)).all(1)
     assert corner.sum() > 8
     look = keyframe.descriptors.copy()
-    look[~corner] = np.eye(16, dtype=np.float16)[0]
+    look[~corner] = packed(np.eye(16))[0]
     world.keyframes[4].descriptors[:] = look
     found = verifier(min_inliers=8, min_inlier_share=0.0, min_spread=0.2).verify(world, 4, [2])
     assert isinstance(found, Refusal)

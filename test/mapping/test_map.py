@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from made_maps import made_map, pose_at, scene, seen_from
 
+from mv_matcher_ros.mapping.keyframe import packed, unpacked
 from mv_matcher_ros.mapping.landmarks import Landmarks
 from mv_matcher_ros.mapping.map import rigid
 
@@ -137,3 +138,16 @@ def test_units_of_a_metric_map_are_exactly_one(sensor: str, scale: float) -> Non
         pose, units = world.placed(1)
         assert units == 1.0 if sensor == 'stereo' else units == pytest.approx(scale)
         np.testing.assert_allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-12)
+
+
+def test_descriptors_are_packed_without_harm() -> None:
+    rng = np.random.default_rng(0)
+    looks = rng.normal(size=(200, 128))
+    looks /= np.linalg.norm(looks, axis=1, keepdims=True)
+    looks[7] = 0.0
+    back = unpacked(packed(looks))
+    assert packed(looks).dtype == np.int8
+    assert np.abs(back - looks).max() < 2e-3
+    np.testing.assert_allclose(np.linalg.norm(np.delete(back, 7, 0), axis=1), 1.0, atol=1e-6)
+    assert not back[7].any()
+    assert np.linalg.norm(back - looks, axis=1).max() < 0.012

@@ -18,7 +18,7 @@ from mv_matcher_ros.datatypes import Rig
 from mv_matcher_ros.errors import MvMatcherError
 from mv_matcher_ros.mapping import map_folder
 from mv_matcher_ros.mapping.map import Map
-from mv_matcher_ros.mapping.map_folder import INDEX, load_map, save_map
+from mv_matcher_ros.mapping.map_folder import FORMAT, INDEX, load_map, save_map
 
 
 def same(one: Map, other: Map) -> None:
@@ -122,7 +122,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = save_map(made_map(3), tmp_path / 'home')
     said = json.loads((folder / INDEX).read_text())
     (folder / INDEX).write_text(json.dumps({**said, 'format': 99}))
-    with pytest.raises(MvMatcherError, match='format 99, this version reads 1'):
+    with pytest.raises(MvMatcherError, match=f'format 99, this version reads {FORMAT}'):
         load_map(folder)
     (folder / INDEX).write_text(json.dumps(said))
     arrays = folder / said['arrays']
