@@ -73,7 +73,7 @@ docs: $(VENV)/.installed
 	mv docs/settings.new docs/settings.md
 
 test-main: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest $(PYTEST) $(if $(QUICK),-m 'not slow')
+	$(VENV)/bin/python -m pytest $(PYTEST) $(if $(QUICK),--leg first)
 
 # numpy 1.26 has no build for Python 3.13 and newer; there the second leg cannot exist, and says so.
 HAS_NUMPY_1 := $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 13) and print("yes")' 2>/dev/null)
@@ -83,14 +83,14 @@ test-apt test-apt-ros test-apt-core:
 else
 test-apt: test-apt-ros test-apt-core
 test-apt-ros: $(VENV_APT)/.installed
-	$(VENV_APT)/bin/python -m pytest $(PYTEST) test/ros
+	$(VENV_APT)/bin/python -m pytest $(PYTEST) --leg second test/ros
 test-apt-core: $(VENV_APT)/.installed
-	$(VENV_APT)/bin/python -m pytest $(PYTEST) --ignore test/ros
+	$(VENV_APT)/bin/python -m pytest $(PYTEST) --leg second --ignore test/ros
 endif
 
 # Two cores, two legs, one thread each: most of the second leg runs beside the first. Only tests over
-# DDS of both would take each other's time. Slow tests run in the shorter, second leg, where there is one. The first leg's output comes last, so that the closing line
-# is that of all tests.
+# DDS of both would take each other's time. Each slow test runs in one leg (test/conftest.py). The
+# first leg's output comes last, so that the closing line is that of all tests.
 test: $(VENV)/.installed
 	@$(MAKE) --no-print-directory test-apt-ros
 	@mkdir -p out

@@ -29,6 +29,35 @@ if _data is not None:
     os.environ['MV_MATCHER_DATA'] = str(_data)
 
 
+# `make test` has two legs that run at a time; slow tests of these folders run in the first alone,
+# all others in the second.
+SLOW_IN_FIRST = ('geometry', 'models', 'odometry', 'training')
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which slow tests run."""
+    legs = ('first', 'second')
+    parser.addoption('--leg', choices=legs, help='of `make test`: no slow tests of the other')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each slow test in one leg only."""
+    leg = config.getoption('--leg')
+    if leg is None:
+        return
+    here = Path(__file__).parent
+
+    def elsewhere(item: pytest.Item) -> bool:
+        if item.get_closest_marker('slow') is None:
+            return False
+        folder = item.path.relative_to(here).parts[0]
+        return ('first' if folder in SLOW_IN_FIRST else 'second') != leg
+
+    gone = [elsewhere(item) for item in items]
+    config.hook.pytest_deselected(items=[i for i, out in zip(items, gone, strict=True) if out])
+    items[:] = [i for i, out in zip(items, gone, strict=True) if not out]
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     import cv2
     import numpy as np

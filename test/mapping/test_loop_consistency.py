@@ -49,6 +49,7 @@ def judge(chain: OdometryChain, **settings: Any) -> LoopConsistency:
     return LoopConsistency(chain, PoseGraphSettings(**settings), lambda _: 50.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('algebra', [SE3, SIM3], ids=['SE3', 'Sim3'])
 def test_misfits_of_true_cycles_are_chi_squared(algebra: Algebra) -> None:
     """Mean and spread over many noisy worlds: covariances are carried round correctly."""
@@ -160,6 +161,7 @@ def test_what_was_believed_in_doubt_is_dropped_once_odometry_proves_honest() -> 
     assert loops.believed == honest
 
 
+@pytest.mark.slow
 def test_waiting_loops_are_forgotten_in_the_end() -> None:
     loops = judge(straight(60))
     for _ in range(MOST_WAITING // 4):
@@ -177,6 +179,7 @@ def believed_of(graph: PoseGraph, loops: tuple[Loop, ...]) -> int:
     return sum(id(loop) in taken for loop in loops)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['random', 'runs of 8', 'runs of 25'])
 @pytest.mark.parametrize('mono', [False, True], ids=['metric', 'mono'])
 def test_as_many_false_loops_as_true_ones(driven: Driven, off: Off, kind: str, mono: bool) -> None:

@@ -127,6 +127,7 @@ def test_drift_of_a_long_walk_is_taken_away(driven: Driven, off: Off, mono: bool
         np.testing.assert_allclose(graph.poses()[2], world.scale, rtol=0.08)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'world',
     [

@@ -34,6 +34,7 @@ def verdict(good: bool) -> Verdict:
     return Verdict((figure,), 3, 3)
 
 
+@pytest.mark.slow
 def test_weights_that_are_better_are_written(
     flight_bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -60,6 +61,7 @@ def test_weights_that_are_better_are_written(
     ]) == 0  # fmt: skip
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_better_are_not(
     flight_bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -79,6 +81,7 @@ def test_weights_that_are_not_better_are_not(
     assert page.count('<img') == 2 * min(PICTURES, 3)
 
 
+@pytest.mark.slow
 def test_shuffled_matches_are_no_better(
     flight_bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +92,7 @@ def test_shuffled_matches_are_no_better(
     assert all(figure['before'] == figure['after'] for figure in figures)
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on(
     flight_bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

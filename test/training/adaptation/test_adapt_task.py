@@ -126,6 +126,7 @@ def test_a_wrong_match_is_worth_the_less_the_more_probable_it_is() -> None:
     assert float(refuted_loss(made, made.partner, torch.zeros_like(wrong)).detach()) == 0.0
 
 
+@pytest.mark.slow
 def test_learning_lowers_the_loss(flight: Flight) -> None:
     task = task_of(flight, learns=EVERYTHING)
     network = task.network.train()
@@ -151,6 +152,7 @@ def test_batches_go_by_the_number_of_the_step(flight: Flight) -> None:
     assert task.batch(0, 0, 2) != task.batch(0, 1, 2)
 
 
+@pytest.mark.slow
 def test_what_is_saved_runs(flight: Flight, tmp_path: Path) -> None:
     task = task_of(flight, learns=EVERYTHING)
     half = copy.deepcopy(task.network).half()

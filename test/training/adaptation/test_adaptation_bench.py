@@ -20,6 +20,7 @@ WAYS = """
 """
 
 
+@pytest.mark.slow
 def test_ways_on_a_recording(
     flight_bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -38,6 +39,7 @@ def test_ways_on_a_recording(
     assert network['ate_m'] == []
 
 
+@pytest.mark.slow
 def test_odometry_takes_part(
     flight_bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
