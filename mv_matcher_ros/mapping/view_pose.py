@@ -22,6 +22,9 @@ ROUNDS = 3
 ITERATIONS = 10
 # Standard deviations beyond which an observation is none of the pose's.
 FARTHEST = 3.5
+# A point says nothing nearer to the plane of the camera than this (cosine from its axis), or where
+# its projection is uncertain by more than this (normalised plane).
+LEAST_COSINE, ANYWHERE = 0.01, 1.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def find_view_pose(
         error = local[:, :2] / torch.where(ahead, local[:, 2], 1.0)[:, None] - xy
         squared = (error[:, None] @ information @ error[:, :, None])[:, 0, 0]
         near = error.norm(dim=1) <= 2.0 * threshold
-        inlier = ahead & near & (squared <= FARTHEST**2)
+        known = information[:, 0, 0] > 0
+        inlier = ahead & known & near & (squared <= FARTHEST**2)
     if int(inlier.sum()) < 5:
         return None
     # Residuals larger than they should be make the pose as much less certain.
@@ -136,7 +140,11 @@ def agreed_pose(
 
 
 def _information(pose: Tensor, points: Tensor, spread: Tensor, sigma: Tensor) -> Tensor:
-    """(K, 2, 2) inverse covariances of observations: of keypoint and projected point."""
+    """(K, 2, 2) inverse covariances of observations: of keypoint and projected point.
+
+    Zero where the view does not say where a point would be seen: it lies at its side or behind
+    it, or could be anywhere in the image.
+    """
     local = se3.transform(pose, points)
     x, y = local[:, 0], local[:, 1]
     z = local[:, 2].clamp_min(1e-6)
@@ -147,4 +155,8 @@ def _information(pose: Tensor, points: Tensor, spread: Tensor, sigma: Tensor) ->
     ], dim=1)  # fmt: skip
     jacobian = rows @ pose[:3, :3]
     noise = (sigma**2)[:, None, None] * torch.eye(2, dtype=sigma.dtype)
-    return torch.linalg.inv(jacobian @ spread @ jacobian.mT + noise)
+    total = jacobian @ spread @ jacobian.mT + noise
+    ahead = local[:, 2] > LEAST_COSINE * local.norm(dim=1)
+    known = ahead & (total.diagonal(dim1=1, dim2=2).sum(1) < ANYWHERE**2)  # no number: not known
+    whole = torch.where(known[:, None, None], total, torch.eye(2, dtype=total.dtype))
+    return torch.linalg.inv(whole) * known[:, None, None]

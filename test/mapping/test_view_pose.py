@@ -166,3 +166,25 @@ def test_a_keyframe_without_landmarks_gives_none() -> None:
     assert found.asked > 100
     sigma = torch.full((len(plane),), 0.5 / FOCAL, dtype=torch.float64)
     assert find_view_pose(found, plane, sigma, CAMERA, 4.0 / FOCAL) is None
+
+
+def test_points_that_say_nothing_do_no_harm() -> None:
+    """In the plane of the camera, behind it, or anywhere: numbers that no matrix inverts."""
+    world = made_map()
+    features, plane = query(pose_at(0.5, 0.02), 0.3)
+    whole = MapMatcher(Alike(), CAMERA).match(world, features, [2, 1])
+    sigma = torch.full((len(plane),), 0.5 / FOCAL, dtype=torch.float64)
+    expected = find_view_pose(whole, plane, sigma, CAMERA, 4.0 / FOCAL)
+    assert expected is not None
+    points, spread = whole.points.clone(), whole.spread.clone()
+    points[1] = torch.tensor([5.0, 0.0, 1e-9])
+    points[2] = torch.tensor([0.0, 0.0, -4.0])
+    spread[3] = 1e12 * torch.eye(3)
+    spread[4] = torch.diag(torch.tensor([0.0, 0.0, 1e18]))
+    spread[5] = torch.nan
+    odd = replace(whole, points=points, spread=spread)
+    found = find_view_pose(odd, plane, sigma, CAMERA, 4.0 / FOCAL)
+    assert found is not None
+    assert not found.inlier[[1, 2, 3, 5]].any()
+    np.testing.assert_allclose(found.world_from_body, expected.world_from_body, atol=5e-3)
+    assert found.covariance.isfinite().all()
