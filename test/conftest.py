@@ -31,7 +31,7 @@ if _data is not None:
 
 # `make test` has two legs that run at a time; slow tests of these folders run in the first alone,
 # all others in the second.
-SLOW_IN_FIRST = ('geometry', 'models', 'odometry', 'training')
+SLOW_IN_FIRST = ('geometry', 'models', 'odometry', 'training/adaptation')
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,8 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def elsewhere(item: pytest.Item) -> bool:
         if item.get_closest_marker('slow') is None:
             return False
-        folder = item.path.relative_to(here).parts[0]
-        return ('first' if folder in SLOW_IN_FIRST else 'second') != leg
+        file = item.path.relative_to(here).as_posix()
+        return ('first' if file.startswith(SLOW_IN_FIRST) else 'second') != leg
 
     gone = [elsewhere(item) for item in items]
     config.hook.pytest_deselected(items=[i for i, out in zip(items, gone, strict=True) if out])

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from mv_matcher_ros.cli.bench_memory import resident_mb
@@ -124,6 +123,8 @@ def measure_file(file: Path, settings: PoseGraphSettings) -> dict[str, Any]:
     Raises:
         SourceError: not such a file; names the line.
     """
+    import numpy as np
+
     from mv_matcher_ros.mapping.g2o import read_g2o
     from mv_matcher_ros.mapping.graph_files import graph_from_file
 
@@ -147,6 +148,8 @@ def beside_batch(made: PoseGraph, start: Array) -> dict[str, float]:
     The batch begins at `start` (N, 4, 4) and once more where the graph is: the lower cost of the
     two counts.
     """
+    import numpy as np
+
     from mv_matcher_ros.mapping.pose_algebra import SE3
     from mv_matcher_ros.mapping.pose_graph_solver import Between, Factor, Prior, Solver
 
@@ -238,6 +241,8 @@ def _after(
 
 def _rmse(truth: Array, estimate: Array, with_scale: bool) -> float:
     """Absolute trajectory error after alignment."""
+    import numpy as np
+
     from mv_matcher_ros.evaluation.poses import align_positions
 
     at, there = estimate[:, :3, 3], truth[:, :3, 3]
@@ -259,6 +264,8 @@ def growing_world(keyframes: int, mono: bool) -> GraphWorld:
 
 def measure_growth(world: GraphWorld, settings: PoseGraphSettings) -> dict[str, Any]:
     """Time of every update, memory on the way, and the search for places among as many."""
+    import numpy as np
+
     from mv_matcher_ros.cli.place_baselines import time_search
     from mv_matcher_ros.mapping.pose_graph import PoseGraph
 

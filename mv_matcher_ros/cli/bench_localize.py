@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from mv_matcher_ros.cli.bench_report import WidthOption, image_size, report
@@ -155,6 +154,8 @@ def carried_off(
         Seconds of the recording from the first black frame to LOST, from the first frame of the
         other place to the answer of the map, and how far that is off, metres.
     """
+    import numpy as np
+
     from mv_matcher_ros.cli.localize import laid_on_truth
     from mv_matcher_ros.datatypes import Status
     from mv_matcher_ros.mapping.map_folder import save_map
@@ -211,6 +212,8 @@ def _carried(
 ) -> tuple[Iterator[Frame], list[tuple[int, float | None, float | None]]]:
     """Frames with stamps in a row, and of each its number in the recording and how long it has
     been dark, and light again."""
+    import numpy as np
+
     seeing, dark = round(SEEING_S * made.rate_hz), round(DARK_S * made.rate_hz)
     there = first + (len(made) - first) // 2
     plan: list[tuple[int, float | None, float | None]] = [

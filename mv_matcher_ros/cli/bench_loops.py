@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from mv_matcher_ros.cli.bench_report import WidthOption, image_size, report
@@ -127,6 +126,8 @@ def _error(run: LoopRun, trajectory: Trajectory, opened: LoopSource) -> tuple[fl
 
 def _graph_error(graph: PoseGraph, keys: Sequence[int], bodies: Array, run: LoopRun) -> float:
     """The same of the keyframes of a graph."""
+    import numpy as np
+
     from mv_matcher_ros.evaluation.poses import align_positions
 
     at = np.stack([graph.pose(key)[0][:3, 3] for key in keys])

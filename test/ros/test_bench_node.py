@@ -18,7 +18,7 @@ from mv_matcher_ros.errors import MvMatcherError
 from mv_matcher_ros.files.trajectory import write_tum
 from mv_matcher_ros.worlds.presets import room_loop
 
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
 FRAMES = 8
 
 

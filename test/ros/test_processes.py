@@ -37,7 +37,7 @@ from mv_matcher_ros.ros.stopping import spin_until
 from mv_matcher_ros.ros.trajectory_recorder import Times, TrajectoryRecorder
 from mv_matcher_ros.worlds.presets import room_loop
 
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 START_S = 60.0
 Start = Callable[..., subprocess.Popen[str]]
