@@ -31,7 +31,7 @@ if _data is not None:
 
 # `make test` has two legs that run at a time; slow tests of these folders run in the first alone,
 # all others in the second.
-SLOW_IN_FIRST = ('geometry', 'models', 'odometry', 'training/adaptation')
+SLOW_IN_FIRST = ('geometry', 'models/test_runtime', 'odometry', 'training/adaptation')
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -121,6 +121,7 @@ def test_json_has_no_word_for_nan() -> None:
     assert json.loads(json.dumps(plain(given))) == {'a': None, 'b': [2.0, [0, 1]], '3': None}
 
 
+@pytest.mark.slow
 def test_doctor_has_a_row_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row['name']: row for row in prints_json(['doctor', '--json'], capsys)}
     for name in ('Python', 'numpy', 'OpenCV', 'torch', 'pydantic'):

@@ -45,6 +45,7 @@ def path_length(points: np.ndarray) -> float:
     return float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sensor', ['stereo', 'rgbd'])
 def test_metric_sensors_follow_a_walk(sensor: str) -> None:
     source = presets.room_loop(sensor, 30, SIZE, effects=SHARP)
@@ -105,6 +106,7 @@ def test_standing_still_does_not_drift(gate: bool) -> None:
         assert distance == 0.0
 
 
+@pytest.mark.slow
 def test_a_creep_is_followed() -> None:
     source = presets.creep('stereo', 25, SIZE, effects=SHARP)
     estimated, truth = positions(estimates(source), source)
@@ -145,6 +147,7 @@ def blinded(source: SyntheticSource, first: int, last: int) -> list[Frame]:
     return frames
 
 
+@pytest.mark.slow
 def test_covered_lens_coasts_then_loses_then_recovers_without_a_jump() -> None:
     source = presets.room_loop('stereo', 36, SIZE, effects=SHARP)
     engine = OdometryEngine(settings('stereo', **{'tracking.coasting_s': 0.16}), source.rig)
@@ -165,6 +168,7 @@ def test_covered_lens_coasts_then_loses_then_recovers_without_a_jump() -> None:
     assert steps.max() < 2.0 * fastest  # the body's motion and at most half of it to catch up
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sensor', ['stereo', 'mono'])
 def test_a_long_loss_starts_a_new_map_and_says_so(sensor: str) -> None:
     source = presets.room_loop(sensor, 40, SIZE, effects=SHARP)

@@ -41,6 +41,7 @@ def recorded(
     return records, estimates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sensor', ['stereo', 'mono', 'rgbd'])
 def test_every_keyframe_is_reported_once_and_in_order(sensor: str) -> None:
     flight = source(sensor)
@@ -106,6 +107,7 @@ def test_a_landmark_keeps_its_number_while_rows_come_and_go() -> None:
     assert len(places) > 1.5 * int((first.landmark >= 0).sum())
 
 
+@pytest.mark.slow
 def test_a_long_loss_begins_another_segment() -> None:
     flight = source('stereo', 60)
     dark = np.zeros((SIZE[1], SIZE[0]), np.uint8)

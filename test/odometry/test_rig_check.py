@@ -267,6 +267,7 @@ def frames_of(source: Source, said: Rig | None = None, detector: str = 'sift') -
     return offered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('world', ['room_loop', 'corridor_loop', 'street_drive', 'handheld'])
 def test_worlds_are_right(world: str) -> None:
     from mv_matcher_ros.worlds import presets
@@ -289,6 +290,7 @@ def exchanged(offered: Offered, rig: Rig) -> Offered:
     return observed(features, plane), first.features, first.plane_xy
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize('detector', ['sift', 'orb'])
 @pytest.mark.parametrize('name', ['kitti_06_stereo', 'euroc_v101_static', 'tartanair_p000'])

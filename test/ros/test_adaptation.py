@@ -46,6 +46,7 @@ def test_nothing_is_kept_unless_asked_for(bench: Any, camcorder: Callable[..., A
     assert 'set adaptation.folder' in answer.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sensor', ['mono', 'stereo'])
 def test_frames_are_kept_and_learned_from(
     bench: Any, camcorder: Callable[..., Any], tmp_path: Path, sensor: str

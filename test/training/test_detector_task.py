@@ -88,6 +88,7 @@ def made(tmp_path: Path, **changes: Any) -> DetectorTask:
     )
 
 
+@pytest.mark.slow
 def test_a_training_lowers_its_losses_and_saves_a_detector_that_runs(tmp_path: Path) -> None:
     task = made(tmp_path)
     here = Processes(0, 1, torch.device('cpu'))

@@ -157,6 +157,7 @@ def test_slices_equal_one_run_bit_for_bit(
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_one_tuple_is_learned_by_heart(files: list[list[Path]], tmp_path: Path) -> None:
     settings = tiny(
         trainer={'average': 0.9},

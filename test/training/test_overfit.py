@@ -24,7 +24,7 @@ from mv_matcher_ros.worlds.presets import make_rig
 from mv_matcher_ros.worlds.rendering import render
 from mv_matcher_ros.worlds.trajectories import pose_matrices
 
-KEYPOINTS, STEPS = 400, 120
+KEYPOINTS, STEPS = 256, 120
 POSITIONS_M = np.array([
     [-2.4, -1.2, 1.35], [-1.9, -1.0, 1.2], [-1.5, -1.5, 1.5], [-1.1, -0.8, 1.3], [-2.0, -0.5, 1.5],
 ])  # fmt: skip

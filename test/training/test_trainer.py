@@ -227,6 +227,7 @@ with processes('cpu') as here:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_gradients_and_not_their_data(tmp_path: Path) -> None:
     script = tmp_path / 'worker.py'
     script.write_text(WORKER.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
