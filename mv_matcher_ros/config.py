@@ -442,6 +442,14 @@ class PoseGraphSettings(Section):
         description='Without metric scale: what the logarithm of the scale drifts from keyframe '
         'to keyframe.',
     )
+    drift_share: float = Field(
+        0.01,
+        ge=0.0,
+        le=1.0,
+        description='What the covariance of odometry does not know, such as errors of the '
+        'calibration: each step errs by this share of its length (standard deviation),',
+    )
+    drift_deg: float = Field(0.05, ge=0.0, le=90.0, description='and by so much in direction.')
     iterations: int = Field(
         3, ge=0, le=100, description='Most further steps of the optimiser after loops.'
     )

@@ -212,13 +212,20 @@ class Mapper:
         assert self._last is not None
         before, last = self._last
         step = se3.inverse(last.segment_from_body) @ record.segment_from_body
-        covariance = record.step_covariance.numpy() + LEAST_VARIANCE * np.eye(6)
+        covariance = record.step_covariance.numpy() + self._unknown(step.numpy())
         if record.before_ns != last.stamp_ns:
             covariance = LOST_BETWEEN * covariance
         self._graph.add_odometry(before, key, step.numpy(), covariance)
         whole = np.zeros((7, 7))
         whole[:6, :6] = covariance
         self.world.edges.append(Edge(before, key, step.numpy(), whole, False))
+
+    def _unknown(self, step: Array) -> Array:
+        """(6, 6) what a step of the odometry errs by beside what its covariance says."""
+        settings = self._settings.pose_graph
+        length = settings.drift_share * float(np.linalg.norm(step[:3, 3]))
+        turn = np.radians(settings.drift_deg)
+        return np.diag([length**2] * 3 + [turn**2] * 3) + LEAST_VARIANCE * np.eye(6)
 
     def _revisits(
         self, key: int, candidates: Sequence[PlaceCandidate]

@@ -81,7 +81,7 @@ class AdaptationStage(StageSettings):
     """How long, and how fast."""
 
     name: str = Field('adapt', description='What the log calls it.')
-    steps: int = Field(300, ge=1, description='Steps of the optimiser.')
+    steps: int = Field(100, ge=1, description='Steps of the optimiser.')
     learning_rate: float = Field(5e-4, gt=0.0, description='Its peak, after the warm-up.')
     warm_up: int = Field(20, ge=0, description='Steps in which the learning rate grows.')
     clip: float = Field(0.5, gt=0.0, description='Largest norm of the gradient.')
