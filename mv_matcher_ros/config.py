@@ -447,9 +447,11 @@ class PoseGraphSettings(Section):
         ge=0.0,
         le=1.0,
         description='What the covariance of odometry does not know, such as errors of the '
-        'calibration: each step errs by this share of its length (standard deviation),',
+        'calibration: each step errs by this share of its length (standard deviation).',
     )
-    drift_deg: float = Field(0.05, ge=0.0, le=90.0, description='and by so much in direction.')
+    drift_deg: float = Field(
+        0.05, ge=0.0, le=90.0, description='And by so many degrees in its direction.'
+    )
     iterations: int = Field(
         3, ge=0, le=100, description='Most further steps of the optimiser after loops.'
     )
