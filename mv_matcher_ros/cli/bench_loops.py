@@ -89,7 +89,7 @@ def measure(
         for loop in run.mapper.pose_graph.loops
         if loop.a in place and loop.b in place
     ]
-    judged = judge_loops(believed, bodies, truth)
+    judged = judge_loops(believed, bodies, truth, run.mapper.world.metric)
     revisits = distinct_revisits(truth)
     clean = _graph_error(replayed(run, settings, ()), keys, bodies, run)
     harm = {}
