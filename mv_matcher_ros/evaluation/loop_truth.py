@@ -17,8 +17,8 @@ from mv_matcher_ros.evaluation.poses import invert, rotation_angle_rad
 PAUSE = 3
 # A loop whose keyframes see the same, but which turns by so much more than the truth, is false.
 TURNED_DEG = 10.0
-# Where they share no view by the depths of their images, both may still see far things: with metric
-# scale the loop is true if its position errs by less than this, or this share of the way between.
+# Where they share no view by the depths of their images, both may still see far things: with
+# metric scale the loop is true if its position errs by less than this, or this share of the way.
 MOVED_M, MOVED_SHARE = 0.1, 0.1
 
 
