@@ -104,11 +104,12 @@ def locate_frames(
     from mv_matcher_ros.odometry.observation import Observer
 
     models = Models.of(settings)
-    models.prepare(recording.rig)
-    check_fits(world, settings, recording.rig, models)
+    rig = world.known_rig(recording.rig)
+    models.prepare(rig)
+    check_fits(world, settings, rig, models)
     describer = place_describer(settings, models)
-    localizer = Localizer(settings, recording.rig, models, describer, world)
-    observer = Observer(settings, recording.rig, models.detector)
+    localizer = Localizer(settings, rig, models, describer, world)
+    observer = Observer(settings, rig, models.detector)
     stamps, poses, inliers, milliseconds = [], [], [], []
     reasons: dict[str, int] = {}
     guess: tuple[int, Array] | None = None

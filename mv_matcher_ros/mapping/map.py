@@ -93,6 +93,17 @@ class Map:
         self._next_key += 1
         self._next_segment = max(self._next_segment, keyframe.segment + 1)
 
+    def known_rig(self, rig: Rig) -> Rig:
+        """The map's cameras where they are those of a rig but for their distortion: replay may
+        have found what the calibration had left. Else the rig."""
+        ours, theirs = self.rig.cameras, rig.cameras
+        same = len(ours) == len(theirs) and all(
+            (a.width, a.height, a.intrinsics) == (b.width, b.height, b.intrinsics)
+            and np.array_equal(a.body_from_camera, b.body_from_camera)
+            for a, b in zip(ours, theirs, strict=True)
+        )
+        return self.rig if same else rig
+
     # --------------------------------------------------------------- reading
 
     def placed(self, key: int) -> tuple[Array, float]:

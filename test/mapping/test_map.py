@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,14 @@ def test_descriptors_are_packed_without_harm() -> None:
     np.testing.assert_allclose(np.linalg.norm(np.delete(back, 7, 0), axis=1), 1.0, atol=1e-6)
     assert not back[7].any()
     assert np.linalg.norm(back - looks, axis=1).max() < 0.012
+
+
+def test_a_map_knows_the_distortion_of_its_camera() -> None:
+    world = made_map(2)
+    first = world.rig.cameras[0]
+    given = world.rig
+    world.rig = replace(given, cameras=(replace(first, model='radtan', distortion=(0.02,)),))
+    assert world.known_rig(given) is world.rig
+    other = replace(given, cameras=(replace(first, intrinsics=(400.0, 400.0, 320.0, 240.0)),))
+    assert world.known_rig(other) is other
+    assert world.known_rig(replace(given, cameras=(first, first))).cameras == (first, first)
