@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip('gtsam')
+pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
 
 from mv_matcher_ros.cli.bench_graph import (
     draw,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip('gtsam')
+pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
 
 from mv_matcher_ros.cli.bench_loops import measure
 from mv_matcher_ros.cli.loop_runs import open_loop

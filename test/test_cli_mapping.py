@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip('gtsam')
+pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
 
 from mv_matcher_ros import cli
 from mv_matcher_ros.cli.fault_files import write_folder

@@ -241,14 +241,9 @@ def _after(
 
 def _rmse(truth: Array, estimate: Array, with_scale: bool) -> float:
     """Absolute trajectory error after alignment."""
-    import numpy as np
+    from mv_matcher_ros.evaluation.poses import aligned_rmse
 
-    from mv_matcher_ros.evaluation.poses import align_positions
-
-    at, there = estimate[:, :3, 3], truth[:, :3, 3]
-    scale, truth_from_map = align_positions(at, there, with_scale)
-    moved = scale * at @ truth_from_map[:3, :3].T + truth_from_map[:3, 3]
-    return float(np.sqrt(((moved - there) ** 2).sum(1).mean()))
+    return aligned_rmse(estimate[:, :3, 3], truth[:, :3, 3], with_scale)
 
 
 # --------------------------------------------------------------------- growth

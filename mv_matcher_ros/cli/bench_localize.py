@@ -20,7 +20,7 @@ from mv_matcher_ros.cli.options import (
     SetOption,
     settings_from,
 )
-from mv_matcher_ros.cli.place_sources import LOOPS
+from mv_matcher_ros.cli.place_sources import LOOPS, rendered_rounds
 from mv_matcher_ros.errors import SourceError
 
 if TYPE_CHECKING:
@@ -112,28 +112,18 @@ def two_rounds(
     name: str, sensor: Sensor, size: tuple[int, int], seed: int
 ) -> tuple[SyntheticSource, float]:
     """A loop twice, the second time beside the first and looking to the side; time of a round."""
-    from mv_matcher_ros.worlds import presets
     from mv_matcher_ros.worlds.mesh_walk import Rounds
     from mv_matcher_ros.worlds.recording import SyntheticSource
-    from mv_matcher_ros.worlds.trajectories import Loop, Shaken
 
-    make = {
-        'room_loop': presets.room_loop,
-        'corridor_loop': presets.corridor_loop,
-        'street_drive': presets.street_drive,
-    }[name]
-    once = make(sensor, size=size, seed=seed)
-    assert isinstance(once.path, Shaken)
-    assert isinstance(once.path.path, Loop)
-    round_s = once.path.path.round_s
+    same, round_s = rendered_rounds(name, sensor, 2.0, size, seed)
     made = SyntheticSource(
-        once.world,
-        Rounds(once.path, round_s),
-        once.rig,
+        same.world,
+        Rounds(same.path, round_s),
+        same.rig,
         sensor,
-        once.rate_hz,
-        int(2 * round_s * once.rate_hz),
-        once.effects,
+        same.rate_hz,
+        len(same),
+        same.effects,
         seed,
         name=name,
     )

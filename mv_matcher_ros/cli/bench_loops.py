@@ -128,13 +128,10 @@ def _graph_error(graph: PoseGraph, keys: Sequence[int], bodies: Array, run: Loop
     """The same of the keyframes of a graph."""
     import numpy as np
 
-    from mv_matcher_ros.evaluation.poses import align_positions
+    from mv_matcher_ros.evaluation.poses import aligned_rmse
 
     at = np.stack([graph.pose(key)[0][:3, 3] for key in keys])
-    there = bodies[:, :3, 3]
-    scale, truth_from_map = align_positions(at, there, not run.mapper.world.metric)
-    moved = scale * at @ truth_from_map[:3, :3].T + truth_from_map[:3, 3]
-    return float(np.sqrt(((moved - there) ** 2).sum(1).mean()))
+    return aligned_rmse(at, bodies[:, :3, 3], not run.mapper.world.metric)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mv_matcher_ros.cli.console import progress
 from mv_matcher_ros.cli.options import locate
-from mv_matcher_ros.cli.place_sources import LOOPS, overlap_of
+from mv_matcher_ros.cli.place_sources import LOOPS, overlap_of, rendered_rounds
 from mv_matcher_ros.errors import SourceError
 
 if TYPE_CHECKING:
@@ -51,19 +51,7 @@ def open_loop(name: str, sensor: Sensor, size: tuple[int, int], seed: int) -> Lo
     """
     if name not in LOOPS:
         return _recording(Path(name), sensor)
-    from mv_matcher_ros.worlds import presets
-    from mv_matcher_ros.worlds.trajectories import Loop, Shaken
-
-    make = {
-        'room_loop': presets.room_loop,
-        'corridor_loop': presets.corridor_loop,
-        'street_drive': presets.street_drive,
-    }[name]
-    probe = make('rgbd', size=size, seed=seed)
-    assert isinstance(probe.path, Shaken)
-    assert isinstance(probe.path.path, Loop)
-    count = int(ROUNDS * probe.path.path.round_s * probe.rate_hz)
-    deep = make('rgbd', count, size, seed)
+    deep, _ = rendered_rounds(name, 'rgbd', ROUNDS, size, seed)
     assert deep.truth is not None
     number = {int(stamp): n for n, stamp in enumerate(deep.truth.stamps_ns)}
 
@@ -72,7 +60,7 @@ def open_loop(name: str, sensor: Sensor, size: tuple[int, int], seed: int) -> Lo
         assert found is not None
         return found
 
-    return LoopSource(make(sensor, count, size, seed), depth)
+    return LoopSource(rendered_rounds(name, sensor, ROUNDS, size, seed)[0], depth)
 
 
 def _recording(path: Path, sensor: Sensor) -> LoopSource:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mv_matcher_ros.datatypes import Array, Camera, Frame
+    from mv_matcher_ros.datatypes import Array, Camera, Frame, Sensor
     from mv_matcher_ros.worlds.mesh import MeshWorld
+    from mv_matcher_ros.worlds.recording import SyntheticSource
 
 ROUNDS = 2
 LOOPS = ('room_loop', 'corridor_loop', 'street_drive')
@@ -68,9 +69,10 @@ def open_places(
     return _recording(Path(source), every_s)
 
 
-def _loop(name: str, every_s: float, size: tuple[int, int], seed: int) -> PlaceSource:
-    import numpy as np
-
+def rendered_rounds(
+    name: str, sensor: Sensor, rounds: float, size: tuple[int, int], seed: int
+) -> tuple[SyntheticSource, float]:
+    """So many rounds of a loop by name (`LOOPS`), and the time of one, s."""
     from mv_matcher_ros.worlds import presets
     from mv_matcher_ros.worlds.trajectories import Loop, Shaken
 
@@ -79,13 +81,18 @@ def _loop(name: str, every_s: float, size: tuple[int, int], seed: int) -> PlaceS
         'corridor_loop': presets.corridor_loop,
         'street_drive': presets.street_drive,
     }[name]
-    path = make('rgbd', size=size, seed=seed).path
-    assert isinstance(path, Shaken)
-    assert isinstance(path.path, Loop)
-    rate_hz = make('rgbd', size=size, seed=seed).rate_hz
-    count = int(ROUNDS * path.path.round_s * rate_hz)
-    made = make('rgbd', count, size, seed)
-    chosen = np.arange(0, count, max(1, round(every_s * rate_hz)))
+    once = make(sensor, size=size, seed=seed)
+    assert isinstance(once.path, Shaken)
+    assert isinstance(once.path.path, Loop)
+    round_s = once.path.path.round_s
+    return make(sensor, int(rounds * round_s * once.rate_hz), size, seed), round_s
+
+
+def _loop(name: str, every_s: float, size: tuple[int, int], seed: int) -> PlaceSource:
+    import numpy as np
+
+    made, _ = rendered_rounds(name, 'rgbd', ROUNDS, size, seed)
+    chosen = np.arange(0, len(made), max(1, round(every_s * made.rate_hz)))
     camera = made.rig.cameras[0]
     assert made.truth is not None
     poses = made.truth.world_from_body[chosen] @ camera.body_from_camera

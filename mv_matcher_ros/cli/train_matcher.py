@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mv_matcher_ros.training.matcher.settings import MatcherTraining
     from mv_matcher_ros.training.points.settings import PointTraining
     from mv_matcher_ros.training.processes import Processes
+    from mv_matcher_ros.training.task import Task
+    from mv_matcher_ros.training.trainer import Slice
     from mv_matcher_ros.training.training_log import Progress
 
 # Where no bar can be drawn, a line this often.
@@ -59,7 +61,7 @@ def matcher(
     from mv_matcher_ros.training.matcher.task import MatcherTask, check_descriptors
     from mv_matcher_ros.training.processes import processes
     from mv_matcher_ros.training.settings import read_train_settings
-    from mv_matcher_ros.training.trainer import Slice, Trainer
+    from mv_matcher_ros.training.trainer import Slice
 
     settings = read_train_settings(MatcherTraining, config, parse_assignments(assignments or ()))
     recipe = FeatureRecipe(settings.detector, seed=settings.feature_seed)
@@ -72,20 +74,30 @@ def matcher(
         here.wait()
         files = [feature_files(wanted[side], folder / side, settings.growing) for side in SIDES]
         task = MatcherTask(settings, files[0], files[1], start, overfit)
-        with watched() as watcher:
-            trainer = Trainer(
-                task,
-                settings.trainer,
-                settings.stages,
-                out,
-                here,
-                _identity(settings, recipe, task, start, overfit),
-                _notes(config, recipe, task, start),
-                watcher,
-            )
-            if here.first and trainer.step:
-                say(f'{out}: going on after step {trainer.step} of {trainer.steps}')
-            done = trainer.run(Slice(steps, minutes))
+        identity = _identity(settings, recipe, task, start, overfit)
+        notes = _notes(config, recipe, task, start)
+        train_slice(task, settings, out, here, identity, notes, Slice(steps, minutes))
+
+
+def train_slice(
+    task: Task,
+    settings: MatcherTraining | PointTraining,
+    out: Path,
+    here: Processes,
+    identity: Mapping[str, Any],
+    notes: Mapping[str, str],
+    part: Slice,
+) -> None:
+    """Train, or go on with it, and say how far it came."""
+    from mv_matcher_ros.training.trainer import Trainer
+
+    with watched() as watcher:
+        trainer = Trainer(
+            task, settings.trainer, settings.stages, out, here, identity, notes, watcher
+        )
+        if here.first and trainer.step:
+            say(f'{out}: going on after step {trainer.step} of {trainer.steps}')
+        done = trainer.run(part)
     if here.first:
         rest = 'all steps are made' if done else 'the same command goes on'
         say(f'{out}: step {trainer.step} of {trainer.steps}, {rest}')

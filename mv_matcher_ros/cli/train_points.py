@@ -18,8 +18,8 @@ from mv_matcher_ros.cli.train_matcher import (
     feature_files,
     make_missing_features,
     notes_of,
+    train_slice,
     wanted_features,
-    watched,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def points(
     from mv_matcher_ros.training.points.task import PointTask
     from mv_matcher_ros.training.processes import processes
     from mv_matcher_ros.training.settings import read_train_settings
-    from mv_matcher_ros.training.trainer import Slice, Trainer
+    from mv_matcher_ros.training.trainer import Slice
 
     settings = read_train_settings(PointTraining, config, parse_assignments(assignments or ()))
     recipe = FeatureRecipe(settings.detector, seed=settings.feature_seed)
@@ -74,23 +74,9 @@ def points(
         task = PointTask(
             settings, files[0], files[1], (true / SIDES[0], true / SIDES[1]), start, overfit
         )
-        with watched() as watcher:
-            trainer = Trainer(
-                task,
-                settings.trainer,
-                settings.stages,
-                out,
-                here,
-                _identity(settings, recipe, task, start, overfit),
-                _notes(config, recipe, task, start),
-                watcher,
-            )
-            if here.first and trainer.step:
-                say(f'{out}: going on after step {trainer.step} of {trainer.steps}')
-            done = trainer.run(Slice(steps, minutes))
-    if here.first:
-        rest = 'all steps are made' if done else 'the same command goes on'
-        say(f'{out}: step {trainer.step} of {trainer.steps}, {rest}')
+        identity = _identity(settings, recipe, task, start, overfit)
+        notes = _notes(config, recipe, task, start)
+        train_slice(task, settings, out, here, identity, notes, Slice(steps, minutes))
 
 
 def _make_depths(

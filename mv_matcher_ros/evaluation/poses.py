@@ -72,3 +72,10 @@ def align_positions(source: Array, target: Array, with_scale: bool) -> tuple[flo
     transform, scale = found.target_from_source.numpy().copy(), float(found.scale)
     transform[:3, :3] /= scale
     return scale, transform
+
+
+def aligned_rmse(source: Array, target: Array, with_scale: bool) -> float:
+    """Root mean square distance of (N, 3) positions from (N, 3) `target` after alignment."""
+    scale, target_from_source = align_positions(source, target, with_scale)
+    moved = scale * source @ target_from_source[:3, :3].T + target_from_source[:3, 3]
+    return float(np.sqrt(((moved - target) ** 2).sum(1).mean()))

@@ -18,7 +18,7 @@ from mv_matcher_ros.mapping.pose_graph import PoseGraph
 @pytest.fixture
 def driven() -> Callable[..., PoseGraph]:
     """The graph of a world after all of it; loops, or words of settings, may be added."""
-    pytest.importorskip('gtsam')
+    pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
 
     def drive(world: GraphWorld, more: tuple[Loop, ...] = (), **settings: Any) -> PoseGraph:
         graph = PoseGraph(PoseGraphSettings(**settings), world.similarity)

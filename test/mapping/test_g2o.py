@@ -53,7 +53,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_gtsam_reads_the_same_from_our_files(tmp_path: Path) -> None:
-    gtsam = pytest.importorskip('gtsam')
+    gtsam = pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
     content = some_file()
     write_g2o(tmp_path / 'ours.g2o', content)
     factors, values = gtsam.readG2o(str(tmp_path / 'ours.g2o'), True)
@@ -70,7 +70,7 @@ def test_gtsam_reads_the_same_from_our_files(tmp_path: Path) -> None:
 
 
 def test_we_read_the_same_from_gtsams_files(tmp_path: Path) -> None:
-    gtsam = pytest.importorskip('gtsam')
+    gtsam = pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
     content = some_file()
     write_g2o(tmp_path / 'ours.g2o', content)
     factors, values = gtsam.readG2o(str(tmp_path / 'ours.g2o'), True)
@@ -92,7 +92,7 @@ def test_a_graph_comes_back_from_its_file(
 
 
 def test_edges_backwards_gaps_and_fixed_vertices_make_a_graph() -> None:
-    pytest.importorskip('gtsam')
+    pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
     step = np.eye(4)
     step[0, 3] = 1.0
     far = np.eye(4)
@@ -113,13 +113,13 @@ def test_edges_backwards_gaps_and_fixed_vertices_make_a_graph() -> None:
 
 
 def test_scales_have_no_place_in_a_file(driven: Callable[..., PoseGraph]) -> None:
-    pytest.importorskip('gtsam')
+    pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
     with pytest.raises(GeometryError, match='with scales'):
         file_from_graph(PoseGraph(PoseGraphSettings(), similarity=True))
 
 
 def test_an_information_matrix_that_is_none() -> None:
-    pytest.importorskip('gtsam')
+    pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
     edge = Edge(0, 1, np.eye(4), np.zeros((6, 6)))
     content = PoseGraphFile({0: np.eye(4), 1: np.eye(4)}, [edge])
     with pytest.raises(GeometryError, match='edge 0 -> 1: the information is singular'):

@@ -14,7 +14,7 @@ import torch
 from std_msgs.msg import UInt8MultiArray
 from std_srvs.srv import Trigger
 
-pytest.importorskip('gtsam')
+pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Frame
@@ -90,6 +90,16 @@ def history() -> Any:
     from rclpy.qos import DurabilityPolicy, QoSProfile
 
     return QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def mapped(bench: Any, start: Start, sent: list[SentKeyframe], folder: str) -> tuple[Any, Any]:
+    """A node that has made a map of all keyframes, and what publishes them."""
+    node = start(**{'mapping.folder': folder})
+    odometry = bench.publisher(UInt8MultiArray, 'keyframes', history())
+    for one in sent:
+        odometry.publish(keyframe_message(one))
+    bench.wait(lambda: len(node._session.world if node._session else ()) == len(sent), 'the map')
+    return node, odometry
 
 
 def ask(bench: Any, service: str) -> Any:
@@ -185,11 +195,7 @@ def test_a_body_is_found_on_a_map_and_lost_and_found_again(
 ) -> None:
     sent, _ = flight
     folder = str(tmp_path / 'home')
-    node = start(**{'mapping.folder': folder})
-    odometry = bench.publisher(UInt8MultiArray, 'keyframes', history())
-    for one in sent:
-        odometry.publish(keyframe_message(one))
-    bench.wait(lambda: len(node._session.world if node._session else ()) == len(sent), 'the map')
+    node, odometry = mapped(bench, start, sent, folder)
     node.close()
     start('localization', **{
         'mapping.folder': folder, 'mapping.grow': False, 'mapping.lost_after': 2,
@@ -254,11 +260,7 @@ def test_a_pose_from_rviz_is_where_the_body_is_looked_for(
 
     sent, _ = flight
     folder = str(tmp_path / 'home')
-    node = start(**{'mapping.folder': folder})
-    odometry = bench.publisher(UInt8MultiArray, 'keyframes', history())
-    for one in sent:
-        odometry.publish(keyframe_message(one))
-    bench.wait(lambda: len(node._session.world if node._session else ()) == len(sent), 'the map')
+    node, odometry = mapped(bench, start, sent, folder)
     poses = {k.stamp_ns: node._session.world.pose[k.key] for k in
              node._session.world.keyframes.values()}  # fmt: skip
     node.close()
