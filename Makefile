@@ -15,7 +15,7 @@ WANT_TORCH := $(if $(TORCH),'$(TORCH)')
 unpinned = $(if $(TORCH),sed -i '/^torch==/d' $(1),true)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-apt demo test test-main test-apt test-apt-ros test-apt-core lint format docs bench clean python-new-enough
+.PHONY: help setup setup-apt setup-all demo test test-main test-apt test-apt-ros test-apt-core lint format docs bench clean python-new-enough
 
 help:
 	@echo 'make setup   create .venv with everything (other targets do it when needed)'
@@ -42,18 +42,22 @@ define install
 	if [ -x interfaces/build_tf2_msgs.sh ]; then PIP_CONSTRAINT=$(1)/constraints.txt interfaces/build_tf2_msgs.sh $(1); fi
 endef
 
+# numpy 1.26 has no build for Python 3.13 and newer; there the second leg cannot exist, and says so.
+HAS_NUMPY_1 := $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 13) and print("yes")' 2>/dev/null)
 INTERFACES := $(wildcard interfaces/*.sh interfaces/*/*.* interfaces/*/msg/*)
 
 $(VENV)/.installed: setup.py constraints.txt $(INTERFACES) | python-new-enough
 	$(call install,$(VENV),constraints.txt,$(EXTRAS)$(comma)lint)
 	@touch $@
 
-$(VENV_APT)/.installed: setup.py constraints-apt.txt $(INTERFACES) | python-new-enough
+# After the first: both write the package's metadata into this folder.
+$(VENV_APT)/.installed: setup.py constraints-apt.txt $(INTERFACES) | python-new-enough $(VENV)/.installed
 	$(call install,$(VENV_APT),constraints-apt.txt,$(EXTRAS))
 	@touch $@
 
 setup: $(VENV)/.installed
 setup-apt: $(VENV_APT)/.installed
+setup-all: setup $(if $(HAS_NUMPY_1),setup-apt)
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/mv-matcher demo --out $(OUT)
@@ -75,8 +79,6 @@ docs: $(VENV)/.installed
 test-main: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest $(PYTEST) $(if $(QUICK),--leg first)
 
-# numpy 1.26 has no build for Python 3.13 and newer; there the second leg cannot exist, and says so.
-HAS_NUMPY_1 := $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 13) and print("yes")' 2>/dev/null)
 ifeq ($(HAS_NUMPY_1),)
 test-apt test-apt-ros test-apt-core:
 	@echo 'make: no numpy 1.26 for $(PYTHON): second leg left out (PYTHON=python3.12 has it)'
@@ -91,7 +93,7 @@ endif
 # Two cores, two legs, one thread each: most of the second leg runs beside the first. Only tests over
 # DDS of both would take each other's time. Each slow test runs in one leg (test/conftest.py). The
 # first leg's output comes last, so that the closing line is that of all tests.
-test: $(VENV)/.installed
+test: setup-all
 	@$(MAKE) --no-print-directory test-apt-ros
 	@mkdir -p out
 	@$(MAKE) --no-print-directory test-main QUICK=$(HAS_NUMPY_1) > out/test-main.log 2>&1 & main=$$!; \

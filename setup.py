@@ -17,6 +17,7 @@ ros_wheels = [
     'ros-visualization-msgs',
     'ros-std-srvs',
     'ros-diagnostic-msgs',
+    'ros-lifecycle-msgs',
 ]
 bags = ['rosbags>=0.11', 'rosbags-image>=0.10']
 cli = ['typer>=0.12', 'rich>=13']

@@ -25,6 +25,7 @@ ARGUMENTS = (
     ('map_folder', '', 'Folder of the map: read at the start if it is there, and saved.'),
     ('map_frame', '', 'Frame of the map.'),
     ('namespace', '', 'Namespace of the nodes and of all relative topics.'),
+    ('autostart', '', 'false: a lifecycle manager configures and activates the nodes.'),
     ('use_sim_time', 'false', 'Take the time from /clock.'),
     ('rviz_config', str(SHARE / 'config' / 'mapping.rviz'), 'Configuration of RViz.'),
     ('log_level', 'info', 'debug, info, warn, error.'),
@@ -37,7 +38,11 @@ def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The mapping node."""
     given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
     # An argument that was not given must not override the parameter file.
-    overrides = {parameter: given[name] for name, parameter in PARAMETERS.items() if given[name]}
+    overrides: dict[str, str | bool] = {
+        parameter: given[name] for name, parameter in PARAMETERS.items() if given[name]
+    }
+    if given['autostart']:
+        overrides['ros.autostart'] = given['autostart'].lower() in ('true', '1')
     use_sim_time = given['use_sim_time'].lower() in ('true', '1')
     return [
         Node(

@@ -37,6 +37,7 @@ ARGUMENTS = (
         'true: look body <- camera up in TF; false: the camera is the body.',
     ),
     ('lossless', '', 'true: answer every frame (replay), false: only the newest one (live).'),
+    ('autostart', '', 'false: a lifecycle manager configures and activates the node.'),
     ('use_sim_time', 'false', 'Take the time from /clock.'),
     ('rviz', 'false', 'Open RViz.'),
     ('rviz_config', str(CONFIG / 'odometry.rviz'), 'Its configuration.'),
@@ -50,8 +51,9 @@ PARAMETERS = {
     'body_frame': 'ros.frames.body',
     'extrinsics_from_tf': 'ros.extrinsics_from_tf',
     'lossless': 'ros.lossless',
+    'autostart': 'ros.autostart',
 }
-FLAGS = ('extrinsics_from_tf', 'lossless', 'use_sim_time', 'rviz')
+FLAGS = ('extrinsics_from_tf', 'lossless', 'autostart', 'use_sim_time', 'rviz')
 
 
 def flag(name: str, text: str) -> bool:

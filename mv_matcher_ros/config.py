@@ -251,8 +251,8 @@ class DistortionCheckSettings(Section):
     enabled: bool = Field(
         True,
         description='Where one camera surely has some left, replay takes it into account: it '
-        'begins again with the corrected calibration, and says so. Stereo and the live node keep '
-        'theirs.',
+        'begins again with the corrected calibration, and says so; the mapping node says so. '
+        'Stereo keeps its calibration.',
     )
     keyframes: int = Field(10, ge=5, le=60, description='In a row; so many say something once.')
     groups: int = Field(3, ge=2, le=100, description='Groups of keyframes that must have spoken.')
@@ -588,6 +588,10 @@ class RosSettings(Section):
     queue_size: int = Field(10, ge=1, le=1000, description='Depth of the input queues.')
     lossless: bool = Field(
         False, description='Answer every frame (replay) instead of only the newest one (live).'
+    )
+    autostart: bool = Field(
+        True,
+        description='Configure and activate at the start; off: a lifecycle manager does.',
     )
     publish_tf: bool = Field(True, description='Publish odom -> body on /tf.')
     publish_keyframes: bool = Field(

@@ -18,7 +18,7 @@ from mv_matcher_ros.cli.faults import Clip
 from mv_matcher_ros.datatypes import Trajectory
 from mv_matcher_ros.files.trajectory import read_tum, write_tum
 from mv_matcher_ros.mapping.g2o import read_g2o
-from mv_matcher_ros.mapping.map_folder import load_map
+from mv_matcher_ros.mapping.map_folder import load_map, save_map
 from mv_matcher_ros.worlds.presets import room_loop
 
 pytestmark = pytest.mark.slow
@@ -123,6 +123,21 @@ def test_frames_are_found_on_the_map(
     assert said['found'] >= 9
     assert said['within_percent_of_frames']['5 cm 5 deg'] >= 90.0
     assert len(read_tum(tmp_path / 'located' / 'localized.tum')) == said['found']
+
+
+def test_a_map_brings_its_camera(
+    mapped: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = load_map(mapped / 'map')
+    left, right = world.rig.cameras
+    left = replace(left, model='radtan', distortion=(0.03, 0.0, 0.0, 0.0, 0.0))
+    world.rig = replace(world.rig, cameras=(left, right))
+    save_map(world, tmp_path / 'map')
+    words = ['run', str(folder), '--sensor', 'stereo', '--mapping', *EAGER, '--end', '6']
+    more = ['--load-map', str(tmp_path / 'map'), '--save-map', str(tmp_path / 'again')]
+    assert cli.exit_code([*words, *more, '--out', str(tmp_path / 'run')]) == 0
+    assert load_map(tmp_path / 'again').rig.cameras[0].distortion == left.distortion
+    assert 'knows its camera better' in capsys.readouterr().err
 
 
 def test_map_options_without_a_map(folder: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from mv_matcher_ros.errors import MvMatcherError, SettingsError
 if TYPE_CHECKING:
     from mv_matcher_ros.cli.adapt_report import Pictures
     from mv_matcher_ros.config import Settings
-    from mv_matcher_ros.files.recording import Recording
+    from mv_matcher_ros.runner import Source
     from mv_matcher_ros.training.adaptation.clips import Clip, ClipPlan
     from mv_matcher_ros.training.adaptation.guard import Verdict
     from mv_matcher_ros.training.adaptation.settings import AdaptationSettings
@@ -81,6 +81,7 @@ def adapt(
     settings of the adaptation. The same command goes on where it was interrupted.
     """
     from mv_matcher_ros.cli.adapt_report import REPORT, write_adaptation_report
+    from mv_matcher_ros.cli.distortion_watch import looked_at
     from mv_matcher_ros.training.adaptation.settings import AdaptationSettings
     from mv_matcher_ros.training.settings import read_train_settings
 
@@ -88,11 +89,13 @@ def adapt(
     running = settings_from(config, None, sensor.value if sensor else None)
     folder = work or out.with_suffix('.adapt')
     weights = _start(running, out)
-    recording = open_recording(
+    opened = open_recording(
         source, running, start=start, end=end, stride=stride, calibration=calibration or None,
         masks=mask or None, topics=parse_topics(topic or ()), body_frame=body_frame,
     )  # fmt: skip
-    plan, teach, judge = _clips(recording, settings, running)
+    plan = _plan(opened, settings, running)
+    recording = looked_at(opened, running)
+    teach, judge = _clips(recording, plan, running)
     say(
         f'{recording.name}: {len(plan.frames)} frames chosen, {len(teach)} clips to learn from, '
         f'{len(judge)} to judge by'
@@ -151,26 +154,40 @@ def _start(running: Settings, out: Path) -> tuple[Path, Path]:
     return detector, matcher
 
 
-def _clips(
-    recording: Recording, settings: AdaptationSettings, running: Settings
-) -> tuple[ClipPlan, list[Clip], list[Clip]]:
-    """Clips that teach and that judge: one way through the recording to choose, one to keep."""
-    from mv_matcher_ros.training.adaptation.clips import ClipImages, planned, survey
+def _plan(recording: Source, settings: AdaptationSettings, running: Settings) -> ClipPlan:
+    """Which frames make clips that teach and that judge.
+
+    Raises:
+        SourceError: the recording cannot teach.
+    """
+    from mv_matcher_ros.training.adaptation.clips import planned, survey
 
     pixels, contrast = running.detector.working_pixels, running.image_quality.min_contrast
-    cameras = 2 if recording.sensor == 'stereo' else 1
     with progress('looking for clips', len(recording)) as advance:
         found = survey(recording, recording.rig, settings.clips, pixels, contrast, advance)
-    plan = planned(recording.name, found, settings.clips, cameras)
+    return planned(recording.name, found, settings.clips, _cameras(recording))
+
+
+def _clips(recording: Source, plan: ClipPlan, running: Settings) -> tuple[list[Clip], list[Clip]]:
+    """The clips, with their images."""
+    from mv_matcher_ros.training.adaptation.clips import ClipImages
+
+    pixels = running.detector.working_pixels
     with progress('keeping their images', len(recording)) as advance:
-        images = ClipImages.of(recording, plan.frames, recording.rig, cameras, pixels, advance)
-    return plan, [images.clip(c) for c in plan.teach], [images.clip(c) for c in plan.judge]
+        images = ClipImages.of(
+            recording, plan.frames, recording.rig, _cameras(recording), pixels, advance
+        )
+    return [images.clip(c) for c in plan.teach], [images.clip(c) for c in plan.judge]
+
+
+def _cameras(recording: Source) -> int:
+    return 2 if recording.sensor == 'stereo' else 1
 
 
 def _learned(
     settings: AdaptationSettings,
     running: Settings,
-    recording: Recording,
+    recording: Source,
     plan: ClipPlan,
     teach: Sequence[Clip],
     weights: tuple[Path, Path],
@@ -197,6 +214,7 @@ def _learned(
         'settings': settings.model_dump(exclude={'trainer', 'stage'}),
         'detector': running.detector.model_dump(exclude={'weights'}),
         'source': recording.name,
+        'cameras': [[c.model, *c.distortion] for c in recording.rig.cameras],
         'clips': [list(clip) for clip in plan.teach],
         'from': [
             read_weights(path, kind).sha256
@@ -219,7 +237,7 @@ def _learned(
 
 
 def _judged(
-    running: Settings, recording: Recording, judge: Sequence[Clip], folder: Path
+    running: Settings, recording: Source, judge: Sequence[Clip], folder: Path
 ) -> tuple[Verdict, list[Pictures]]:
     """The verdict of the clips that taught nothing, on the weights before and after."""
     from mv_matcher_ros.cli.adapt_report import Pictures

@@ -7,10 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from mv_matcher_ros.cli.console import progress, warn
+
 if TYPE_CHECKING:
+    from mv_matcher_ros.config import Settings
     from mv_matcher_ros.datatypes import Estimate, Frame, Rig, Sensor, Trajectory
     from mv_matcher_ros.odometry.distortion_check import Distortion, DistortionCheck
     from mv_matcher_ros.runner import Source
+
+# Before weights are adapted, at most so many groups of keyframes are asked.
+MOST_GROUPS = 12
 
 
 class DistortedError(Exception):
@@ -45,20 +51,17 @@ class DistortionWatch:
         """Nothing to close."""
 
 
-class Recalibrated:
-    """A source whose first camera is another.
+class WithRig:
+    """A source whose calibration is another.
 
     Args:
         source: of the frames.
-        found: distortion that its calibration has left.
+        rig: as many cameras, of the same image sizes.
     """
 
-    def __init__(self, source: Source, found: Distortion) -> None:
-        from mv_matcher_ros.odometry.distortion_check import corrected
-
-        self._source, self._found = source, found
-        first, *others = source.rig.cameras
-        self.rig: Rig = replace(source.rig, cameras=(corrected(first, found), *others))
+    def __init__(self, source: Source, rig: Rig) -> None:
+        self._source = source
+        self.rig = rig
 
     @property
     def name(self) -> str:
@@ -86,18 +89,51 @@ class Recalibrated:
     def __iter__(self) -> Iterator[Frame]:
         return iter(self._source)
 
-    def notes(self) -> dict[str, Any]:
-        """For run.json: what was found, and the camera that was used."""
-        camera = self.rig.cameras[0]
-        return {**asdict(self._found), 'model': camera.model, 'distortion': camera.distortion}
 
-    def message(self) -> str:
-        """One line on what was found and what to do."""
-        found, camera = self._found, self.rig.cameras[0]
-        numbers = ', '.join(f'{value:.5g}' for value in camera.distortion)
-        size = f'{found.stretch:+.4f} +- {found.sigma:.4f}, {found.corner_px:.0f} px in the corner'
-        return (
-            f'{self.name}: the images have radial distortion that the calibration does not know '
-            f'({size}): begun again with {camera.model} [{numbers}]; calibrate the camera, or '
-            'give it that (distortion_check.enabled=false keeps the old one)'
-        )
+def with_corrected(source: Source, found: Distortion) -> WithRig:
+    """The source with what was found in its first camera."""
+    from mv_matcher_ros.odometry.distortion_check import corrected
+
+    first, *others = source.rig.cameras
+    return WithRig(source, replace(source.rig, cameras=(corrected(first, found), *others)))
+
+
+def looked_at(source: Source, settings: Settings) -> Source:
+    """The source, with its camera corrected where the odometry is sure that it must be; said.
+
+    Odometry runs over the beginning of the recording, until it is sure or has asked often enough.
+    Stereo pairs keep their calibration, as in `run`.
+    """
+    from mv_matcher_ros.errors import MvMatcherError
+    from mv_matcher_ros.odometry.distortion_check import DistortionCheck, advice
+    from mv_matcher_ros.odometry.engine import OdometryEngine
+
+    if not settings.distortion_check.enabled or source.sensor == 'stereo':
+        return source
+    camera = source.rig.cameras[0]
+    check = DistortionCheck(settings.distortion_check, camera)
+    engine = OdometryEngine(settings.model_copy(update={'sensor': source.sensor}), source.rig)
+    engine.report_keyframes(check.take)
+    with progress('looking at the calibration', len(source)) as advance:
+        try:
+            for frame in source:
+                engine.process(frame)
+                advance()
+                if check.sure is not None or check.groups >= MOST_GROUPS:
+                    break
+        except MvMatcherError as error:  # who reads on will meet it again
+            warn(f'{source.name}: {error}')
+    found = check.sure
+    if found is None:
+        return source
+    warn(
+        f'{source.name}: {advice(found, camera)}; it is used from here on '
+        '(distortion_check.enabled=false keeps the old one)'
+    )
+    return with_corrected(source, found)
+
+
+def notes(found: Distortion, rig: Rig) -> dict[str, Any]:
+    """For run.json: what was found, and the camera that was used."""
+    camera = rig.cameras[0]
+    return {**asdict(found), 'model': camera.model, 'distortion': camera.distortion}

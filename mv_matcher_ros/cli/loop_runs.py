@@ -101,7 +101,7 @@ def run_with_map(source: Source, settings: Settings) -> LoopRun:
 
     settings = settings.model_copy(update={'sensor': source.sensor})
     models = Models.of(settings)
-    sink = MappingSink(mapper_for(settings, source.rig, models, None))
+    sink = MappingSink(mapper_for(settings, source.rig, models))
     engine = OdometryEngine(settings, source.rig, models=models)
     engine.report_keyframes(sink.take)
     stamps, poses = [], []

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mv_matcher_ros.datatypes import Estimate, Frame, Trajectory
     from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult, FittedAlignment
     from mv_matcher_ros.files.recording import Recording
+    from mv_matcher_ros.mapping.map import Map
     from mv_matcher_ros.odometry.distortion_check import DistortionCheck
     from mv_matcher_ros.odometry.engine import OnKeyframe
     from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
@@ -156,24 +157,31 @@ def run_recording(
     Raises:
         MvMatcherError: the recording cannot be read on; what was computed so far is in `out`.
     """
-    from mv_matcher_ros.cli.distortion_watch import DistortedError, Recalibrated
-    from mv_matcher_ros.odometry.distortion_check import DistortionCheck
+    from mv_matcher_ros.cli.distortion_watch import DistortedError, WithRig, notes, with_corrected
+    from mv_matcher_ros.mapping.map_folder import load_map
+    from mv_matcher_ros.odometry.distortion_check import DistortionCheck, advice
 
+    if folders is not None and folders.load is not None:
+        world = load_map(folders.load)
+        known = world.known_rig(recording.rig)
+        camera = known.cameras[0]
+        if camera.distortion != recording.rig.cameras[0].distortion:
+            numbers = ', '.join(f'{value:.5g}' for value in camera.distortion)
+            warn(f'{folders.load} knows its camera better: {camera.model} [{numbers}] is used')
+        return _run_once(WithRig(recording, known), settings, out, folders, None, world=world)
     check = None
-    if (
-        settings.distortion_check.enabled
-        and recording.sensor != 'stereo'
-        and not (
-            folders is not None and folders.load is not None  # the map has its own calibration
-        )
-    ):
+    if settings.distortion_check.enabled and recording.sensor != 'stereo':
         check = DistortionCheck(settings.distortion_check, recording.rig.cameras[0])
     try:
         return _run_once(recording, settings, out, folders, check)
     except DistortedError as distorted:
-        again = Recalibrated(recording, distorted.found)
-        warn(again.message())
-        return _run_once(again, settings, out, folders, None, again.notes())
+        found, camera = distorted.found, recording.rig.cameras[0]
+        again = with_corrected(recording, found)
+        warn(
+            f'{recording.name}: {advice(found, camera)}; begun again with it '
+            '(distortion_check.enabled=false keeps the old one)'
+        )
+        return _run_once(again, settings, out, folders, None, notes(found, again.rig))
 
 
 def _run_once(
@@ -183,6 +191,7 @@ def _run_once(
     folders: MapFolders | None,
     check: DistortionCheck | None,
     calibration: Mapping[str, Any] | None = None,
+    world: Map | None = None,
 ) -> dict[str, Any]:
     """See `run_recording`.
 
@@ -202,7 +211,7 @@ def _run_once(
     models = Models.of(settings)
     mapping = None
     if folders is not None:
-        mapping = MappingSink(mapper_for(settings, recording.rig, models, folders.load))
+        mapping = MappingSink(mapper_for(settings, recording.rig, models, world))
     engine = OdometryEngine(settings, recording.rig, models=models)
     listeners = [
         *([] if mapping is None else [mapping.take]),

@@ -15,6 +15,7 @@ from mv_matcher_ros.errors import MvMatcherError
 if TYPE_CHECKING:
     from mv_matcher_ros.config import Settings
     from mv_matcher_ros.datatypes import Estimate, Frame, Rig
+    from mv_matcher_ros.mapping.map import Map
     from mv_matcher_ros.mapping.mapper import Mapper, MapUpdate
     from mv_matcher_ros.models.choice import Models
     from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
@@ -59,13 +60,11 @@ class MappingSink:
         """Nothing: what the odometry still has comes later."""
 
 
-def mapper_for(settings: Settings, rig: Rig, models: Models, folder: Path | None) -> Mapper:
-    """A mapper with the networks of the odometry, going on with the map in a folder if named."""
-    from mv_matcher_ros.mapping.map_folder import load_map
+def mapper_for(settings: Settings, rig: Rig, models: Models, world: Map | None = None) -> Mapper:
+    """A mapper with the networks of the odometry, going on with a map if there is one."""
     from mv_matcher_ros.mapping.mapper import Mapper
     from mv_matcher_ros.models.choice import place_describer
 
-    world = None if folder is None else load_map(folder)
     return Mapper(settings, rig, models, place_describer(settings, models), world)
 
 

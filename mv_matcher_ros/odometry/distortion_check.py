@@ -80,6 +80,11 @@ class DistortionCheck:
                 self._said.append(said)
 
     @property
+    def groups(self) -> int:
+        """Groups of keyframes that have said something."""
+        return len(self._said)
+
+    @property
     def found(self) -> Distortion | None:
         """What the groups say together; None before one has said something.
 
@@ -107,6 +112,21 @@ class DistortionCheck:
         if found.corner_px < settings.least_px or self._camera.model not in RADIAL:
             return None
         return found if abs(found.stretch) > settings.sure * found.sigma else None
+
+
+def advice(found: Distortion, camera: Camera) -> str:
+    """What was found, and the camera that says it better, in one line.
+
+    Args:
+        camera: as it was said to be.
+    """
+    better = corrected(camera, found)
+    numbers = ', '.join(f'{value:.5g}' for value in better.distortion)
+    return (
+        'the images have radial distortion that the calibration does not know '
+        f'({found.stretch:+.4f} +- {found.sigma:.4f}, {found.corner_px:.0f} px in the corner): '
+        f'{better.model} [{numbers}] is closer; calibrate the camera, or give it that'
+    )
 
 
 def stretch_of(records: Sequence[KeyframeRecord], camera: Camera) -> tuple[float, float] | None:

@@ -92,6 +92,7 @@ class Inputs:
         self.infos = [Stream(node.resolve_topic_name(name)) for name in infos]
         self.camera_infos: list[Any] = [None] * len(infos)
         self._filters = real_or_standin('message_filters')
+        self._subscriptions: list[Any] = []
         self._sync: Any = None
         self._subscribe()
 
@@ -99,13 +100,14 @@ class Inputs:
         from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
         for index, stream in enumerate(self.infos):
-            self._node.create_subscription(
+            info = self._node.create_subscription(
                 CameraInfo,
                 stream.topic,
                 lambda message, i=index: self._take_info(i, message),
                 self._qos(),
                 event_callbacks=self._events(stream.topic),
             )
+            self._subscriptions.append(info)
         subscribers = []
         for stream in self.images:
             subscriber = self._filters.Subscriber(
@@ -117,7 +119,14 @@ class Inputs:
             )
             subscriber.registerCallback(self._count, stream)
             subscribers.append(subscriber)
+            self._subscriptions.append(subscriber.sub)
         self._connect(subscribers)
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
 
     def _connect(self, subscribers: list[Any]) -> None:
         """Images of several topics meet in a synchroniser."""

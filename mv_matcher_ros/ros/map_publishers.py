@@ -125,8 +125,10 @@ class MapPublishers:
                     marker.points.append(Point(x=x, y=y, z=z))
         return marker
 
-    def diagnose(self, last: Taken | None, problem: str, values: Mapping[str, object]) -> None:
-        """/diagnostics with one status."""
+    def diagnose(
+        self, last: Taken | None, problem: str, advice: str, values: Mapping[str, object]
+    ) -> None:
+        """/diagnostics with one status: ERROR for a problem, at least WARN with an advice."""
         from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
         name = self._node.get_fully_qualified_name()
@@ -136,6 +138,8 @@ class MapPublishers:
             level = _LEVELS.get(last.status, 1)
             summary = f'{last.status.value}: {last.message}' if last.message else last.status.value
             values = {**values, **last.counts}
+        if advice:
+            level, summary = max(level, 1), f'{summary}; {advice}'
         if problem:
             level, summary = 2, problem
         status.level, status.message = bytes([level]), summary

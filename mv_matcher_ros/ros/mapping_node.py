@@ -7,6 +7,7 @@ Odometry never waits for it, and either node may be started, stopped and started
 
 from __future__ import annotations
 
+import gc
 import threading
 import traceback
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from mv_matcher_ros.datatypes import Array, Status
 from mv_matcher_ros.errors import MvMatcherError, SourceError
 from mv_matcher_ros.mapping.mapper import detector_of
 from mv_matcher_ros.mapping.session import MapSession, Taken
 from mv_matcher_ros.models.choice import Models
+from mv_matcher_ros.odometry.distortion_check import DistortionCheck, advice
 from mv_matcher_ros.ros.health import REPEAT_S
 from mv_matcher_ros.ros.keyframe_messages import SentKeyframe, keyframe_from_message
 from mv_matcher_ros.ros.mailbox import Mailbox
@@ -36,11 +38,13 @@ _TF_PERIOD_S = 0.05
 _SERVICE_S = 30.0
 
 
-class MappingNode(Node):
+class MappingNode(LifecycleNode):
     """Makes a map of what an odometry node sees, or finds it on one (`mapping.grow`).
 
     Listens to `keyframes`, `initialpose`; publishes `map_path`, `~/landmarks`, `~/loops`,
     `~/state`, `/diagnostics` and TF map → odom; serves `~/save_map`, `~/load_map`, `~/reset`.
+    Activating subscribes, deactivating saves the map, cleaning up frees it; with `ros.autostart`
+    the constructor configures and activates.
 
     Args:
         name: of the node.
@@ -59,30 +63,27 @@ class MappingNode(Node):
         self._session: MapSession | None = None
         self._last: Taken | None = None
         self._problem = ''
+        self._check: DistortionCheck | None = None
+        self._advice = ''  # on the calibration
         self._counts = {'received': 0, 'known already': 0, 'unreadable': 0}
+        self._inputs: list[Any] = []
         self._stopping = threading.Event()
-        self._worker = threading.Thread(target=self._work, name='mapping', daemon=True)
+        self._worker: threading.Thread | None = None
         try:
             self._set_up()
         except MvMatcherError:
             super().destroy_node()
             raise
-        self._worker.start()
+        if self.settings.ros.autostart:
+            self.trigger_configure()
+            self.trigger_activate()
 
     def _set_up(self) -> None:
-        from geometry_msgs.msg import PoseWithCovarianceStamped
-        from rclpy.qos import DurabilityPolicy, QoSProfile
-        from std_msgs.msg import UInt8MultiArray
         from std_srvs.srv import Trigger
 
         self.settings = declare(self)
-        depth = self.settings.ros.keyframe_history
-        # As many messages may wait as the odometry keeps: none is lost that was there.
-        self._mailbox: Mailbox[Callable[[], None]] = Mailbox(10 * depth)
+        self._mailbox: Mailbox[Callable[[], None]] = self._new_mailbox()
         self._outputs = MapPublishers(self, self.settings)
-        history = QoSProfile(depth=depth, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self.create_subscription(UInt8MultiArray, 'keyframes', self._on_keyframe, history)
-        self.create_subscription(PoseWithCovarianceStamped, 'initialpose', self._on_pose, 1)
         for service, answer in (
             ('~/save_map', lambda session: session.save()),
             ('~/load_map', lambda session: session.load()),
@@ -93,12 +94,62 @@ class MappingNode(Node):
         self.create_timer(_REPORT_PERIOD_S, self._report, clock=steady)
         self.create_timer(_TF_PERIOD_S, self._repeat, clock=steady)
 
+    def _new_mailbox(self) -> Mailbox[Callable[[], None]]:
+        # As many messages may wait as the odometry keeps: none is lost that was there.
+        return Mailbox(10 * self.settings.ros.keyframe_history)
+
+    # ---------------------------------------- life
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe; networks and map are read with the first keyframe, which names its sensor."""
+        from geometry_msgs.msg import PoseWithCovarianceStamped
+        from rclpy.qos import DurabilityPolicy, QoSProfile
+        from std_msgs.msg import UInt8MultiArray
+
+        history = QoSProfile(
+            depth=self.settings.ros.keyframe_history,
+            durability=DurabilityPolicy.TRANSIENT_LOCAL,
+        )
+        self._mailbox = self._new_mailbox()
+        self._stopping.clear()
+        self._worker = threading.Thread(target=self._work, name='mapping', daemon=True)
+        self._worker.start()
+        self._inputs = [
+            self.create_subscription(UInt8MultiArray, 'keyframes', self._on_keyframe, history),
+            self.create_subscription(PoseWithCovarianceStamped, 'initialpose', self._on_pose, 1),
+        ]
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe; the keyframe in work is finished, and the map saved."""
+        self._deactivate()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free map and networks."""
+        self._session, self._last, self._check = None, None, None
+        self._problem = self._advice = ''
+        gc.collect()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """From any state."""
+        self._deactivate()
+        return super().on_shutdown(state)
+
+    def _deactivate(self) -> None:
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        self._inputs = []
+        self.close()
+
     def close(self) -> None:
         """Stop the worker; the keyframe in work is finished, and the map saved."""
         self._stopping.set()
         self._mailbox.close()
-        if self._worker.is_alive() and self._worker is not threading.current_thread():
-            self._worker.join(timeout=_SERVICE_S)
+        worker, self._worker = self._worker, None
+        if worker is not None and worker.is_alive() and worker is not threading.current_thread():
+            worker.join(timeout=_SERVICE_S)
 
     def destroy_node(self) -> None:
         """Stop and free everything."""
@@ -123,6 +174,9 @@ class MappingNode(Node):
         """A service that the worker answers, between two keyframes."""
 
         def serve(request: Any, response: Any) -> Any:
+            if self._worker is None:
+                response.success, response.message = False, 'the node is not active'
+                return response
             done = threading.Event()
             said: list[tuple[bool, str]] = []
 
@@ -145,17 +199,20 @@ class MappingNode(Node):
 
     def _repeat(self) -> None:
         session = self._session
-        if session is not None and session.map_from_odom is not None:
+        if self._inputs and session is not None and session.map_from_odom is not None:
             self._outputs.transform(self.get_clock().now().nanoseconds, session.map_from_odom)
 
     def _report(self) -> None:
         last = self._last
         problem = self._problem
-        if not problem and last is None:
+        if not problem and not self._inputs:
+            problem = 'not active: waits for a lifecycle manager (ros.autostart is off)'
+        elif not problem and last is None:
             topic = self.resolve_topic_name('keyframes')
             if not self.count_publishers(topic):
                 problem = f'nobody publishes {topic}: set ros.publish_keyframes of the odometry'
-        self._outputs.diagnose(last, problem, {**self._counts, 'dropped': self._mailbox.dropped})
+        counts = {**self._counts, 'dropped': self._mailbox.dropped}
+        self._outputs.diagnose(last, problem, self._advice, counts)
 
     # ---------------------------------------- in the worker thread
 
@@ -197,6 +254,7 @@ class MappingNode(Node):
             self.get_logger().warning(f'lost on the map: {taken.message}')
         self._last = taken
         self._outputs.publish(taken, self._session.world)
+        self._check_camera(sent)
 
     def _begin(self, sent: SentKeyframe) -> bool:
         """Networks and map, once it is known what the keyframes are of."""
@@ -219,7 +277,29 @@ class MappingNode(Node):
             f'map of {len(world)} keyframes, it {grows}; {sent.sensor}, '
             f'{self.settings.ros.frames.map} -> {sent.odom_frame}'
         )
+        camera, known = sent.rig.cameras[0], world.known_rig(sent.rig).cameras[0]
+        if (known.model, known.distortion) != (camera.model, camera.distortion):
+            numbers = ', '.join(f'{value:.5g}' for value in known.distortion)
+            self._advise(
+                f'the map was made with another distortion, {known.model} [{numbers}]: give the '
+                'camera that one, or poses are off where the two differ'
+            )
+        elif settings.distortion_check.enabled and sent.sensor != 'stereo':
+            self._check = DistortionCheck(settings.distortion_check, sent.rig.cameras[0])
         return True
+
+    def _check_camera(self, sent: SentKeyframe) -> None:
+        """Here and not in the odometry's node: it takes half a second every ten keyframes."""
+        if self._check is None:
+            return
+        self._check.take(sent.record)
+        if self._check.sure is not None:
+            self._advise(advice(self._check.sure, sent.rig.cameras[0]))
+            self._check = None
+
+    def _advise(self, words: str) -> None:
+        self._advice = words
+        self.get_logger().warning(words)
 
     def _expect(self, map_from_body: Array) -> None:
         if self._session is None:

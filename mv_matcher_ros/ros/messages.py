@@ -171,7 +171,12 @@ def state_message(
 
 
 def diagnostics_message(
-    stamp: Any, name: str, estimate: Estimate | None, problem: str, values: Mapping[str, object]
+    stamp: Any,
+    name: str,
+    estimate: Estimate | None,
+    problem: str,
+    values: Mapping[str, object],
+    idle: str = '',
 ) -> Any:
     """diagnostic_msgs/DiagnosticArray with one status.
 
@@ -181,6 +186,7 @@ def diagnostics_message(
         estimate: the last one, None before the first.
         problem: what hinders the node just now; empty if nothing does.
         values: keys and values to list.
+        idle: why the node does nothing, where that is as somebody wants it.
     """
     from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
@@ -189,6 +195,8 @@ def diagnostics_message(
     summary = 'waiting for input' if estimate is None else estimate.status.value
     if estimate is not None and estimate.message:
         summary = f'{summary}: {estimate.message}'
+    if idle:
+        level, summary = 1, idle
     if problem:
         level, summary = 2, problem
     status.level, status.message = bytes([level]), summary

@@ -48,6 +48,7 @@ class CameraMounts:
         self.body = body
         self._patience_s = patience_s
         self._asked_s: float | None = None
+        self._closed = False
         self._buffer = self._tf2.Buffer(node=node)
         self._listener = self._tf2.TransformListener(self._buffer, node)
 
@@ -76,8 +77,14 @@ class CameraMounts:
                     f'waited {self._patience_s:g} s and still wait): {error}'
                 )
             found.append(matrix_from_transform(answer.transform))
-        self._listener.unregister()
+        self.close()
         return found
+
+    def close(self) -> None:
+        """Listen no more."""
+        if not self._closed:
+            self._closed = True
+            self._listener.unregister()
 
 
 class StaticParents:

@@ -225,7 +225,18 @@ def test_the_implicit_gradient_by_importance_is_that_through_the_iterations() ->
     )
 
 
-def differentiable(problem: Problem, measured: torch.Tensor, how: str) -> torch.Tensor:
+# Steps to an optimum, and to one that is moved a little from the one before.
+AFAR, FROM_THERE = 300, 30
+
+
+def at_its_optimum(problem: Problem) -> Problem:
+    there = solve(problem, AFAR, 1e-16)
+    return problem.moved(there.world_from_body, there.points)
+
+
+def differentiable(
+    problem: Problem, measured: torch.Tensor, how: str, steps: int = AFAR
+) -> torch.Tensor:
     """A scalar of the optimum that depends on poses and points."""
     asked = replace(problem, measured=measured)
     if how == 'unrolled':
@@ -233,7 +244,7 @@ def differentiable(problem: Problem, measured: torch.Tensor, how: str) -> torch.
         poses, points = solution.world_from_body, solution.points
     else:
         poses, points = attach_gradient(
-            asked, solve(replace(asked, measured=measured.detach()), 300, 1e-16)
+            asked, solve(replace(asked, measured=measured.detach()), steps, 1e-16)
         )
     weights = torch.linspace(0.5, 2.0, poses.numel(), dtype=poses.dtype).reshape(poses.shape)
     return (weights * poses).sum() + (points * points[..., :1].cos()).sum()
@@ -292,10 +303,11 @@ def test_gradcheck_of_the_implicit_gradient(scene: str) -> None:
     problem, _, _ = window_problem(
         3, 8, 3, noise=1e-2, start_noise=0.002, kernel='cauchy', **SCENES[scene]
     )
+    start = at_its_optimum(problem)
     measured = problem.measured.clone().requires_grad_()
 
     def optimum(measured: torch.Tensor) -> torch.Tensor:
-        return differentiable(problem, measured, 'implicit')
+        return differentiable(start, measured, 'implicit', FROM_THERE)
 
     assert torch.autograd.gradcheck(optimum, (measured,), eps=1e-6, atol=1e-4, rtol=1e-4)
 
@@ -314,16 +326,18 @@ def test_gradient_reaches_weights_extrinsics_and_prior() -> None:
         weight: torch.Tensor, extrinsic: torch.Tensor, prior_gradient: torch.Tensor
     ) -> torch.Tensor:
         prior = PosePrior(information, prior_gradient, problem.world_from_body)
-        asked = replace(problem, sqrt_information=weight, camera_from_body=extrinsic, prior=prior)
+        asked = replace(start, sqrt_information=weight, camera_from_body=extrinsic, prior=prior)
         detached = replace(
             asked,
             sqrt_information=weight.detach(),
             camera_from_body=extrinsic.detach(),
             prior=PosePrior(information, prior_gradient.detach(), problem.world_from_body),
         )
-        poses, _ = attach_gradient(asked, solve(detached, 300, 1e-16))
+        poses, _ = attach_gradient(asked, solve(detached, FROM_THERE, 1e-16))
         return (poses[..., :3, :] * torch.arange(12.0, dtype=torch.float64).reshape(3, 4)).sum()
 
+    prior = PosePrior(information, gradient, problem.world_from_body)
+    start = at_its_optimum(replace(problem, prior=prior))
     inputs = [value.requires_grad_() for value in (*leaves.values(), gradient)]
     assert torch.autograd.gradcheck(optimum, inputs, eps=1e-6, atol=1e-3, rtol=1e-3)
 

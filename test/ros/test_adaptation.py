@@ -80,7 +80,7 @@ def test_at_the_end_the_process_is_left_alone(
     })  # fmt: skip
     shoot(bench, camcorder, 2)
     node.close()
-    process = node._adaptation._process
+    process = node._worker.adaptation._process
     assert process is not None
     process.wait(60.0)
     assert 'cannot teach' in (tmp_path / LOG).read_text()

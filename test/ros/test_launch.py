@@ -151,7 +151,9 @@ def test_mapping_is_odometry_and_a_mapping_node(
     assert included(file.generate_launch_description()) == ['odometry.launch.py']
     # Both files are told the same things by the same names.
     known = {name for name, _, _ in launch('odometry').ARGUMENTS}
-    shared = {'params_file', 'namespace', 'use_sim_time', 'rviz_config', 'log_level'}
+    shared = {
+        'params_file', 'namespace', 'autostart', 'use_sim_time', 'rviz_config', 'log_level',
+    }  # fmt: skip
     assert {name for name, _, _ in file.ARGUMENTS} & known == shared
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diagnostic_msgs.msg import DiagnosticStatus
 from std_msgs.msg import UInt8MultiArray
 from std_srvs.srv import Trigger
 
@@ -18,7 +19,8 @@ pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Frame
-from mv_matcher_ros.mapping.map_folder import load_map
+from mv_matcher_ros.mapping.map_folder import load_map, save_map
+from mv_matcher_ros.odometry import distortion_check
 from mv_matcher_ros.odometry.engine import OdometryEngine
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 from mv_matcher_ros.ros.keyframe_messages import SentKeyframe, keyframe_message
@@ -108,6 +110,19 @@ def ask(bench: Any, service: str) -> Any:
     future = client.call_async(Trigger.Request())
     bench.wait(future.done, 'the answer')
     return future.result()
+
+
+def diagnosed(bench: Any, words: str) -> Any:
+    """The first diagnosis that says so."""
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    found = bench.collect(DiagnosticArray, '/diagnostics')
+
+    def said() -> list[Any]:
+        return [s for m in found for s in m.status if words in s.message]
+
+    bench.wait(lambda: bool(said()), words)
+    return said()[0]
 
 
 def transforms(bench: Any) -> list[Any]:
@@ -226,29 +241,18 @@ def test_a_body_is_found_on_a_map_and_lost_and_found_again(
 
 
 def test_features_of_another_detector_are_refused(bench: Any, start: Start, flight: Any) -> None:
-    from diagnostic_msgs.msg import DiagnosticArray
-
     sent, _ = flight
     node = start()
     odometry = bench.publisher(UInt8MultiArray, 'keyframes', history())
     odometry.publish(keyframe_message(replace(sent[0], detector='0123456789abcdef')))
-    found = bench.collect(DiagnosticArray, '/diagnostics')
-    bench.wait(
-        lambda: any('0123456789ab' in s.message for m in found for s in m.status), 'the reason'
-    )
+    diagnosed(bench, '0123456789ab')
     assert node.failure is None
     assert not ask(bench, 'mapping/save_map').success
 
 
 def test_nobody_publishes_keyframes(bench: Any, start: Start) -> None:
-    from diagnostic_msgs.msg import DiagnosticArray
-
     start()
-    found = bench.collect(DiagnosticArray, '/diagnostics')
-    bench.wait(
-        lambda: any('ros.publish_keyframes' in s.message for m in found for s in m.status),
-        'what to do',
-    )
+    diagnosed(bench, 'ros.publish_keyframes')
 
 
 def test_a_pose_from_rviz_is_where_the_body_is_looked_for(
@@ -282,3 +286,35 @@ def test_a_pose_from_rviz_is_where_the_body_is_looked_for(
     odometry.publish(keyframe_message(sent[4]))
     bench.wait(lambda: len(states) == len(sent) + 1, 'another answer')
     assert states[-1]['status'] == 'TRACKING'
+
+
+def test_distortion_that_the_calibration_does_not_know_is_said(
+    bench: Any, start: Start, flight: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, _ = flight
+    # What a group says is tested with the check; here, that the node asks and tells.
+    monkeypatch.setattr(distortion_check, 'stretch_of', lambda records, camera: (0.03, 1e-6))
+    start(**{'distortion_check.keyframes': 5, 'distortion_check.groups': 2})
+    odometry = bench.publisher(UInt8MultiArray, 'keyframes', history())
+    for one in sent:
+        odometry.publish(keyframe_message(replace(one, sensor='rgbd')))
+    status = diagnosed(bench, 'radial distortion that the calibration does not know')
+    assert status.level == DiagnosticStatus.WARN
+    assert status.message.startswith('TRACKING')
+    assert 'radtan [' in status.message
+
+
+def test_a_map_of_a_camera_with_another_distortion_is_said(
+    bench: Any, start: Start, flight: Any, tmp_path: Path
+) -> None:
+    sent, _ = flight
+    folder = tmp_path / 'home'
+    node, _ = mapped(bench, start, sent, str(folder))
+    node.close()
+    world = load_map(folder)
+    left, right = world.rig.cameras
+    left = replace(left, model='radtan', distortion=(0.03, 0.0, 0.0, 0.0, 0.0))
+    world.rig = replace(world.rig, cameras=(left, right))
+    save_map(world, folder)
+    start('again', **{'mapping.folder': str(folder)})
+    assert diagnosed(bench, 'another distortion, radtan [0.03').level == DiagnosticStatus.WARN

@@ -95,7 +95,7 @@ def test_lossless_frames_wait_for_their_calibration(
     calibrate, camera.calibrate = camera.calibrate, lambda stamp_ns: None
     for stamp in (1, 2, 3):
         camera.shoot(stamp * MS)
-    bench.wait(lambda: len(node._mailbox) == 3, 'the images to arrive')
+    bench.wait(lambda: len(node._worker.mailbox) == 3, 'the images to arrive')
     assert not states
     calibrate()
     bench.wait(lambda: len(states) == 3, 'answers')
@@ -112,7 +112,7 @@ def test_full_lossless_queue_is_said_for_every_frame_lost(
     bench.wait(lambda: states, 'the first answer')
     bench.engines[0].go.clear()
     camera.shoot(2 * MS)
-    bench.wait(lambda: node._inputs.sets == 2 and not len(node._mailbox), 'a frame in work')
+    bench.wait(lambda: node._inputs.sets == 2 and not len(node._worker.mailbox), 'a frame in work')
     for stamp in range(3, 8):  # two find room, three push an older one out
         camera.shoot(stamp * MS)
         bench.wait(lambda: node._inputs.sets == stamp, 'the image to arrive')  # noqa: B023
@@ -163,7 +163,7 @@ def test_callbacks_do_not_wait_for_the_engine(bench: Any, camcorder: Callable[..
     answer = client.call_async(Trigger.Request())
     bench.wait(answer.done, 'the answer while the engine is busy')
     assert answer.result().success
-    assert node._worker.is_alive()
+    assert node._worker.running
 
 
 def test_reset_keeps_odom_continuous(bench: Any, camcorder: Callable[..., Any]) -> None:

@@ -21,7 +21,7 @@ from mv_matcher_ros.ros import bag_player, playback
 from mv_matcher_ros.ros.playback import BagPlayer, Playback
 from mv_matcher_ros.worlds.presets import room_loop
 
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 FRAMES = 3
 LOSSLESS = {'ros.lossless': True}
