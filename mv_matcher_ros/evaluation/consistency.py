@@ -33,6 +33,9 @@ from mv_matcher_ros.evaluation.association import PosePairs
 from mv_matcher_ros.evaluation.poses import adjoint, invert, logarithm
 
 DOF = 6
+AXES = ('x', 'y', 'z', 'rx', 'ry', 'rz')
+# A covariance of six axes is fitted to so many motions at least.
+FITTED = 12
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Consistency:
         nees: (K,) of each motion.
         delta: length of a motion in poses.
         unusable: motions left out because the recovered covariance is not positive definite.
+        coverage: (3, 6) share of the motions whose error on each axis (x y z rx ry rz of the body)
+            is within 1, 2 and 3 stated standard deviations; 0.683, 0.954 and 0.997 would be true.
+        nll: mean negative log-likelihood of the errors under the stated covariances.
+        nll_constant: the same under the one covariance that fits these errors best, which is what
+            a constant in a launch file can reach at most; None below `FITTED` motions.
     """
 
     nees_per_dof: float
@@ -61,6 +69,14 @@ class Consistency:
     nees: Array
     delta: int
     unusable: int
+    coverage: Array
+    nll: float
+    nll_constant: float | None
+
+    @property
+    def beats_constant(self) -> bool | None:
+        """Whether the stated covariances say more than the best constant one; None: unknown."""
+        return None if self.nll_constant is None else self.nll < self.nll_constant
 
     @property
     def verdict(self) -> str:
@@ -154,7 +170,34 @@ def consistency(pairs: PosePairs, delta: int = 10, confidence: float = 0.95) -> 
         nees=nees,
         delta=delta,
         unusable=int((~usable).sum()),
+        coverage=_coverage(error, covariance),
+        nll=_negative_log_likelihood(error, covariance),
+        nll_constant=_constant_likelihood(error),
     )
+
+
+def _coverage(error: Array, covariance: Array) -> Array:
+    """(3, 6) shares within 1, 2, 3 standard deviations."""
+    sigma = np.sqrt(np.einsum('kii->ki', covariance))
+    share = [(np.abs(error) <= width * sigma).mean(axis=0) for width in (1.0, 2.0, 3.0)]
+    return np.array(share)
+
+
+def _negative_log_likelihood(error: Array, covariance: Array) -> float:
+    _, log_determinant = np.linalg.slogdet(covariance)
+    squared = _mahalanobis(error, covariance)
+    constant = error.shape[1] * math.log(2.0 * math.pi)
+    return float(0.5 * (squared + log_determinant + constant).mean())
+
+
+def _constant_likelihood(error: Array) -> float | None:
+    """Under the mean of the errors' squares, the most likely covariance without an offset."""
+    if len(error) < FITTED:
+        return None
+    fitted = error.T @ error / len(error)
+    if not _positive_definite(fitted[None])[0]:
+        return None
+    return _negative_log_likelihood(error, np.repeat(fitted[None], len(error), axis=0))
 
 
 def chi_square_quantile(probability: float, dof: int) -> float:

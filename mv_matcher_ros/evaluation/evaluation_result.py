@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mv_matcher_ros.evaluation.association import PosePairs
-from mv_matcher_ros.evaluation.consistency import Consistency
+from mv_matcher_ros.evaluation.consistency import AXES, Consistency
 from mv_matcher_ros.evaluation.drift import MIN_PATH_M, Drift
 from mv_matcher_ros.evaluation.trajectory_error import AbsoluteError, RelativeError
 
@@ -148,4 +148,10 @@ def _consistency_json(found: Consistency) -> dict[str, Any]:
         'motions': len(found.nees),
         'delta_frames': found.delta,
         'unusable': found.unusable,
+        'coverage_sigma': {
+            str(width + 1): dict(zip(AXES, row.tolist(), strict=True))
+            for width, row in enumerate(found.coverage)
+        },
+        'nll': found.nll,
+        'nll_constant': found.nll_constant,
     }

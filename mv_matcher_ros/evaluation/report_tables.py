@@ -11,6 +11,7 @@ import numpy as np
 
 from mv_matcher_ros.config import Settings, flatten
 from mv_matcher_ros.datatypes import Array
+from mv_matcher_ros.evaluation.consistency import AXES, Consistency
 from mv_matcher_ros.evaluation.drift import Drift, rotation_drift
 from mv_matcher_ros.evaluation.evaluation_result import EvaluationResult
 from mv_matcher_ros.evaluation.report_tiles import (
@@ -155,7 +156,28 @@ def _consistency_text(result: EvaluationResult) -> str:
         f'{found.translation_per_dof:.3g}, rotation {found.rotation_per_dof:.3g}; 95 % of '
         f'consistent runs lie in {low:.2f} … {high:.2f}): '
         f'<b>{found.verdict}</b>, {meaning}. {percent(found.share_inside)} of the motions lie '
-        'inside their 95 % interval.</p>'
+        'inside their 95 % interval.</p>' + _coverage_table(found) + _likelihood_text(found)
+    )
+
+
+def _coverage_table(found: Consistency) -> str:
+    rows = [
+        [f'{width} σ (true: {wanted})', *(percent(share) for share in row)]
+        for width, wanted, row in zip(
+            (1, 2, 3), ('68.3 %', '95.4 %', '99.7 %'), found.coverage, strict=True
+        )
+    ]
+    return table(['errors within', *AXES], rows)
+
+
+def _likelihood_text(found: Consistency) -> str:
+    if found.nll_constant is None:
+        return ''
+    gain = found.nll_constant - found.nll
+    than = 'better' if gain > 0 else 'worse'
+    return (
+        f'<p class="hint">The errors are {abs(gain):.2f} nats a motion {than} explained by the '
+        'stated covariances than by the best constant one.</p>'
     )
 
 

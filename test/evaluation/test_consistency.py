@@ -132,3 +132,49 @@ def test_no_covariance_and_a_constant_one_are_refused_with_the_reason(dead_recko
     still = Trajectory(estimate.stamps_ns, estimate.world_from_body, constant)
     with pytest.raises(EvaluationError, match='must grow'):
         consistency(associate(still, truth))
+
+
+def test_coverage_and_likelihood_of_an_honest_covariance(dead_reckoning):
+    truth, estimate = dead_reckoning(3000)
+    found = consistency(associate(estimate, truth), 1)
+    for row, true in zip(found.coverage, (0.6827, 0.9545, 0.9973), strict=True):
+        np.testing.assert_allclose(row, true, atol=0.03)
+    # Steps of one noise: one constant covariance explains them as well, fitted a little better.
+    assert found.nll_constant == pytest.approx(found.nll, abs=0.02)
+    expected = stats.multivariate_normal(np.zeros(6), np.diag(SIGMA**2))
+    errors = np.random.default_rng(1).normal(size=(20_000, 6)) * SIGMA
+    assert found.nll == pytest.approx(-expected.logpdf(errors).mean(), abs=0.1)
+
+
+@pytest.mark.parametrize('stated', [0.5, 2.0])
+def test_coverage_and_likelihood_of_a_wrong_covariance(dead_reckoning, stated):
+    truth, estimate = dead_reckoning(2000, stated)
+    found = consistency(associate(estimate, truth), 1)
+    np.testing.assert_allclose(found.coverage[0], stats.chi2.cdf(stated**2, 1), atol=0.05)
+    assert found.beats_constant is False
+
+
+def test_a_covariance_that_changes_beats_a_constant_one(se3_exp):
+    rng = np.random.default_rng(0)
+    factor = rng.choice([0.3, 3.0], 1000)  # stated for each step, as it is
+    noise = se3_exp(-factor[:, None] * SIGMA * rng.normal(size=(1000, 6)))
+    poses = np.concatenate([np.eye(4)[None], np.array(noise)])
+    for k in range(1, len(poses)):
+        poses[k] = poses[k - 1] @ poses[k]
+    in_body = np.zeros((6, 6))
+    covariances = [in_body]
+    for k, step in enumerate(noise):
+        transport = adjoint(invert(step[None]))[0]
+        in_body = transport @ in_body @ transport.T + factor[k] ** 2 * np.diag(SIGMA**2)
+        turn = np.kron(np.eye(2), poses[k + 1, :3, :3])
+        covariances.append(turn @ in_body @ turn.T)
+    stamps = np.arange(1001) * 10_000_000
+    still = Trajectory(stamps, np.tile(np.eye(4), (1001, 1, 1)))
+    found = consistency(associate(Trajectory(stamps, poses, np.array(covariances)), still), 1)
+    assert found.verdict == 'consistent'
+    assert found.beats_constant
+
+
+def test_few_motions_fit_no_constant(dead_reckoning):
+    truth, estimate = dead_reckoning(50)
+    assert consistency(associate(estimate, truth), 10).nll_constant is None
