@@ -292,6 +292,27 @@ class BundleAdjustmentSettings(Section):
     )
 
 
+class CovarianceSettings(Section):
+    """What poses err by, beside what bundle adjustment knows: it takes the noise of keypoints for
+    independent and the calibration for true."""
+
+    noise: float = Field(
+        1.0, gt=0.0, description='Standard deviations of bundle adjustment times this.'
+    )
+    share: float = Field(
+        0.006,
+        ge=0.0,
+        le=1.0,
+        description='A step from keyframe to keyframe errs by this share of its length besides.',
+    )
+    turn_share: float = Field(
+        0.0025, ge=0.0, le=1.0, description='And by this share of the angle that it turns by.'
+    )
+    turn_deg: float = Field(
+        0.02, ge=0.0, le=90.0, description='And by so many degrees in its direction.'
+    )
+
+
 class ZeroMotionSettings(Section):
     """Gate that holds the pose while the camera stands still."""
 
@@ -446,8 +467,8 @@ class PoseGraphSettings(Section):
         0.01,
         ge=0.0,
         le=1.0,
-        description='What the covariance of odometry does not know, such as errors of the '
-        'calibration: each step errs by this share of its length (standard deviation).',
+        description='What only shows over a long way, such as errors of the calibration: each '
+        'step errs by this share of its length besides (standard deviation).',
     )
     drift_deg: float = Field(
         0.05, ge=0.0, le=90.0, description='And by so many degrees in its direction.'
@@ -632,6 +653,7 @@ class Settings(Section):
     depth: DepthSettings = DepthSettings()
     distortion_check: DistortionCheckSettings = DistortionCheckSettings()
     bundle_adjustment: BundleAdjustmentSettings = BundleAdjustmentSettings()
+    covariance: CovarianceSettings = CovarianceSettings()
     zero_motion: ZeroMotionSettings = ZeroMotionSettings()
     image_quality: ImageQualitySettings = ImageQualitySettings()
     mapping: MappingSettings = MappingSettings()

@@ -453,7 +453,7 @@ class OdometryEngine:
         twist, twist_covariance = self._motion.velocity, None
         counts = {'features': features, 'matches': 0, 'inliers': 0, **self._map_counts}
         if tracked is not None:
-            noise = self._noise = pose_noise(tracked)
+            noise = self._noise = pose_noise(tracked, self.settings.covariance)
             covariance = covariance + noise
             twist_covariance = 2.0 * noise / max(elapsed, 1e-3) ** 2
             twist_covariance = twist_covariance + TWIST_FLOOR * torch.eye(6, dtype=torch.float64)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from mv_matcher_ros.config import Settings
+from mv_matcher_ros.config import CovarianceSettings, Settings
 from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import marginal_prior, solve
@@ -92,12 +93,19 @@ class LocalAdjustment:
     def step_covariance(self, window: Window, number: int = -1) -> Tensor:
         """(6, 6) covariance of the step to a keyframe from the one before, at the last `refine`.
 
-        Zero for the first keyframe, which nothing measures.
+        With what bundle adjustment cannot know (`covariance.*`). Zero for the first keyframe,
+        which nothing measures.
 
         Args:
             window: as it was refined; number: of the keyframe in it.
         """
-        return step_covariance(window.poses(), self._covariance, number)
+        poses, settings = window.poses(), self._settings.covariance
+        known = step_covariance(poses, self._covariance, number)
+        if not bool(known.any()):
+            return known
+        last = number % len(poses)
+        step = se3.inverse(poses[last - 1]) @ poses[last]
+        return settings.noise**2 * known + unknown_covariance(step, settings)
 
     def drop_oldest(self, window: Window) -> None:
         """Remove the oldest keyframe; what it knew stays as a prior on the others."""
@@ -179,6 +187,14 @@ class LocalAdjustment:
         weak = window.landmarks.alive & ((seen == 0) | ((seen < 2) & ~has_depth))
         window.forget(weak | ~window.landmarks.position.isfinite().all(1))
         window.count_seen()
+
+
+def unknown_covariance(step: Tensor, settings: CovarianceSettings) -> Tensor:
+    """(6, 6) what a step (4, 4) errs by beside the noise of keypoints, by its length and angle."""
+    length, angle = step[:3, 3].norm(), se3.log(step)[3:].norm()
+    turn = (settings.turn_share * angle) ** 2 + math.radians(settings.turn_deg) ** 2
+    variances = torch.stack([(settings.share * length) ** 2, turn])
+    return torch.diag(variances.repeat_interleave(3))
 
 
 def step_covariance(poses: Tensor, covariance: Tensor, number: int = -1) -> Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mv_matcher_ros.config import CovarianceSettings
 from mv_matcher_ros.datatypes import TrackView
 from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.tracking import Tracked
@@ -39,6 +40,6 @@ def track_view(
     )
 
 
-def pose_noise(tracked: Tracked) -> Tensor:
+def pose_noise(tracked: Tracked, settings: CovarianceSettings) -> Tensor:
     """(6, 6) covariance of a pose measured against known landmarks."""
-    return torch.linalg.pinv(tracked.information, hermitian=True)
+    return settings.noise**2 * torch.linalg.pinv(tracked.information, hermitian=True)
