@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mv_matcher_ros.cli.bench_covariance import covariance
 from mv_matcher_ros.cli.bench_creep import creep
 from mv_matcher_ros.cli.bench_gradient import gradient
 from mv_matcher_ros.cli.bench_graph import graph
@@ -70,6 +71,7 @@ bench.command()(recording)
 bench.command()(points)
 bench.command()(graph)
 bench.command()(loops)
+bench.command()(covariance)
 bench.command()(localize)
 
 

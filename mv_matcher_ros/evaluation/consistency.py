@@ -120,14 +120,32 @@ def covariance_in_body(odom_from_body: Array, covariance: Array) -> Array:
     return turn @ covariance @ np.swapaxes(turn, -1, -2)
 
 
-def consistency(pairs: PosePairs, delta: int = 10, confidence: float = 0.95) -> Consistency:
-    """NEES of the motions over `delta` poses, laid end to end so that none shares a pose error.
+@dataclass(frozen=True)
+class Motions:
+    """Errors of K relative motions and what was stated of them.
+
+    Attributes:
+        stamps_ns: (K,) at the end of each.
+        error: (K, 6) translation and rotation, right perturbation in the body.
+        covariance: (K, 6, 6) recovered from the stated ones.
+        delta: length in poses.
+        unusable: motions left out because the recovered covariance is not positive definite.
+    """
+
+    stamps_ns: NDArray[np.int64]
+    error: Array
+    covariance: Array
+    delta: int
+    unusable: int
+
+
+def motions_of(pairs: PosePairs, delta: int = 10) -> Motions:
+    """Motions over `delta` poses, laid end to end so that none shares a pose error.
 
     Args:
         pairs: associated poses with covariances, already scaled where the scale is arbitrary.
         delta: length of a motion, in compared poses; shortened for short runs so that at least 3
             fit.
-        confidence: of the interval of the mean and of the share.
 
     Raises:
         EvaluationError: no covariances, or no motion with a usable one.
@@ -152,7 +170,33 @@ def consistency(pairs: PosePairs, delta: int = 10, confidence: float = 0.95) -> 
             f'no consistency: none of {len(first)} motions over {delta} poses has a positive '
             'definite covariance; the accumulated covariance must grow'
         )
-    error, covariance, last = error[usable], covariance[usable], last[usable]
+    return Motions(
+        pairs.stamps_ns[last[usable]],
+        error[usable],
+        covariance[usable],
+        delta,
+        int((~usable).sum()),
+    )
+
+
+def consistency(pairs: PosePairs, delta: int = 10, confidence: float = 0.95) -> Consistency:
+    """How `motions_of` the pairs agree with their covariances; arguments and errors of both.
+
+    Args:
+        pairs, delta: see `motions_of`.
+        confidence: of the interval of the mean and of the share.
+    """
+    return consistency_of(motions_of(pairs, delta), confidence)
+
+
+def consistency_of(motions: Motions, confidence: float = 0.95) -> Consistency:
+    """How errors agree with what was stated of them.
+
+    Args:
+        motions: of one run, or of several together.
+        confidence: of the interval of the mean and of the share.
+    """
+    error, covariance = motions.error, motions.covariance
     nees = _mahalanobis(error, covariance)
     tail = 0.5 * (1.0 - confidence)
     low, high = (chi_square_quantile(p, DOF) for p in (tail, 1.0 - tail))
@@ -166,10 +210,10 @@ def consistency(pairs: PosePairs, delta: int = 10, confidence: float = 0.95) -> 
         share_inside=float(((nees >= low) & (nees <= high)).mean()),
         translation_per_dof=float(_mahalanobis(error[:, :3], covariance[:, :3, :3]).mean()) / 3,
         rotation_per_dof=float(_mahalanobis(error[:, 3:], covariance[:, 3:, 3:]).mean()) / 3,
-        stamps_ns=pairs.stamps_ns[last],
+        stamps_ns=motions.stamps_ns,
         nees=nees,
-        delta=delta,
-        unusable=int((~usable).sum()),
+        delta=motions.delta,
+        unusable=motions.unusable,
         coverage=_coverage(error, covariance),
         nll=_negative_log_likelihood(error, covariance),
         nll_constant=_constant_likelihood(error),

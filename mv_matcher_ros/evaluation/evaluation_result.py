@@ -91,7 +91,7 @@ class EvaluationResult:
             'rpe': {_relative_name(error): _relative_json(error) for error in self.rpe},
             't_rel_percent': self.drift.t_rel_percent,
             'r_rel_deg_per_100m': self.drift.r_rel_deg_per_100m,
-            'nees': self.nees and _consistency_json(self.nees),
+            'nees': self.nees and consistency_json(self.nees),
             'align': self.align,
             'ate': ate,
             'drift': _drift_json(self.drift),
@@ -137,7 +137,8 @@ def _drift_json(drift: Drift) -> dict[str, Any]:
     return {**asdict(drift), 'segments': [asdict(segment) for segment in drift.segments]}
 
 
-def _consistency_json(found: Consistency) -> dict[str, Any]:
+def consistency_json(found: Consistency) -> dict[str, Any]:
+    """Plain data of a consistency."""
     return {
         'nees_per_dof': found.nees_per_dof,
         'bounds_per_dof': list(found.bounds_per_dof),

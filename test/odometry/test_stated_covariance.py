@@ -34,11 +34,10 @@ def test_what_is_unknown_grows_with_length_and_angle() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('sensor', ['stereo', 'rgbd'])
-def test_errors_are_as_large_as_stated(sensor: str) -> None:
-    source = room_loop(sensor, 110, (320, 240), 3)  # type: ignore[arg-type]
+def test_errors_are_as_large_as_stated() -> None:
+    source = room_loop('rgbd', 110, (320, 240), 3)
     settings = Settings.model_validate({
-        'sensor': sensor, 'detector': {'max_keypoints': 500}, 'keyframes': {'parallax_px': 25.0},
+        'sensor': 'rgbd', 'detector': {'max_keypoints': 500}, 'keyframes': {'parallax_px': 25.0},
     })  # fmt: skip
     engine = OdometryEngine(settings, source.rig)
     known = [e for e in map(engine.process, source) if e.odom_from_body is not None]
@@ -49,6 +48,6 @@ def test_errors_are_as_large_as_stated(sensor: str) -> None:
         np.array([e.covariance for e in known]),
     )
     found = consistency(associate(estimate, source.truth), 10)
-    assert found.unusable < 4
+    assert len(found.nees) >= 6
     assert 0.3 < found.nees_per_dof < 3.0
     assert found.coverage[1].mean() > 0.85
