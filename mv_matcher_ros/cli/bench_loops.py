@@ -77,6 +77,7 @@ def measure(
         place_truth,
         replayed,
         run_with_map,
+        units_m,
     )
     from mv_matcher_ros.evaluation.loop_truth import closed, distinct_revisits, judge_loops
 
@@ -89,7 +90,8 @@ def measure(
         for loop in run.mapper.pose_graph.loops
         if loop.a in place and loop.b in place
     ]
-    judged = judge_loops(believed, bodies, truth, run.mapper.world.metric)
+    units = units_m(run, keys, bodies)
+    judged = judge_loops(believed, bodies, truth, [units[a] for a, _, _ in believed])
     revisits = distinct_revisits(truth)
     clean = _graph_error(replayed(run, settings, ()), keys, bodies, run)
     harm = {}

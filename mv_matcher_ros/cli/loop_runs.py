@@ -144,6 +144,19 @@ def place_truth(
     return keys, bodies, PlaceTruth.of(overlap, np.array(stamps), gap_s)
 
 
+def units_m(run: LoopRun, keys: Sequence[int], bodies: Array) -> list[float]:
+    """Metres in the units of each keyframe: the map's scale by its alignment with the truth."""
+    from mv_matcher_ros.evaluation.poses import align_positions
+
+    world = run.mapper.world
+    if world.metric:
+        return [1.0] * len(keys)
+    placed = [world.placed(key) for key in keys]
+    places = np.stack([pose[:3, 3] for pose, _ in placed])
+    scale, _ = align_positions(places, bodies[:, :3, 3], True)
+    return [scale * unit for _, unit in placed]
+
+
 def replayed(run: LoopRun, settings: Settings, false: Sequence[Loop]) -> PoseGraph:
     """The graph of a run once more: its odometry, what was verified, and false loops.
 

@@ -17,8 +17,8 @@ from mv_matcher_ros.evaluation.poses import invert, rotation_angle_rad
 PAUSE = 3
 # A loop whose keyframes see the same, but which turns by so much more than the truth, is false.
 TURNED_DEG = 10.0
-# Where they share no view by the depths of their images, both may still see far things: with
-# metric scale the loop is true if its position errs by less than this, or this share of the way.
+# Where they share no view by the depths of their images, both may still see far things: the loop
+# is true if its position errs by less than this, or this share of the way.
 MOVED_M, MOVED_SHARE = 0.1, 0.1
 
 
@@ -30,7 +30,7 @@ class JudgedLoop:
         a, b: places of the keyframes in the order of time, a before b.
         overlap: share of the view that they truly have in common.
         rotation_deg: error of the measured rotation.
-        position_m: error of the measured position, NaN without metric scale.
+        position_m: error of the measured position.
         true: they see the same and the rotation is about right, or both are right.
     """
 
@@ -46,7 +46,7 @@ def judge_loops(
     loops: Sequence[tuple[int, int, Array]],
     world_from_body: Array,
     truth: PlaceTruth,
-    metric: bool = True,
+    unit_m: Sequence[float] | None = None,
 ) -> list[JudgedLoop]:
     """Compare loops with the truth.
 
@@ -54,14 +54,14 @@ def judge_loops(
         loops: places of two keyframes and the measured (4, 4) rigid `a_from_b`.
         world_from_body: (N, 4, 4) true poses of the keyframes.
         truth: what they have in common.
-        metric: measured positions are metres.
+        unit_m: metres in the unit of each loop's measured position; None: they are metres.
     """
     found = []
-    for a, b, measured in loops:
+    for (a, b, measured), unit in zip(loops, unit_m or [1.0] * len(loops), strict=True):
         true = invert(world_from_body[[a]])[0] @ world_from_body[b]
         error = float(np.degrees(rotation_angle_rad((invert(true[None])[0] @ measured)[None])[0]))
         overlap = float(truth.overlap[a, b])
-        off = float(np.linalg.norm(true[:3, 3] - measured[:3, 3])) if metric else np.nan
+        off = float(np.linalg.norm(true[:3, 3] - unit * measured[:3, 3]))
         near = off <= max(MOVED_M, MOVED_SHARE * float(np.linalg.norm(true[:3, 3])))
         right = error <= TURNED_DEG and (overlap >= OTHER or near)
         found.append(JudgedLoop(min(a, b), max(a, b), overlap, error, off, right))

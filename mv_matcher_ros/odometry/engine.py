@@ -43,6 +43,9 @@ OnKeyframe = Callable[[KeyframeRecord], None]
 
 # Standard deviation given to the first pose: it is the origin of odom by definition.
 ORIGIN_VARIANCE = 1e-10
+# What is published of a frame errs by the tracking of that frame, too, and a motion by that of both
+# its ends: with so much of it in every step, the difference of two published covariances says so.
+BOTH_ENDS = 2.0
 # Acceleration noise of the twist between two frames, added to what the poses say.
 TWIST_FLOOR = 1e-4
 
@@ -341,7 +344,8 @@ class OdometryEngine:
         since = se3.inverse(self._before_keyframe) @ self._motion.world_from_body
         self._motion = self._motion.corrected(se3.normalise(mapped.refined @ since))
         adjoint = se3.adjoint(se3.inverse(mapped.step))
-        self._covariance = adjoint @ self._covariance @ adjoint.T + mapped.covariance
+        grown = mapped.covariance + BOTH_ENDS * self._noise
+        self._covariance = adjoint @ self._covariance @ adjoint.T + grown
         self._compare_with(mapped.target, mapped.frame)
 
     # -------------------------------------------------------------- keyframes

@@ -32,12 +32,14 @@ def test_a_loop_is_true_where_both_see_the_same_and_the_turn_is_right() -> None:
     found = judge_loops([(1, 20, right), (2, 21, turned), (3, 22, turned)], body, known)
     assert [loop.true for loop in found] == [True, False, False]
     np.testing.assert_allclose([loop.rotation_deg for loop in found], [0.0, 90.0, 90.0], atol=1e-6)
-    # What both see from afar is true where the position is right, too; without scale who knows.
+    # What both see from afar is true where the position is right, too, in whatever unit.
     far = np.eye(4)
     far[0, 3] = 18.9
     body = poses(40)
     assert judge_loops([(4, 23, far)], body, known)[0].true
-    assert not judge_loops([(4, 23, far)], body, known, metric=False)[0].true
+    assert not judge_loops([(4, 23, far)], body, known, [0.5])[0].true
+    far[0, 3] *= 2.0
+    assert judge_loops([(4, 23, far)], body, known, [0.5])[0].true
     # The newer one first is the same loop.
     back = judge_loops([(20, 1, np.linalg.inv(right))], body, known)[0]
     assert (back.a, back.b, back.true) == (1, 20, True)
