@@ -43,8 +43,9 @@ OnKeyframe = Callable[[KeyframeRecord], None]
 
 # Standard deviation given to the first pose: it is the origin of odom by definition.
 ORIGIN_VARIANCE = 1e-10
-# What is published of a frame errs by the tracking of that frame, too, and a motion by that of both
-# its ends: with so much of it in every step, the difference of two published covariances says so.
+# What is published of a frame errs by the tracking of that frame, too, and a motion by that of
+# both its ends: with so much of it in every step, the difference of two published covariances is
+# what the motion between them errs by.
 BOTH_ENDS = 2.0
 # Acceleration noise of the twist between two frames, added to what the poses say.
 TWIST_FLOOR = 1e-4
@@ -118,6 +119,7 @@ class OdometryEngine:
         self._noise = torch.zeros(6, 6, dtype=torch.float64)
         self._inliers = 0
         self._before_keyframe = self._origin
+        self._anchor = self._origin  # the pose that `_covariance` is of
         self._note_map()
 
     def report_keyframes(self, to: OnKeyframe) -> None:
@@ -186,6 +188,7 @@ class OdometryEngine:
             return self._unknown(frame, waiting, message)
         newest = keyframes[-1].world_from_body
         self._motion = Motion(frame.stamp_ns, newest)
+        self._anchor = newest
         if len(keyframes) > 1:
             before = Motion(keyframes[-2].observation.stamp_ns, keyframes[-2].world_from_body)
             self._motion = before.measured(frame.stamp_ns, newest)
@@ -346,6 +349,7 @@ class OdometryEngine:
         adjoint = se3.adjoint(se3.inverse(mapped.step))
         grown = mapped.covariance + BOTH_ENDS * self._noise
         self._covariance = adjoint @ self._covariance @ adjoint.T + grown
+        self._anchor = mapped.refined
         self._compare_with(mapped.target, mapped.frame)
 
     # -------------------------------------------------------------- keyframes
@@ -418,7 +422,7 @@ class OdometryEngine:
             coasted = self._motion.predict(frame.stamp_ns)
             estimate = self._known(frame, Status.DEGRADED, f'coasting: {reason}', pose=coasted)
             growth = coasting_covariance(elapsed)
-            covariance = self._covariance + self._noise + growth
+            covariance = self._accumulated(coasted) + self._noise + growth
             return replace(estimate, covariance=to_fixed_axes(covariance, coasted).numpy())
         if elapsed > bounds.reinitialise_s:
             self._start_over(elapsed)
@@ -430,11 +434,18 @@ class OdometryEngine:
         assert self._continuity.last is not None
         self._before_loss = self._motion
         self._origin = self._continuity.last
-        self._covariance = self._covariance + self._noise + coasting_covariance(elapsed_s)
+        accumulated = self._accumulated(self._motion.world_from_body)
+        self._covariance = accumulated + self._noise + coasting_covariance(elapsed_s)
         self._motion = None
         self._report(self._mapper.records_left())
         self._mapper.forget_window()
         self._initialiser.reset()
+
+    def _accumulated(self, world_from_body: Tensor) -> Tensor:
+        """(6, 6) what has come together up to the newest keyframe, of a body that is here now: an
+        error of the keyframe's attitude moves it by the way since."""
+        adjoint = se3.adjoint(se3.inverse(world_from_body) @ self._anchor)
+        return adjoint @ self._covariance @ adjoint.T
 
     def _unknown(self, frame: Frame, status: Status, message: str) -> Estimate:
         return Estimate(frame.stamp_ns, status, metric=self._metric, message=message)
@@ -453,7 +464,7 @@ class OdometryEngine:
         elapsed = seconds(frame.stamp_ns - last_ns)
         estimated = self._motion.world_from_body if pose is None else pose
         published = self._continuity.publish(estimated, self._motion, elapsed)
-        covariance = self._covariance
+        covariance = self._accumulated(estimated)
         twist, twist_covariance = self._motion.velocity, None
         counts = {'features': features, 'matches': 0, 'inliers': 0, **self._map_counts}
         if tracked is not None:
