@@ -300,7 +300,7 @@ class CovarianceSettings(Section):
         1.0, gt=0.0, description='Standard deviations of bundle adjustment times this.'
     )
     share: float = Field(
-        0.006,
+        0.005,
         ge=0.0,
         le=1.0,
         description='A step from keyframe to keyframe errs by this share of its length besides.',
@@ -309,7 +309,7 @@ class CovarianceSettings(Section):
         0.0025, ge=0.0, le=1.0, description='And by this share of the angle that it turns by.'
     )
     turn_deg: float = Field(
-        0.02, ge=0.0, le=90.0, description='And by so many degrees in its direction.'
+        0.01, ge=0.0, le=90.0, description='And by so many degrees in its direction.'
     )
 
 

@@ -43,10 +43,6 @@ OnKeyframe = Callable[[KeyframeRecord], None]
 
 # Standard deviation given to the first pose: it is the origin of odom by definition.
 ORIGIN_VARIANCE = 1e-10
-# What is published of a frame errs by the tracking of that frame, too, and a motion by that of
-# both its ends: with so much of it in every step, the difference of two published covariances is
-# what the motion between them errs by.
-BOTH_ENDS = 2.0
 # Acceleration noise of the twist between two frames, added to what the poses say.
 TWIST_FLOOR = 1e-4
 
@@ -347,7 +343,9 @@ class OdometryEngine:
         since = se3.inverse(self._before_keyframe) @ self._motion.world_from_body
         self._motion = self._motion.corrected(se3.normalise(mapped.refined @ since))
         adjoint = se3.adjoint(se3.inverse(mapped.step))
-        grown = mapped.covariance + BOTH_ENDS * self._noise
+        # What is published of a frame errs by the tracking of that frame, too. With it in the steps
+        # the difference of two published covariances is what the motion between them errs by.
+        grown = mapped.covariance + self._noise
         self._covariance = adjoint @ self._covariance @ adjoint.T + grown
         self._anchor = mapped.refined
         self._compare_with(mapped.target, mapped.frame)
