@@ -343,8 +343,8 @@ class OdometryEngine:
         since = se3.inverse(self._before_keyframe) @ self._motion.world_from_body
         self._motion = self._motion.corrected(se3.normalise(mapped.refined @ since))
         adjoint = se3.adjoint(se3.inverse(mapped.step))
-        # What is published of a frame errs by the tracking of that frame, too. With it in the steps
-        # the difference of two published covariances is what the motion between them errs by.
+        # What is published of a frame errs by its tracking, too. With that in every step the
+        # difference of two published covariances is what the motion between them errs by.
         grown = mapped.covariance + self._noise
         self._covariance = adjoint @ self._covariance @ adjoint.T + grown
         self._anchor = mapped.refined
