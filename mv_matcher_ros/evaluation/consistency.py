@@ -34,6 +34,9 @@ from mv_matcher_ros.evaluation.poses import adjoint, invert, logarithm
 
 DOF = 6
 AXES = ('x', 'y', 'z', 'rx', 'ry', 'rz')
+# The smallest eigenvalue of a correlation that is believed: a difference of two large covariances
+# that is thinner than that is what its assumption has left, not what anybody stated.
+LEAST = 1e-3
 # A covariance of six axes is fitted to so many motions at least.
 FITTED = 12
 
@@ -314,7 +317,7 @@ def _normal_quantile(probability: float) -> float:
 
 
 def _positive_definite(matrices: Array) -> NDArray[np.bool_]:
-    """(K,) bool: finite, and positive definite beyond rounding."""
+    """(K,) bool: finite, and clearly positive definite."""
     finite = np.asarray(np.isfinite(matrices).all(axis=(1, 2)))
     safe = np.where(finite[:, None, None], matrices, np.eye(DOF))
     # Scaled to a unit diagonal: metres and radians may differ by orders of magnitude.
@@ -322,7 +325,7 @@ def _positive_definite(matrices: Array) -> NDArray[np.bool_]:
     scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
     correlation = safe / scale[:, :, None] / scale[:, None, :]
     smallest = np.linalg.eigvalsh(0.5 * (correlation + np.swapaxes(correlation, 1, 2)))[:, 0]
-    return np.asarray(finite & (diagonal > 0).all(axis=1) & (smallest > 1e-9))
+    return np.asarray(finite & (diagonal > 0).all(axis=1) & (smallest > LEAST))
 
 
 def _mahalanobis(error: Array, covariance: Array) -> Array:

@@ -16,7 +16,7 @@ from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import Log
 from rclpy.event_handler import PublisherEventCallbacks
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_msgs.msg import TFMessage
 
@@ -121,7 +121,9 @@ def test_networks_are_named_with_their_place(bench: Any, camcorder: Callable[...
 
     bench.start(LOSSLESS, engine_factory=with_network)
     diagnostics = bench.collect(DiagnosticArray, '/diagnostics')
-    logs = bench.collect(Log, '/rosout')
+    # What was logged before the tester was known is latched.
+    latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    logs = bench.collect(Log, '/rosout', latched)
     camcorder().calibrate(1 * MS)
     said = 'm.safetensors on cpu fp32 (sha256 abababababab)'
     bench.wait(
