@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import threading
@@ -209,6 +210,10 @@ class Bench:
         if self._lonely is not None:
             self._lonely.destroy_node()
             rclpy.try_shutdown()
+        # A lifecycle node lets its handle go when it is collected; until then what another node of
+        # its name logs goes to its /rosout.
+        self.nodes.clear()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
