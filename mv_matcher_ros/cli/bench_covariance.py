@@ -20,7 +20,7 @@ from mv_matcher_ros.cli.options import (
     locate,
     settings_from,
 )
-from mv_matcher_ros.cli.place_sources import LOOPS
+from mv_matcher_ros.cli.place_sources import LOOPS, loop_preset
 from mv_matcher_ros.errors import EvaluationError, SourceError
 
 if TYPE_CHECKING:
@@ -87,15 +87,9 @@ def covariance(
 
 def _open(name: str, sensor: Sensor, frames: int, size: tuple[int, int], seed: int) -> Source:
     from mv_matcher_ros.files.open import open_source
-    from mv_matcher_ros.worlds import presets
 
     if name in LOOPS:
-        make = {
-            'room_loop': presets.room_loop,
-            'corridor_loop': presets.corridor_loop,
-            'street_drive': presets.street_drive,
-        }[name]
-        return make(sensor, frames, size, seed)
+        return loop_preset(name)(sensor, frames, size, seed)
     opened = open_source(locate(Path(name)), sensor)
     if opened.truth is None:
         raise SourceError(f'{name}: no ground truth to compare with')
@@ -145,7 +139,7 @@ def _show(found: dict[str, Consistency]) -> None:
     rows = []
     for name, each in found.items():
         within = [f'{100 * row.min():.0f}–{100 * row.max():.0f}' for row in each.coverage]
-        gain = None if each.nll_constant is None else f'{each.nll_constant - each.nll:+.2f}'
+        gain = None if each.gain is None else f'{each.gain:+.2f}'
         rows.append((
             name, len(each.nees), f'{each.nees_per_dof:.2f}', f'{each.translation_per_dof:.2f}',
             f'{each.rotation_per_dof:.2f}', *within, gain,

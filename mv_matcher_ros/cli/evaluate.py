@@ -142,10 +142,9 @@ def _figures(result: EvaluationResult) -> list[tuple[str, str | None]]:
         )
         low, high = 100.0 * result.nees.coverage[1].min(), 100.0 * result.nees.coverage[1].max()
         figures.append(('motions within 2 σ, by axis (95 %)', f'{low:.0f} to {high:.0f} %'))
-        constant = result.nees.nll_constant
-        if constant is not None:
+        if result.nees.gain is not None:
             figures.append((
                 'likelihood against the best constant covariance',
-                f'{constant - result.nees.nll:+.2f} nats a motion',
+                f'{result.nees.gain:+.2f} nats a motion',
             ))  # fmt: skip
     return figures

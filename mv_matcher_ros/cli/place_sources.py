@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,18 +69,24 @@ def open_places(
     return _recording(Path(source), every_s)
 
 
-def rendered_rounds(
-    name: str, sensor: Sensor, rounds: float, size: tuple[int, int], seed: int
-) -> tuple[SyntheticSource, float]:
-    """So many rounds of a loop by name (`LOOPS`), and the time of one, s."""
+def loop_preset(name: str) -> Callable[..., SyntheticSource]:
+    """The preset of a loop by name (`LOOPS`)."""
     from mv_matcher_ros.worlds import presets
-    from mv_matcher_ros.worlds.trajectories import Loop, Shaken
 
-    make = {
+    return {
         'room_loop': presets.room_loop,
         'corridor_loop': presets.corridor_loop,
         'street_drive': presets.street_drive,
     }[name]
+
+
+def rendered_rounds(
+    name: str, sensor: Sensor, rounds: float, size: tuple[int, int], seed: int
+) -> tuple[SyntheticSource, float]:
+    """So many rounds of a loop by name (`LOOPS`), and the time of one, s."""
+    from mv_matcher_ros.worlds.trajectories import Loop, Shaken
+
+    make = loop_preset(name)
     once = make(sensor, size=size, seed=seed)
     assert isinstance(once.path, Shaken)
     assert isinstance(once.path.path, Loop)

@@ -159,15 +159,14 @@ def run_recording(
     """
     from mv_matcher_ros.cli.distortion_watch import DistortedError, WithRig, notes, with_corrected
     from mv_matcher_ros.mapping.map_folder import load_map
-    from mv_matcher_ros.odometry.distortion_check import DistortionCheck, advice
+    from mv_matcher_ros.odometry.distortion_check import DistortionCheck, advice, in_words
 
     if folders is not None and folders.load is not None:
         world = load_map(folders.load)
         known = world.known_rig(recording.rig)
         camera = known.cameras[0]
         if camera.distortion != recording.rig.cameras[0].distortion:
-            numbers = ', '.join(f'{value:.5g}' for value in camera.distortion)
-            warn(f'{folders.load} knows its camera better: {camera.model} [{numbers}] is used')
+            warn(f'{folders.load} knows its camera better: {in_words(camera)} is used')
         return _run_once(WithRig(recording, known), settings, out, folders, None, world=world)
     check = None
     if settings.distortion_check.enabled and recording.sensor != 'stereo':

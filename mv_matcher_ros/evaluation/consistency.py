@@ -77,9 +77,9 @@ class Consistency:
     nll_constant: float | None
 
     @property
-    def beats_constant(self) -> bool | None:
-        """Whether the stated covariances say more than the best constant one; None: unknown."""
-        return None if self.nll_constant is None else self.nll < self.nll_constant
+    def gain(self) -> float | None:
+        """Nats a motion by which the stated covariances say more than the best constant one."""
+        return None if self.nll_constant is None else self.nll_constant - self.nll
 
     @property
     def verdict(self) -> str:

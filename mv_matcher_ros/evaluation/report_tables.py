@@ -171,13 +171,12 @@ def _coverage_table(found: Consistency) -> str:
 
 
 def _likelihood_text(found: Consistency) -> str:
-    if found.nll_constant is None:
+    if found.gain is None:
         return ''
-    gain = found.nll_constant - found.nll
-    than = 'better' if gain > 0 else 'worse'
+    than = 'better' if found.gain > 0 else 'worse'
     return (
-        f'<p class="hint">The errors are {abs(gain):.2f} nats a motion {than} explained by the '
-        'stated covariances than by the best constant one.</p>'
+        f'<p class="hint">The errors are {abs(found.gain):.2f} nats a motion {than} explained '
+        'by the stated covariances than by the best constant one.</p>'
     )
 
 

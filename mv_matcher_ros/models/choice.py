@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from mv_matcher_ros.config import MatchingSettings, Settings
 from mv_matcher_ros.datatypes import Rig
 from mv_matcher_ros.errors import ModelError
@@ -33,9 +31,6 @@ from mv_matcher_ros.models.weights import (
     read_notes,
     tensors_hash,
 )
-
-# Height and width of the image of a first run.
-WARM_UP_SHAPE = (480, 640)
 
 
 @dataclass(frozen=True)
@@ -133,10 +128,9 @@ class Models:
             self.graph.prepare()
 
     def warm_up(self) -> None:
-        """Run the detector once, before the cameras are known: the first run takes far longer
-        than those after it."""
-        noise = np.random.default_rng(0).integers(0, 256, WARM_UP_SHAPE, np.uint8)
-        self.detector.detect(noise)
+        """Run the detector once, before the cameras are known; nothing where shapes are fixed."""
+        if isinstance(self.detector, LearnedDetector):
+            self.detector.warm_up()
 
     def moved(self, place: Place) -> Models:
         """The same with networks at a place, also at one that the settings refuse as slow.

@@ -17,6 +17,9 @@ from mv_matcher_ros.models.place import Place, moved, placed
 from mv_matcher_ros.models.runtime import Runner
 from mv_matcher_ros.models.static import StaticDetector
 
+# Height and width of the image of a first run.
+WARM_UP_SHAPE = (480, 640)
+
 
 class LearnedDetector:
     """The detector network behind the interface of the classical ones."""
@@ -55,6 +58,12 @@ class LearnedDetector:
         """Capture or load what runs for images of this size; nothing when eager."""
         if self._run.fixed:
             self.detect(np.zeros((height, width), np.uint8))
+
+    def warm_up(self) -> None:
+        """Run once when eager: the first run takes far longer than those after it. What runs in
+        fixed shapes waits for `prepare`: it would be captured or built for a size nobody has."""
+        if not self._run.fixed:
+            self.detect(np.zeros(WARM_UP_SHAPE, np.uint8))
 
     def detect(self, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None) -> Features:
         """Features of a (H, W) grey or (H, W, 3) BGR image; none where `mask` is False."""

@@ -114,18 +114,21 @@ class DistortionCheck:
         return found if abs(found.stretch) > settings.sure * found.sigma else None
 
 
+def in_words(camera: Camera) -> str:
+    """Model and coefficients."""
+    return f'{camera.model} [{", ".join(f"{value:.5g}" for value in camera.distortion)}]'
+
+
 def advice(found: Distortion, camera: Camera) -> str:
     """What was found, and the camera that says it better, in one line.
 
     Args:
         camera: as it was said to be.
     """
-    better = corrected(camera, found)
-    numbers = ', '.join(f'{value:.5g}' for value in better.distortion)
     return (
         'the images have radial distortion that the calibration does not know '
         f'({found.stretch:+.4f} +- {found.sigma:.4f}, {found.corner_px:.0f} px in the corner): '
-        f'{better.model} [{numbers}] is closer; calibrate the camera, or give it that'
+        f'{in_words(corrected(camera, found))} is closer; calibrate the camera, or give it that'
     )
 
 

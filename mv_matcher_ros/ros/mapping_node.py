@@ -23,7 +23,7 @@ from mv_matcher_ros.errors import MvMatcherError, SourceError
 from mv_matcher_ros.mapping.mapper import detector_of
 from mv_matcher_ros.mapping.session import MapSession, Taken
 from mv_matcher_ros.models.choice import Models
-from mv_matcher_ros.odometry.distortion_check import DistortionCheck, advice
+from mv_matcher_ros.odometry.distortion_check import DistortionCheck, advice, in_words
 from mv_matcher_ros.ros.health import REPEAT_S
 from mv_matcher_ros.ros.keyframe_messages import SentKeyframe, keyframe_from_message
 from mv_matcher_ros.ros.mailbox import Mailbox
@@ -111,7 +111,7 @@ class MappingNode(LifecycleNode):
             durability=DurabilityPolicy.TRANSIENT_LOCAL,
         )
         self._mailbox = self._new_mailbox()
-        self._stopping.clear()
+        self._stopping = threading.Event()  # of this thread: one that hangs stays stopped
         self._worker = threading.Thread(target=self._work, name='mapping', daemon=True)
         self._worker.start()
         self._inputs = [
@@ -219,15 +219,16 @@ class MappingNode(LifecycleNode):
     def _work(self) -> None:
         if self.settings.runtime.threads:
             torch.set_num_threads(self.settings.runtime.threads)
+        stopping = self._stopping
         try:
-            while not self._stopping.is_set():
+            while not stopping.is_set():
                 job = self._mailbox.take(timeout_s=0.2)
                 if job is not None:
                     job()
             if self._session is not None:
                 self.get_logger().info(self._session.save())
         except Exception as error:  # kept, and raised by the main thread: a thread dies in silence
-            if self._stopping.is_set() or not self.context.ok():
+            if stopping.is_set() or not self.context.ok():
                 return
             self.failure = error
             detail = str(error) if isinstance(error, MvMatcherError) else traceback.format_exc()
@@ -279,9 +280,8 @@ class MappingNode(LifecycleNode):
         )
         camera, known = sent.rig.cameras[0], world.known_rig(sent.rig).cameras[0]
         if (known.model, known.distortion) != (camera.model, camera.distortion):
-            numbers = ', '.join(f'{value:.5g}' for value in known.distortion)
             self._advise(
-                f'the map was made with another distortion, {known.model} [{numbers}]: give the '
+                f'the map was made with another distortion, {in_words(known)}: give the '
                 'camera that one, or poses are off where the two differ'
             )
         elif settings.distortion_check.enabled and sent.sensor != 'stereo':

@@ -102,7 +102,7 @@ class OdometryWorker:
         self.mailbox = self._new_mailbox()
         self.mailbox.dropped = dropped
         self._inputs = inputs
-        self._stopping.clear()
+        self._stopping = threading.Event()  # of this thread: one that hangs stays stopped
         self._thread = threading.Thread(target=self._work, name='odometry', daemon=True)
         self._thread.start()
 
@@ -166,17 +166,18 @@ class OdometryWorker:
         # OpenCV's number is the process's own; the engine sets it.
         if self._settings.runtime.threads:
             torch.set_num_threads(self._settings.runtime.threads)
+        stopping = self._stopping
         try:
-            while not self._stopping.is_set():
+            while not stopping.is_set():
                 if self._engine is None and not self._build_engine():
-                    self._stopping.wait(_POLL_S)
+                    stopping.wait(_POLL_S)
                     continue
                 taken = self.mailbox.take(timeout_s=0.2)
                 if taken is not None:
                     self._handle(taken)
             self._finish()
         except Exception as error:  # kept, and raised by the main thread: a thread dies in silence
-            if self._stopping.is_set() or not self._node.context.ok():
+            if stopping.is_set() or not self._node.context.ok():
                 return  # the publishers are gone: the process is ending
             detail = str(error) if isinstance(error, MvMatcherError) else traceback.format_exc()
             self._logger.fatal(f'odometry ends: {detail}')
