@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from mv_matcher_ros import cli
+from mv_matcher_ros.cli.distortion_watch import looked_at
 from mv_matcher_ros.cli.fault_files import write_folder
 from mv_matcher_ros.cli.faults import Clip
+from mv_matcher_ros.cli.options import settings_from
+from mv_matcher_ros.files.open import open_source
 from mv_matcher_ros.files.trajectory import write_tum
 from mv_matcher_ros.odometry.distortion_check import Distortion, corrected
 from mv_matcher_ros.worlds.presets import room_loop
@@ -48,4 +51,12 @@ def test_it_begins_again_with_the_corrected_camera(
     assert on['run']['calibration']['stretch'] == pytest.approx(LEFT, abs=0.01)
     assert off['run']['calibration'] == {}
     assert on['run']['frames'] == off['run']['frames'] == 200
+    # What is adapted sees the corrected camera, too, and keeps the frames.
+    settings = settings_from(None, SMALL[1::2], 'mono')
+    source = looked_at(open_source(folder, 'mono'), settings)
+    camera = source.rig.cameras[0]
+    assert camera.model == 'radtan'
+    assert camera.distortion[0] == pytest.approx(on['run']['calibration']['distortion'][0])
+    assert len(source) == 200
+    assert 'it is used from here on' in capsys.readouterr().err
     assert on['evaluation']['ate_rmse_m'] < 0.7 * off['evaluation']['ate_rmse_m']
