@@ -607,6 +607,12 @@ class RosSettings(Section):
         0.01, ge=0.0, description='Largest stamp difference of images taken together.'
     )
     queue_size: int = Field(10, ge=1, le=1000, description='Depth of the input queues.')
+    clock_jump_s: float = Field(
+        1.0,
+        ge=0.0,
+        description='Stamps that go back by more: the clock was set back, and odometry begins '
+        'anew. By less: the frame comes late, and is skipped.',
+    )
     lossless: bool = Field(
         False, description='Answer every frame (replay) instead of only the newest one (live).'
     )
@@ -628,7 +634,9 @@ class RosSettings(Section):
         False,
         description='Look body <- camera up in TF once; without it poses are of the first camera.',
     )
-    tf_timeout_s: float = Field(5.0, ge=0.0, description='How long to wait for the camera in TF.')
+    tf_timeout_s: float = Field(
+        1.0, ge=0.0, description='Without the camera in TF for longer, it is said.'
+    )
     path_length: int = Field(2000, ge=0, description='Poses kept in the published path.')
     input_reliability: Literal['best_effort', 'reliable'] = Field(
         'best_effort', description='QoS reliability of the inputs.'

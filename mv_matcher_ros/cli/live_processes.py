@@ -72,7 +72,7 @@ def play_to_node(play: Play, settings: Settings, out: Path) -> dict[str, Any]:
     parameters.write_text(
         yaml.safe_dump({'/**': {'ros__parameters': _parameters(play, settings)}})
     )
-    with _Processes(out) as processes:
+    with NodeProcesses(out) as processes:
         node = processes.start('main', '--ros-args', '--params-file', str(parameters))
         recorder = processes.start('trajectory_recorder', '--out', str(out), '--idle', '1e9')
         player = processes.start('bag_player', *_player_words(play))
@@ -101,28 +101,34 @@ def _player_words(play: Play) -> list[str]:
     return words + (['--lossless'] if play.lossless else ['--rate', f'{play.rate:g}'])
 
 
-class _Processes:
+def environment_of_its_own(out: Path) -> dict[str, str]:
+    """Variables for processes that hear each other and nobody else, and log below `out`.
+
+    A domain of its own on loopback: a robot nearby must not get these images or this TF.
+    """
+    return {
+        'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
+        'ROS_DOMAIN_ID': str(1 + os.getpid() % 100),
+        'ROS_LOG_DIR': str(out / 'ros_log'),
+    }
+
+
+class NodeProcesses:
     """Processes that hear each other and nobody else, and end with the `with` block."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._environment = {
-            **os.environ,
-            # A domain of its own on loopback: a robot nearby must not get these images or this TF.
-            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
-            'ROS_DOMAIN_ID': str(1 + os.getpid() % 100),
-            'ROS_LOG_DIR': str(out / 'ros_log'),
-        }
+        self._environment = {**os.environ, **environment_of_its_own(out)}
 
-    def __enter__(self) -> _Processes:
+    def __enter__(self) -> NodeProcesses:
         return self
 
     def start(self, module: str, *words: str) -> str:
         """Start a module of `ros/`; returns the name that the other methods take."""
         with (
-            (self._out / f'{module}.out').open('wb') as printed,
-            (self._out / f'{module}.log').open('wb') as log,
+            (self._out / f'{module}.out').open('ab') as printed,
+            (self._out / f'{module}.log').open('ab') as log,
         ):
             self._running[module] = subprocess.Popen(
                 [sys.executable, '-m', f'mv_matcher_ros.ros.{module}', *words],
@@ -131,6 +137,21 @@ class _Processes:
                 stderr=log,
             )
         return module
+
+    def alive(self, name: str) -> bool:
+        """Whether a process runs."""
+        return self._running[name].poll() is None
+
+    def kill(self, name: str) -> None:
+        """End a process as the kernel does when memory is short: SIGKILL."""
+        self._running[name].kill()
+        self._running[name].wait()
+
+    def memory_mb(self, name: str) -> float:
+        """Resident memory of a running process, MB."""
+        status = Path(f'/proc/{self._running[name].pid}/status').read_text(encoding='ascii')
+        line = next(line for line in status.split('\n') if line.startswith('VmRSS'))
+        return int(line.split()[1]) / 1024
 
     def wait_for(self, name: str) -> None:
         """Wait until one process is done; all others have to run as long."""

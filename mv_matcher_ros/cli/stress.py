@@ -14,7 +14,6 @@ from mv_matcher_ros.cli.console import print_json, print_table, progress
 from mv_matcher_ros.cli.options import (
     ConfigOption,
     JsonOption,
-    SensorChoice,
     SensorOption,
     SetOption,
     settings_from,
@@ -24,6 +23,7 @@ from mv_matcher_ros.errors import SettingsError
 if TYPE_CHECKING:
     from mv_matcher_ros.cli.faults import Clip, Fault, Outcome
     from mv_matcher_ros.config import Settings
+    from mv_matcher_ros.datatypes import Sensor
 
 SYNTHETIC_SIZE = (320, 240)
 
@@ -35,6 +35,12 @@ def stress(
     ] = None,
     frames: Annotated[int, typer.Option(min=12, help='Frames of the recording to use.')] = 40,
     only: Annotated[str, typer.Option(help='Only faults with this in their name.')] = '',
+    live: Annotated[
+        bool,
+        typer.Option(
+            '--live', help='Faults on the wire, to a running node; takes half a minute each.'
+        ),
+    ] = False,
     sensor: SensorOption = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
@@ -45,6 +51,14 @@ def stress(
     from mv_matcher_ros.cli.fault_frames import FRAME_FAULTS
 
     settings = settings_from(config, assignments, sensor.value if sensor else None)
+    if live:
+        from mv_matcher_ros.cli.stress_live import stress_live
+
+        own = None if source is None else _clip(source, frames, settings)
+        kind = _synthetic_sensor(settings) if own is None else own.sensor
+        if not stress_live(own, only, settings, kind, json):
+            raise typer.Exit(1)
+        return
     chosen = [f for f in (*FILE_FAULTS, *FRAME_FAULTS) if only.lower() in f.name.lower()]
     if not chosen:
         raise SettingsError(f'--only {only}: no fault has that in its name')
@@ -81,8 +95,12 @@ def _clip(source: Path | None, frames: int, settings: Settings) -> Clip:
         return Clip.of(open_recording(source, settings, end=frames))
     from mv_matcher_ros.worlds.presets import room_loop
 
-    asked = settings.sensor if 'sensor' in settings.model_fields_set else SensorChoice.stereo.value
-    return Clip.of(room_loop(asked, frames, SYNTHETIC_SIZE))
+    return Clip.of(room_loop(_synthetic_sensor(settings), frames, SYNTHETIC_SIZE))
+
+
+def _synthetic_sensor(settings: Settings) -> Sensor:
+    """The one that is asked for; stereo where none is."""
+    return settings.sensor if 'sensor' in settings.model_fields_set else 'stereo'
 
 
 def _try(fault: Fault, clip: Clip, settings: Settings) -> Outcome:

@@ -43,6 +43,8 @@ OnKeyframe = Callable[[KeyframeRecord], None]
 
 # Standard deviation given to the first pose: it is the origin of odom by definition.
 ORIGIN_VARIANCE = 1e-10
+# A camera that brings no frame for longer than this share of what the last one took is slow itself.
+LATE_SHARE = 1.5
 # Acceleration noise of the twist between two frames, added to what the poses say.
 TWIST_FLOOR = 1e-4
 
@@ -93,6 +95,7 @@ class OdometryEngine:
         self._policy = KeyframePolicy(settings, camera)
         self._metric = settings.sensor != 'mono'
         self._beside = Background(settings, live)
+        self._live = live
         self._on_keyframe: OnKeyframe | None = None
         self._published: dict[int, Tensor] = {}
         self.reset()
@@ -107,6 +110,8 @@ class OdometryEngine:
         self._standstill = StandstillGate(self.settings.zero_motion)
         self._initialiser.reset()
         self._flow.reset()
+        self._owed = False  # a keyframe, since a pose was searched for
+        self._took_s = 0.0  # the last frame
         self._covariance = torch.eye(6, dtype=torch.float64) * ORIGIN_VARIANCE
         self._origin = torch.from_numpy(self.rig.odom_from_first_body.copy())
         self._lost = False
@@ -152,6 +157,7 @@ class OdometryEngine:
             estimate = self._checked(start_or_follow(frame, fault, clock))
             self._note_published(estimate)
         self._last_stamp_ns = frame.stamp_ns
+        self._took_s = clock.milliseconds['total'] * 1e-3
         return replace(estimate, latency_ms=clock.milliseconds)
 
     def _observe(self, frame: Frame, fault: str, clock: Stopwatch) -> tuple[Observation, str]:
@@ -242,17 +248,26 @@ class OdometryEngine:
         """The frame by flow; if that is poor, by flow from the keyframe in work."""
         assert self._motion is not None
         followed = self._by_flow(frame, clock)
-        few = self.settings.keyframes.min_tracked
-        if self._beside.busy and (followed is None or followed.tracked.inliers < few):
+        if self._beside.busy and self._worth_waiting(frame, followed):
             self._adopt(clock)
             followed = self._by_flow(frame, clock)
-        if followed is None:
-            return None
-        tracked, judge = followed.tracked, self._hypotheses
-        believed = judge.plausible(tracked, self._motion, frame.stamp_ns) and judge.enough(
-            tracked, self._inliers
+        return followed if self._believed(frame, followed) else None
+
+    def _worth_waiting(self, frame: Frame, followed: Followed | None) -> bool:
+        """Whether the keyframe in work may do better; live, only where nothing else will do: each
+        frame that waits makes the next one harder to follow."""
+        if self._live:
+            return not self._believed(frame, followed)
+        return followed is None or followed.tracked.inliers < self.settings.keyframes.min_tracked
+
+    def _believed(self, frame: Frame, followed: Followed | None) -> bool:
+        assert self._motion is not None
+        judge = self._hypotheses
+        return (
+            followed is not None
+            and judge.plausible(followed.tracked, self._motion, frame.stamp_ns)
+            and judge.enough(followed.tracked, self._inliers)
         )
-        return followed if believed else None
 
     def _by_flow(self, frame: Frame, clock: Stopwatch) -> Followed | None:
         assert self._motion is not None
@@ -261,7 +276,7 @@ class OdometryEngine:
 
     def _known_by_flow(self, frame: Frame, followed: Followed) -> Estimate:
         tracked = followed.tracked
-        wanted = not self._beside.busy and self._policy.wants(followed)
+        wanted = not self._beside.busy and (self._owed or self._policy.wants(followed))
         pose = self._moved_to(frame, followed.observation, tracked)
         is_keyframe = wanted and pose is tracked.world_from_body
         if is_keyframe:
@@ -281,7 +296,11 @@ class OdometryEngine:
     def _known_by_search(
         self, frame: Frame, observation: Observation, tracked: Tracked
     ) -> Estimate:
-        """A frame whose pose was searched for becomes a keyframe: what was followed is gone."""
+        """A frame whose pose was searched for becomes a keyframe: what was followed is gone.
+
+        Or the next one, if it can be followed, where this one is late: searches take long, and
+        frames that wait for a keyframe besides are so far apart that all have to be searched for.
+        """
         assert self._motion is not None
         status, message = self._judge(tracked)
         if self._lost:
@@ -304,9 +323,17 @@ class OdometryEngine:
         self._motion = self._motion.measured(frame.stamp_ns, pose)
         self._inliers = tracked.inliers
         self._compare_with(target, frame)
-        self._begin_keyframe(frame, lambda: self._mapper.insert(frame, observation, tracked))
+        self._owed = self._late(frame) and not self._owed
+        if not self._owed:
+            self._begin_keyframe(frame, lambda: self._mapper.insert(frame, observation, tracked))
         estimate = self._known(frame, status, message, tracked, len(observation))
-        return replace(estimate, tracks=picture, is_keyframe=True)
+        return replace(estimate, tracks=picture, is_keyframe=not self._owed)
+
+    def _late(self, frame: Frame) -> bool:
+        """Live: whether the frame before took so long that some were missed since."""
+        if not self._live or self._last_stamp_ns is None:
+            return False
+        return seconds(frame.stamp_ns - self._last_stamp_ns) < LATE_SHARE * self._took_s
 
     def _moved_to(self, frame: Frame, observation: Observation, tracked: Tracked) -> Tensor:
         """The pose of the frame: the measured one, or the one that is held at a standstill."""
@@ -323,6 +350,7 @@ class OdometryEngine:
 
     def _begin_keyframe(self, frame: Frame, work: Work) -> None:
         assert self._motion is not None
+        self._owed = False
         self._before_keyframe = self._motion.world_from_body
         self._beside.begin(frame.stamp_ns, work)
 
@@ -420,7 +448,8 @@ class OdometryEngine:
             coasted = self._motion.predict(frame.stamp_ns)
             estimate = self._known(frame, Status.DEGRADED, f'coasting: {reason}', pose=coasted)
             growth = coasting_covariance(elapsed)
-            covariance = self._accumulated(coasted) + self._noise + growth
+            covariance = self._accumulated(coasted) + self._continuity.covariance
+            covariance = covariance + self._noise + growth
             return replace(estimate, covariance=to_fixed_axes(covariance, coasted).numpy())
         if elapsed > bounds.reinitialise_s:
             self._start_over(elapsed)
@@ -462,7 +491,7 @@ class OdometryEngine:
         elapsed = seconds(frame.stamp_ns - last_ns)
         estimated = self._motion.world_from_body if pose is None else pose
         published = self._continuity.publish(estimated, self._motion, elapsed)
-        covariance = self._accumulated(estimated)
+        covariance = self._accumulated(estimated) + self._continuity.covariance
         twist, twist_covariance = self._motion.velocity, None
         counts = {'features': features, 'matches': 0, 'inliers': 0, **self._map_counts}
         if tracked is not None:

@@ -32,19 +32,22 @@ class Hypotheses:
     def best(
         self, window: Window, observation: Observation, motion: Motion, before: int
     ) -> Tracked | None:
-        """Near the prediction, the last pose, or the newest keyframe; None if none is plausible.
+        """Near the prediction, by the newest keyframe, near the last pose, or by the graph; None
+        if none is plausible.
+
+        The first two are always compared: what is sought near a wrong prediction is found, and
+        agrees with it (190 of 203 matches on a pose 13 cm off, where 226 of 238 that nothing
+        guided are right to 2 cm).
 
         Args:
-            before: landmarks that agreed with the last pose; the first way that about as many
-                agree with ends the search.
+            before: landmarks that agreed with the last pose; the first way after those two that
+                about as many agree with ends the search.
         """
         best: Tracked | None = None
-        for tracked in self._near(window, observation, motion):
-            if tracked is None or not self.plausible(tracked, motion, observation.stamp_ns):
-                continue
-            if best is None or tracked.inliers > best.inliers:
-                best = tracked
-            if self.enough(best, before):
+        for number, tracked in enumerate(self._near(window, observation, motion)):
+            if tracked is not None and self.plausible(tracked, motion, observation.stamp_ns):
+                best = tracked if best is None or tracked.inliers > best.inliers else best
+            if number > 0 and best is not None and self.enough(best, before):
                 break
         return best
 
@@ -80,7 +83,7 @@ class Hypotheses:
     ) -> Iterator[Tracked | None]:
         predicted = motion.predict(observation.stamp_ns)
         yield self._tracker.track(window, observation, predicted)
-        yield self._tracker.track(window, observation, motion.world_from_body)
         # A short gap is not worth a search through the whole window.
         yield self._tracker.relocalise(window, observation, window.keyframes[-1])
+        yield self._tracker.track(window, observation, motion.world_from_body)
         yield self._tracker.relocalise_jointly(window, observation)

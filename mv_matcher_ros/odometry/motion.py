@@ -128,6 +128,15 @@ class Continuity:
         return published
 
     @property
+    def covariance(self) -> Tensor:
+        """(6, 6) of what is published: it is wrong by what is not handed out yet, and says so."""
+        if self._offset is None:
+            return torch.zeros(6, 6, dtype=torch.float64)
+        step = se3.log(self._offset)
+        variances = torch.stack([step[:3].square().sum(), step[3:].square().sum()])
+        return torch.diag(variances.repeat_interleave(3))
+
+    @property
     def last(self) -> Tensor | None:
         """The last published pose."""
         return self._last

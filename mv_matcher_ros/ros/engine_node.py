@@ -8,6 +8,7 @@ Newest frame wins, or with `ros.lossless` every frame is answered in order.
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Rig
 from mv_matcher_ros.errors import MvMatcherError, SettingsError
 from mv_matcher_ros.models.choice import Models
+from mv_matcher_ros.ros.diagnosis import Watch, clock_problem, missing
 from mv_matcher_ros.ros.health import Health
 from mv_matcher_ros.ros.inputs import Inputs
 from mv_matcher_ros.ros.messages import diagnostics_message
@@ -87,6 +89,7 @@ class OdometryNode(LifecycleNode):
 
         self.settings = declare(self)
         self._health = Health(self.get_logger())
+        self._watch = Watch(self.settings)
         self._outputs = Publishers(self, self.settings)
         for service, answer in (
             ('~/reset', self._on_reset),
@@ -232,10 +235,16 @@ class OdometryNode(LifecycleNode):
 
     def _report(self) -> None:
         """Once a second: say what is missing (throttled), publish diagnostics."""
-        worker, inputs = self._worker, self._inputs
-        known = [self._health.problem] if self._health.problem else []
-        problem = '; '.join([*known, *(inputs.missing() if inputs is not None else ())])
+        worker, inputs, now_s = self._worker, self._inputs, time.monotonic()
+        problems = [self._health.problem, clock_problem(self)]
+        warnings: dict[str, str] = {}
+        if inputs is not None:
+            problems += missing(inputs, self, self.settings.ros.sync_slop_s, now_s)
+            clock_ns = self.get_clock().now().nanoseconds
+            warnings = self._watch.warnings(inputs, self._health, now_s, clock_ns)
+        problem = '; '.join(filter(None, problems))
         self._health.say(problem)
+        self._health.warn(warnings)
         values: dict[str, object] = {'lifecycle': self._life, 'sensor': self.settings.sensor}
         if worker is not None:
             metric = 'metres' if worker.metric else 'arbitrary: mono poses have no metric scale'
@@ -252,7 +261,9 @@ class OdometryNode(LifecycleNode):
         now = self.get_clock().now().to_msg()
         name = self.get_fully_qualified_name()
         self._outputs.diagnostics.publish(
-            diagnostics_message(now, name, self._health.last, problem, values, self._idle)
+            diagnostics_message(
+                now, name, self._health.last, problem, values, self._idle, list(warnings.values())
+            )
         )
 
     @property

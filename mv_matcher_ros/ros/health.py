@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mv_matcher_ros.datatypes import Estimate
 
-# The same complaint is logged again after this long.
-REPEAT_S = 5.0
+# The same complaint is logged again after this long, and the same warning after that long.
+REPEAT_S, REPEAT_WARNING_S = 5.0, 60.0
 _LATENCIES_KEPT = 200
-_TIMES_KEPT = 50
+_RATE_OF = 50
+_TIMES_KEPT = 300  # more than the warnings look at
 
 
 class Health:
@@ -36,13 +38,16 @@ class Health:
         self.problem = ''
         self._latencies_ms: deque[float] = deque(maxlen=_LATENCIES_KEPT)
         self._done_s: deque[float] = deque(maxlen=_TIMES_KEPT)
+        self._stages_ms: deque[Mapping[str, float]] = deque(maxlen=_TIMES_KEPT)
         self._said = ''
         self._said_s = 0.0
+        self._warned_s: dict[str, float] = {}
 
     def processed(self, estimate: Estimate) -> None:
         """Note a frame that went through the engine."""
         self.counts['processed'] += 1
         self.last = estimate
+        self._stages_ms.append(estimate.latency_ms)
 
     def published(self, latency_ms: float) -> None:
         """Note that its estimate is out."""
@@ -57,10 +62,30 @@ class Health:
             self._said_s = now_s
         self._said = problem
 
+    def warn(self, warnings: Mapping[str, str]) -> None:
+        """Log warnings, by kind: numbers in them change all the time."""
+        now_s = time.monotonic()
+        for kind, sentence in warnings.items():
+            if now_s - self._warned_s.get(kind, -REPEAT_WARNING_S) >= REPEAT_WARNING_S:
+                self._warned_s[kind] = now_s
+                self._logger.warning(sentence)
+
+    def done_since(self, since_s: float) -> int:
+        """Frames whose estimates went out since a time.monotonic(); the last few are counted."""
+        return sum(done_s > since_s for done_s in list(self._done_s))
+
+    def slowest_stages(self) -> str:
+        """The two stages that take most of a frame's time, in words; empty before any did."""
+        frames = list(self._stages_ms)
+        names = {name for stages in frames for name in stages if name != 'total'}
+        mean = {n: sum(stages.get(n, 0.0) for stages in frames) / len(frames) for n in names}
+        slowest = sorted(mean, key=lambda name: -mean[name])[:2]
+        return ', '.join(f'{name} {mean[name]:.0f} ms' for name in slowest)
+
     def values(self) -> dict[str, object]:
         """Rate, latencies and the engine's counts, by the keys of the diagnostics."""
         values: dict[str, object] = {}
-        done = list(self._done_s)
+        done = list(self._done_s)[-_RATE_OF:]
         if len(done) > 1 and done[-1] > done[0]:
             values['rate_hz'] = f'{(len(done) - 1) / (done[-1] - done[0]):.1f}'
         latencies_ms = list(self._latencies_ms)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Input topics of the node: images of one time, calibrations, and what is missing, by name."""
+"""Input topics of the node: images of one time, and calibrations."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Sensor
 from mv_matcher_ros.ros.messages import stamp_ns
 from mv_matcher_ros.ros.standins import real_or_standin
-from mv_matcher_ros.ros.topic_hints import COMPRESSED, RAW, published
 
 # Relative names, to be remapped or put into a namespace: (image topics, camera_info topics) of
 # each sensor.
@@ -26,7 +26,7 @@ TOPICS: dict[Sensor, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # The middleware drops in silence; when lossless, what is too much must get as far as the mailbox,
 # where it is counted and answered.
 _LOSSLESS_DEPTH = 200
-_SILENT_S = 2.0  # images that stop coming for this long are missed
+_ARRIVALS_KEPT = 1000  # more than the diagnosis looks at, of any camera
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,25 @@ class MessageSet:
     received_s: float
 
 
+class Arrival(NamedTuple):
+    """When a message came, time.monotonic(), and its stamp."""
+
+    received_s: float
+    stamp_ns: int
+
+
 @dataclass
 class Stream:
-    """One input topic: its full name, how many messages came, and the last stamp."""
+    """One input topic: its full name, how many messages came, and the last ones of them."""
 
     topic: str
     count: int = 0
-    stamp_ns: int | None = None
+    arrivals: deque[Arrival] = field(default_factory=lambda: deque(maxlen=_ARRIVALS_KEPT))
+
+    @property
+    def stamp_ns(self) -> int | None:
+        """Of the last message."""
+        return self.arrivals[-1].stamp_ns if self.arrivals else None
 
 
 def image_topic(node: Any, name: str, compressed: bool) -> str:
@@ -73,7 +85,10 @@ class Inputs:
         images, infos: the topics, in the order of `TOPICS`.
         camera_infos: the last CameraInfo of each, None before the first.
         sets: complete sets so far.
+        complete: the last ones: time.monotonic() and the stamps of their images.
         incompatible_qos: name of the offending policy by topic.
+        changed: topics whose calibration has changed since the start.
+        raw: the images are not compressed.
     """
 
     def __init__(
@@ -84,11 +99,11 @@ class Inputs:
         self._deliver = deliver
         self.sets = 0
         self.incompatible_qos: dict[str, str] = {}
-        self._received_s = 0.0
-        self._changed: set[str] = set()
+        self.complete: deque[tuple[float, tuple[int, ...]]] = deque(maxlen=_ARRIVALS_KEPT)
+        self.changed: set[str] = set()
         images, infos = TOPICS[settings.sensor]
-        self._raw = settings.ros.image_transport == 'raw'
-        self.images = [Stream(image_topic(node, name, not self._raw)) for name in images]
+        self.raw = settings.ros.image_transport == 'raw'
+        self.images = [Stream(image_topic(node, name, not self.raw)) for name in images]
         self.infos = [Stream(node.resolve_topic_name(name)) for name in infos]
         self.camera_infos: list[Any] = [None] * len(infos)
         self._filters = real_or_standin('message_filters')
@@ -112,7 +127,7 @@ class Inputs:
         for stream in self.images:
             subscriber = self._filters.Subscriber(
                 self._node,
-                Image if self._raw else CompressedImage,
+                Image if self.raw else CompressedImage,
                 stream.topic,
                 qos_profile=self._qos(),
                 event_callbacks=self._events(stream.topic),
@@ -181,14 +196,15 @@ class Inputs:
         self.infos[index].count += 1
         before = self.camera_infos[index]
         if before is not None and not _same_calibration(before, message):
-            self._changed.add(self.infos[index].topic)
+            self.changed.add(self.infos[index].topic)
         self.camera_infos[index] = message
 
     def _count(self, message: Any, stream: Stream) -> None:
         stamp = stamp_ns(message.header.stamp)
-        jumped_back = stream.stamp_ns is not None and stamp < stream.stamp_ns
+        allowed_ns = self._settings.ros.clock_jump_s * 1e9
+        jumped_back = stream.stamp_ns is not None and stream.stamp_ns - stamp > allowed_ns
         stream.count += 1
-        stream.stamp_ns = stamp
+        stream.arrivals.append(Arrival(time.monotonic(), stamp))
         if jumped_back and self._sync is not None:
             # What waits has stamps of a later time, and the synchroniser always throws the
             # smallest stamps away: it would drop everything that comes from now on.
@@ -198,65 +214,15 @@ class Inputs:
 
     def _complete(self, *messages: Any) -> None:
         self.sets += 1
-        self._received_s = time.monotonic()
-        stamp = stamp_ns(messages[0].header.stamp)
-        self._deliver(MessageSet(messages, stamp, self._received_s))
+        stamps = tuple(stamp_ns(message.header.stamp) for message in messages)
+        now_s = time.monotonic()
+        self.complete.append((now_s, stamps))
+        self._deliver(MessageSet(messages, stamps[0], now_s))
 
     @property
     def unsynchronised(self) -> int:
         """Images of the first topic that found no partner so far (some may still wait)."""
         return self.images[0].count - self.sets
-
-    def missing(self) -> list[str]:
-        """One sentence, by topic name, for all that should arrive and does not."""
-        sentences = [
-            self._why_silent(stream, what)
-            for what, streams in (('image', self.images), ('camera_info', self.infos))
-            for stream in streams
-            if stream.count == 0
-        ]
-        sentences += self._elsewhere()
-        silent_s = time.monotonic() - self._received_s
-        if not sentences and self.sets and silent_s > _SILENT_S:
-            topics = ' and '.join(stream.topic for stream in self.images)
-            sentences.append(f'no new image on {topics} for {_SILENT_S:g} s and longer')
-        if not sentences and self.sets == 0 and self._sync is not None:
-            stamps = [stream.stamp_ns or 0 for stream in self.images]
-            apart_s = (max(stamps) - min(stamps)) * 1e-9
-            sentences.append(
-                f'{" and ".join(s.topic for s in self.images)} arrive, but no stamps within '
-                f'ros.sync_slop_s = {self._settings.ros.sync_slop_s:g} s '
-                f'(the last ones are {apart_s:.3f} s apart)'
-            )
-        sentences += [
-            f'the calibration on {topic} has changed since the start: restart the node to use it'
-            for topic in sorted(self._changed)
-        ]
-        return sentences
-
-    def _elsewhere(self) -> list[str]:
-        """Where there are images, if nobody publishes some that this node waits for."""
-        mine = [stream.topic for stream in self.images]
-        if all(s.count or self._node.count_publishers(s.topic) for s in self.images):
-            return []
-        there = RAW if self._raw else COMPRESSED
-        others = [topic for topic in published(self._node, there) if topic not in mine]
-        if others:
-            return [f'images that are published: {", ".join(others)}']
-        others = published(self._node, COMPRESSED if self._raw else RAW)
-        if not others:
-            return []
-        transport = 'compressed' if self._raw else 'raw'
-        return [f'published with ros.image_transport {transport}: {", ".join(others)}']
-
-    def _why_silent(self, stream: Stream, what: str) -> str:
-        publishers = self._node.count_publishers(stream.topic)
-        if stream.topic in self.incompatible_qos:
-            policy = self.incompatible_qos[stream.topic]
-            return f'no {what} on {stream.topic}: incompatible QoS policy {policy}'
-        if publishers == 0:
-            return f'no {what} on {stream.topic}: nobody publishes it'
-        return f'no {what} on {stream.topic}: {publishers} publisher(s), but no message yet'
 
 
 def _same_calibration(a: Any, b: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import array
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -177,6 +177,7 @@ def diagnostics_message(
     problem: str,
     values: Mapping[str, object],
     idle: str = '',
+    warnings: Sequence[str] = (),
 ) -> Any:
     """diagnostic_msgs/DiagnosticArray with one status.
 
@@ -187,6 +188,7 @@ def diagnostics_message(
         problem: what hinders the node just now; empty if nothing does.
         values: keys and values to list.
         idle: why the node does nothing, where that is as somebody wants it.
+        warnings: what is not as it should be, and does not keep it from working.
     """
     from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
@@ -197,8 +199,10 @@ def diagnostics_message(
         summary = f'{summary}: {estimate.message}'
     if idle:
         level, summary = 1, idle
+    if warnings:
+        level, summary = max(level, 1), '; '.join([summary, *warnings])
     if problem:
-        level, summary = 2, problem
+        level, summary = 2, f'{idle}; {problem}' if idle else problem
     status.level, status.message = bytes([level]), summary
     status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
     message = DiagnosticArray(status=[status])

@@ -278,13 +278,8 @@ class OdometryWorker:
             self.reset_wanted.clear()
             self._reset('as asked for by ~/reset')
             self._continuity.go_on()
-        last_ns = self._last_stamp_ns
-        if last_ns is not None and taken.stamp_ns == last_ns:
-            self._skip(taken, 'repeated stamp', 'its stamp is that of the frame before')
+        if self._comes_too_late(taken):
             return
-        if last_ns is not None and taken.stamp_ns < last_ns:
-            self._reset(f'stamps jumped back by {(last_ns - taken.stamp_ns) * 1e-9:.3f} s')
-            self._continuity.begin_again()
         self._last_stamp_ns = taken.stamp_ns
         topics = [stream.topic for stream in self._inputs.images]
         index = self._health.counts['processed']
@@ -298,6 +293,25 @@ class OdometryWorker:
         self._health.processed(estimate)
         counters = self.counters()
         self._health.published(self._outputs.publish(frame, estimate, counters, taken.received_s))
+
+    def _comes_too_late(self, taken: MessageSet) -> bool:
+        """Whether a later frame has been processed; where the clock was set back, begin anew."""
+        assert self._continuity is not None
+        if self._last_stamp_ns is None or taken.stamp_ns > self._last_stamp_ns:
+            return False
+        behind_s = (self._last_stamp_ns - taken.stamp_ns) * 1e-9
+        if behind_s == 0.0:
+            self._skip(taken, 'repeated stamp', 'its stamp is that of the frame before')
+        elif behind_s <= self._settings.ros.clock_jump_s:
+            self._skip(taken, 'late', f'its stamp is {behind_s:.3f} s before that of another')
+        else:
+            self._reset(f'stamps jumped back by {behind_s:.3f} s')
+            if self._node.get_parameter('use_sim_time').value:
+                self._continuity.begin_again()  # so does everything that lives by this time
+            else:
+                self._continuity.go_on()  # a robot stays where it is when its clock is set
+            return False
+        return True
 
     def _reset(self, why: str) -> None:
         assert self._engine is not None

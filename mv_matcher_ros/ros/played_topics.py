@@ -85,14 +85,20 @@ class PlayedTopics:
         return messages
 
     def publish(self, stamp_ns: int, messages: Sequence[Any]) -> None:
-        """Calibrations, then what `messages` made of the frame of this stamp."""
+        """Calibrations, then what `messages` made of the frame of this stamp, all but Nones."""
         for publisher, info, name in zip(
             self.infos, self._info_messages, self.frames, strict=True
         ):
             info.header = header_message(stamp_ns, name)
             publisher.publish(info)
         for publisher, message in zip(self.images, messages, strict=True):
-            publisher.publish(message)
+            if message is not None:
+                publisher.publish(message)
+
+    def close(self) -> None:
+        """Publish no more."""
+        for publisher in self._publishers:
+            self._node.destroy_publisher(publisher)
 
     def flush(self) -> None:
         """Wait until readers that acknowledge have everything."""

@@ -184,19 +184,41 @@ def test_reset_keeps_odom_continuous(bench: Any, camcorder: Callable[..., Any]) 
     assert [m.pose.pose.position.x for m in odometry] == pytest.approx([0, 1, 2, 2, 3])
 
 
-def test_stamps_that_jump_back_reset_and_start_afresh(
-    bench: Any, camcorder: Callable[..., Any]
+@pytest.mark.parametrize(
+    ('simulated', 'xs'),
+    [(False, [0, 1, 2, 2, 3]), (True, [0, 1, 2, 0, 1])],
+    ids=['a robot goes on where it is', 'simulated time begins anew'],
+)
+def test_stamps_that_jump_back_reset(
+    bench: Any, camcorder: Callable[..., Any], simulated: bool, xs: list[int]
 ) -> None:
-    bench.start(LOSSLESS)
+    bench.start({'use_sim_time': simulated, **LOSSLESS})
     odometry, states = bench.collect(Odometry, 'odometry'), bench.states()
     camera = camcorder()
-    for stamp in (1000, 1100, 1200, 500, 600):
+    for stamp in (5000, 5100, 5200, 500, 600):
         camera.shoot(stamp * MS)
     bench.wait(lambda: len(states) == 5, 'answers')
     assert bench.engines[0].resets == 1
     assert states[-1]['counters']['resets'] == 1
     bench.wait(lambda: len(odometry) == 5, 'odometry')
-    assert [m.pose.pose.position.x for m in odometry] == pytest.approx([0, 1, 2, 0, 1])
+    assert [m.pose.pose.position.x for m in odometry] == pytest.approx(xs)
+
+
+def test_frames_that_come_late_are_skipped_and_nothing_is_reset(
+    bench: Any, camcorder: Callable[..., Any]
+) -> None:
+    bench.start(LOSSLESS)
+    odometry, states = bench.collect(Odometry, 'odometry'), bench.states()
+    camera = camcorder()
+    for stamp in (1000, 1200, 1100, 1300):
+        camera.shoot(stamp * MS)
+    bench.wait(lambda: len(states) == 4, 'answers')
+    assert bench.engines[0].resets == 0
+    assert [s['status'] for s in states] == ['TRACKING', 'TRACKING', 'SKIPPED', 'TRACKING']
+    assert '0.100 s before' in states[2]['message']
+    assert states[-1]['counters']['skipped: late'] == 1
+    bench.wait(lambda: len(odometry) == 3, 'odometry')
+    assert [m.header.stamp.nanosec // MS for m in odometry] == [0, 200, 300]
 
 
 def test_stereo_goes_on_after_stamps_jumped_back(

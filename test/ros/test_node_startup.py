@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -156,17 +157,22 @@ def test_default_inputs_take_sensor_data(bench: Any) -> None:
 def test_running_node_says_how_it_fares(bench: Any, camcorder: Callable[..., Any]) -> None:
     bench.start(LOSSLESS)
     diagnostics = bench.collect(DiagnosticArray, '/diagnostics')
-    camera = camcorder()
-    for stamp in range(1, 6):
-        camera.shoot(stamp * MS)
-    bench.wait(lambda: diagnostics and values(diagnostics).get('processed') == '5', 'five frames')
-    status = diagnostics[-1].status[0]
-    assert (status.level, status.message) == (b'\x00', 'TRACKING')
+    camera, stamps = camcorder(), itertools.count(1)
+
+    def fine() -> bool:
+        camera.shoot(next(stamps) * 10 * MS)
+        time.sleep(0.01)
+        said = [(m.status[0].level, m.status[0].message) for m in diagnostics]
+        return (b'\x00', 'TRACKING') in said
+
+    bench.wait(fine, 'frames that are tracked')
     assert {'rate_hz', 'latency_p50_ms', 'latency_p95_ms', 'dropped', 'count inliers'} <= set(
         values(diagnostics)
     )
-    # Images that stop coming are missed.
+    # Images that stop coming are missed, within two seconds.
+    begin_s = time.monotonic()
     bench.wait(lambda: 'no new image on /image' in problems(diagnostics), 'the silence')
+    assert time.monotonic() - begin_s < 2.5  # and what a busy machine takes
 
 
 def test_compressed_transport_appends_to_the_remapped_topic(bench: Any) -> None:

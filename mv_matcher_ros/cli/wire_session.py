@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One fault on the wire, for real: a node in its own process, a camera, an outside observer."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mv_matcher_ros.cli.faults import Clip
+from mv_matcher_ros.cli.live_processes import NodeProcesses
+from mv_matcher_ros.cli.wire_faults import BEGIN_S, WireFault
+from mv_matcher_ros.cli.wire_shots import Shot, shots_of
+from mv_matcher_ros.errors import MvMatcherError
+
+if TYPE_CHECKING:
+    from mv_matcher_ros.config import Settings
+    from mv_matcher_ros.ros.wire import Diagnosis, Pose, State, Wire
+
+_NODE, _MAPPING = 'main', 'map_main'
+_LAST_WORDS_S = 2.0  # for answers to the last frames
+_MAP_SAVED_S = 1.0
+
+
+@dataclass
+class Heard:
+    """What was published, and what an outside observer heard of the node.
+
+    Attributes:
+        shots: as published, in their order.
+        sent_s: time.monotonic() of each.
+        poses, states, diagnoses: of the odometry node.
+        map_keyframes: (time.monotonic(), keyframes of the map) as the mapping node says.
+        memory_mb: of the node before the fault, and at the end.
+        ended: what the node's process ended with; empty while it lives.
+        restarted_s: time.monotonic() when it was started again; None if it was not.
+    """
+
+    shots: list[Shot] = field(default_factory=list)
+    sent_s: list[float] = field(default_factory=list)
+    poses: list[Pose] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+    diagnoses: list[Diagnosis] = field(default_factory=list)
+    map_keyframes: list[tuple[float, int]] = field(default_factory=list)
+    memory_mb: tuple[float, float] = (0.0, 0.0)
+    ended: str = ''
+    restarted_s: float | None = None
+
+
+def happen(fault: WireFault, clip: Clip, settings: Settings, out: Path) -> Heard:
+    """Let a fault happen to a node that is started for it.
+
+    Args:
+        fault: which.
+        clip: in which it happens.
+        settings: of the node.
+        out: empty folder for parameters, logs and a map.
+
+    Raises:
+        MvMatcherError: the node does not even start.
+    """
+    session = _Session(fault, clip, settings, out)
+    with NodeProcesses(out) as session.processes:
+        session.run()
+    return session.heard
+
+
+class _Session:
+    def __init__(self, fault: WireFault, clip: Clip, settings: Settings, out: Path) -> None:
+        self._fault, self._clip, self._out = fault, clip, out
+        self._words = ['--ros-args', '--params-file', str(_parameters(clip, settings, out, fault))]
+        self.processes = NodeProcesses(out)
+        self.heard = Heard()
+
+    def run(self) -> None:
+        from mv_matcher_ros.ros.wire import Wire
+
+        self.processes.start(_NODE, *self._words)
+        if self._fault.event == 'kill mapping':
+            self._start_mapping()
+        wire = Wire(self._clip)
+        try:
+            wire.wait_for_node(lambda: self.processes.alive(_NODE))
+            with self._company(wire):
+                self._play(wire)
+            time.sleep(_LAST_WORDS_S)
+            heard = self.heard
+            heard.poses, heard.states = list(wire.poses), list(wire.states)
+            heard.diagnoses, heard.map_keyframes = list(wire.diagnoses), list(wire.map_keyframes)
+            self._end()
+        finally:
+            wire.close()
+
+    def _company(self, wire: Wire) -> contextlib.AbstractContextManager[None]:
+        reads = self._fault.event != 'nobody reads'
+        return contextlib.nullcontext() if reads else wire.deaf_subscribers()
+
+    def _play(self, wire: Wire) -> None:
+        shots = self._fault.change(shots_of(self._clip, time.time_ns()))
+        begin_s, happened = time.monotonic(), False
+        for shot in sorted(shots, key=lambda s: s.at_s):
+            if not happened and shot.at_s >= BEGIN_S:
+                happened = True
+                self._note_memory(0)
+                self._event(wire)
+            messages = wire.messages(shot.frame, shot.stamp_ns)
+            time.sleep(max(0.0, begin_s + shot.at_s - time.monotonic()))
+            wire.publish(shot.stamp_ns, shot.spoil(messages) if shot.spoil else messages)
+            self.heard.shots.append(shot)
+            self.heard.sent_s.append(time.monotonic())
+
+    def _event(self, wire: Wire) -> None:
+        """What happens beside the images."""
+        if self._fault.event == 'kill node':
+            self.processes.kill(_NODE)
+            self.processes.start(_NODE, *self._words)
+            self.heard.restarted_s = time.monotonic()
+        elif self._fault.event == 'kill mapping':
+            self.processes.kill(_MAPPING)
+            self._start_mapping()
+            self.heard.restarted_s = time.monotonic()
+        elif self._fault.event == 'camera restarts':
+            wire.restart_camera()
+
+    def _start_mapping(self) -> None:
+        topic = 'keyframes:=/odometry/keyframes'
+        self.processes.start(_MAPPING, *self._words, '-r', topic)
+
+    def _note_memory(self, place: int) -> None:
+        if self.processes.alive(_NODE):
+            now_mb = self.processes.memory_mb(_NODE)
+            before_mb, _ = self.heard.memory_mb
+            self.heard.memory_mb = (now_mb, now_mb) if place == 0 else (before_mb, now_mb)
+
+    def _end(self) -> None:
+        """Every process must still be there, and end as told to."""
+        self._note_memory(1)
+        names = [_NODE] + ([_MAPPING] if self._fault.event == 'kill mapping' else [])
+        try:
+            for name in names:
+                self.processes.end(name)
+        except MvMatcherError as error:
+            self.heard.ended = str(error)
+
+
+def _parameters(clip: Clip, settings: Settings, out: Path, fault: WireFault) -> Path:
+    """A file with all settings as ROS parameters."""
+    tree: dict[str, Any] = settings.model_dump()
+    tree['sensor'] = clip.sensor
+    tree['ros']['extrinsics_from_tf'] = clip.rig.body_axes == 'rep103'
+    if fault.event == 'kill mapping':
+        tree['ros']['publish_keyframes'] = True
+        tree['mapping'].update(folder=str(out / 'map'), save_every_s=_MAP_SAVED_S)
+    path = out / 'parameters.yaml'
+    path.write_text(yaml.safe_dump({'/**': {'ros__parameters': tree}}), encoding='utf-8')
+    return path
