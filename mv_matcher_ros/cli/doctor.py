@@ -15,6 +15,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import typer
 
@@ -42,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the table: state is `ok`, `missing` or `broken`."""
+    """One row of the table: state is `ok`, `warning`, `missing` or `broken`."""
 
     name: str
     state: str
@@ -178,14 +179,29 @@ CHECKS = (
 )  # fmt: skip
 
 
-def doctor(json: JsonOption = False) -> None:
-    """Say what this machine has, and what to do about what is missing."""
-    findings = [_python(), *examine(CHECKS), _compiler(), _ros2_command(), _data()]
+def doctor(
+    live: Annotated[
+        bool, typer.Option('--live', help='Look at the ROS system that runs here instead.')
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(min=1.0, help='How long to listen, with --live.')
+    ] = 5.0,
+    json: JsonOption = False,
+) -> None:
+    """Say what this machine has (with --live: what runs), and what to do about what is missing."""
+    if live:
+        from mv_matcher_ros.cli.doctor_live import examine_live
+
+        findings = examine_live(seconds)
+        title = f'ROS system, listened to for {seconds:g} s'
+    else:
+        findings = [_python(), *examine(CHECKS), _compiler(), _ros2_command(), _data()]
+        title = f'mv-matcher on {platform.machine()}, {os.cpu_count()} cores'
     if json:
         print_json([asdict(finding) for finding in findings])
     else:
         print_table(
-            f'mv-matcher on {platform.machine()}, {os.cpu_count()} cores',
+            title,
             ('what', 'state', 'detail', 'what to do'),
             [(f.name, f.state, f.detail, f.advice) for f in findings],
         )

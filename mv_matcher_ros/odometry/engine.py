@@ -43,7 +43,7 @@ OnKeyframe = Callable[[KeyframeRecord], None]
 
 # Standard deviation given to the first pose: it is the origin of odom by definition.
 ORIGIN_VARIANCE = 1e-10
-# A camera that brings no frame for longer than this share of what the last one took is slow itself.
+# A frame later than this share of what the last one took is late because the camera is slow.
 LATE_SHARE = 1.5
 # Acceleration noise of the twist between two frames, added to what the poses say.
 TWIST_FLOOR = 1e-4
