@@ -87,7 +87,10 @@ def _unlit(look: Callable[[wire_shots.Image], wire_shots.Image]) -> Change:
 
 
 def _one_unlit(view: int) -> Change:
-    return _during(_LONG_S, lambda _, shot: shot.showing(wire_shots.black, [view]))
+    """Poses come from the first camera; what the second one adds is depth."""
+    return _during(
+        _LONG_S, lambda _, s: replace(s.showing(wire_shots.black, [view]), lit=view != 0)
+    )
 
 
 def _flicker(number: int, shot: Shot) -> Shot:
@@ -136,11 +139,11 @@ def _repeated(shots: list[Shot]) -> list[Shot]:
 
 def _burst(shots: list[Shot]) -> list[Shot]:
     """The network stalls, then delivers what has piled up at 100 Hz."""
-    end_s = BEGIN_S + _LONG_S
-    piled = [shot for shot in shots if BEGIN_S <= shot.at_s < end_s]
-    at_s = {id(shot): end_s + 0.01 * n for n, shot in enumerate(piled)}
-    moved = [replace(shot, at_s=at_s.get(id(shot), shot.at_s)) for shot in shots]
-    return sorted(moved, key=lambda shot: (shot.at_s, shot.stamp_ns))
+    moved: list[Shot] = []
+    for shot in shots:
+        at_s = BEGIN_S + _LONG_S if BEGIN_S <= shot.at_s < BEGIN_S + _LONG_S else shot.at_s
+        moved.append(replace(shot, at_s=max(at_s, moved[-1].at_s + 0.01) if moved else at_s))
+    return moved
 
 
 def _small(number: int, shot: Shot) -> Shot:

@@ -147,8 +147,8 @@ def _unknown_encoding(message: Any, rng: np.random.Generator) -> None:
     message.encoding = 'mono9'
 
 
-def _no_step(message: Any, rng: np.random.Generator) -> None:
-    message.step = 0
+def _short_step(message: Any, rng: np.random.Generator) -> None:
+    message.step = 1
 
 
 def _huge(message: Any, rng: np.random.Generator) -> None:
@@ -165,4 +165,4 @@ def _static(message: Any, rng: np.random.Generator) -> None:
     message.data = type(message.data)('B', rng.integers(0, 255, size, np.uint8).tobytes())
 
 
-_CORRUPTIONS = (_cut, _unknown_encoding, _no_step, _huge, _empty, _static)
+_CORRUPTIONS = (_cut, _unknown_encoding, _short_step, _huge, _empty, _static)
