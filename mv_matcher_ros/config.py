@@ -163,7 +163,10 @@ class TrackingSettings(Section):
         0.5, ge=0.0, description='How long the motion model may stand in for measurements.'
     )
     reinitialise_s: float = Field(
-        2.0, ge=0.0, description='LOST for longer than this starts a new map at the last pose.'
+        2.0,
+        ge=0.0,
+        description='LOST for longer than this, and seeing something, starts a new map at the '
+        'last pose.',
     )
     max_speed_mps: float = Field(
         40.0, gt=0.0, description='Bound of the motion model on linear speed (metric sensors).'

@@ -43,6 +43,8 @@ OnKeyframe = Callable[[KeyframeRecord], None]
 
 # Standard deviation given to the first pose: it is the origin of odom by definition.
 ORIGIN_VARIANCE = 1e-10
+# After a loss, a map is not given up before it has been sought in images for so long.
+SOUGHT_S = 0.3
 # A frame later than this share of what the last one took is late because the camera is slow.
 LATE_SHARE = 1.5
 # Acceleration noise of the twist between two frames, added to what the poses say.
@@ -115,6 +117,7 @@ class OdometryEngine:
         self._covariance = torch.eye(6, dtype=torch.float64) * ORIGIN_VARIANCE
         self._origin = torch.from_numpy(self.rig.odom_from_first_body.copy())
         self._lost = False
+        self._sought_since_ns: int | None = None  # the first image with a view since the loss
         self._before_loss: Motion | None = None
         self._last_stamp_ns: int | None = None
         self._noise = torch.zeros(6, 6, dtype=torch.float64)
@@ -241,7 +244,7 @@ class OdometryEngine:
             tracked = None if fault else self._track(observation)
         if tracked is None:
             self._flow.reset()
-            return self._coast(frame, fault or 'too few landmarks agree with a pose')
+            return self._coast(frame, fault or 'too few landmarks agree with a pose', bool(fault))
         return self._known_by_search(frame, observation, tracked)
 
     def _followed(self, frame: Frame, clock: Stopwatch) -> Followed | None:
@@ -306,7 +309,7 @@ class OdometryEngine:
         if self._lost:
             self._continuity.rebase(tracked.world_from_body)
             status, message = Status.RELOCALISED, f'found again by {tracked.method}'
-            self._lost = False
+            self._lost, self._sought_since_ns = False, None
         window = self._mapper.window
         newest = window.keyframes[-1]
         picture = track_view(
@@ -438,8 +441,11 @@ class OdometryEngine:
         message = f'{said}; {estimate.message}' if estimate.message else said
         return replace(estimate, status=status, message=message)
 
-    def _coast(self, frame: Frame, reason: str) -> Estimate:
-        """No measurement: the motion model for a while, then LOST, at last a new map."""
+    def _coast(self, frame: Frame, reason: str, blind: bool) -> Estimate:
+        """No measurement: the motion model for a while, then LOST, at last a new map.
+
+        Not before the old one has been looked for in images that show something.
+        """
         assert self._motion is not None
         elapsed = seconds(frame.stamp_ns - self._motion.stamp_ns)
         bounds = self.settings.tracking
@@ -451,7 +457,10 @@ class OdometryEngine:
             covariance = self._accumulated(coasted) + self._continuity.covariance
             covariance = covariance + self._noise + growth
             return replace(estimate, covariance=to_fixed_axes(covariance, coasted).numpy())
-        if elapsed > bounds.reinitialise_s:
+        if not blind and self._sought_since_ns is None:
+            self._sought_since_ns = frame.stamp_ns
+        sought_ns = frame.stamp_ns - (self._sought_since_ns or frame.stamp_ns)
+        if elapsed > bounds.reinitialise_s and seconds(sought_ns) >= SOUGHT_S:
             self._start_over(elapsed)
         return self._unknown(frame, Status.LOST, reason)
 
@@ -463,7 +472,7 @@ class OdometryEngine:
         self._origin = self._continuity.last
         accumulated = self._accumulated(self._motion.world_from_body)
         self._covariance = accumulated + self._noise + coasting_covariance(elapsed_s)
-        self._motion = None
+        self._motion, self._sought_since_ns = None, None
         self._report(self._mapper.records_left())
         self._mapper.forget_window()
         self._initialiser.reset()

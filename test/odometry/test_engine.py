@@ -168,15 +168,44 @@ def test_covered_lens_coasts_then_loses_then_recovers_without_a_jump() -> None:
     assert steps.max() < 2.0 * fastest  # the body's motion and at most half of it to catch up
 
 
+def mirrored(frame: Frame) -> Frame:
+    """Another place: the world in a mirror, in which left is right."""
+    views = tuple(View(np.ascontiguousarray(v.image[:, ::-1])) for v in frame.views[::-1])
+    return replace(frame, views=views)
+
+
+def test_the_map_is_found_again_however_long_it_was_dark() -> None:
+    source = presets.room_loop('stereo', 30, SIZE, effects=SHARP)
+    short = {'tracking.coasting_s': 0.1, 'tracking.reinitialise_s': 0.3}
+    engine = OdometryEngine(settings('stereo', **short), source.rig)
+    results = [engine.process(frame) for frame in blinded(source, 12, 24)]
+    assert results[24].status is Status.LOST
+    assert results[25].status is Status.RELOCALISED
+    assert not results[25].started_by
+    # What is not handed out yet of the way made in the dark is admitted.
+    known = results[26]
+    assert known.odom_from_body is not None
+    assert known.covariance is not None
+    assert source.truth is not None
+    ours = np.linalg.inv(results[11].odom_from_body) @ known.odom_from_body
+    poses = source.truth.world_from_body
+    error = np.linalg.inv(np.linalg.inv(poses[11]) @ poses[26]) @ ours
+    assert np.linalg.norm(error[:3, 3]) > 0.05
+    assert np.linalg.norm(error[:3, 3]) < 3.0 * np.sqrt(known.covariance[:3, :3].trace())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('sensor', ['stereo', 'mono'])
 def test_a_long_loss_starts_a_new_map_and_says_so(sensor: str) -> None:
-    source = presets.room_loop(sensor, 40, SIZE, effects=SHARP)
+    source = presets.room_loop(sensor, 44, SIZE, effects=SHARP)
     short = {'tracking.coasting_s': 0.1, 'tracking.reinitialise_s': 0.3}
     engine = OdometryEngine(settings(sensor, **short), source.rig)
-    results = [engine.process(frame) for frame in blinded(source, 14, 24)]
+    frames = blinded(source, 14, 20)
+    results = [engine.process(f) for f in [*frames[:21], *map(mirrored, frames[21:])]]
     assert results[20].status is Status.LOST
     again = next(r for r in results[20:] if r.status is Status.RELOCALISED)
+    # The old one has been sought for a while, in images that show something.
+    assert again.stamp_ns - frames[21].stamp_ns >= 0.3e9
     assert 'new map' in again.message
     assert again.started_by
     before = next(r for r in reversed(results[:20]) if r.odom_from_body is not None)

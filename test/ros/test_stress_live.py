@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One fault for real: a node in its own process, images over DDS, an observer from outside."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mv_matcher_ros.cli.faults import Clip
+from mv_matcher_ros.cli.live_processes import environment_of_its_own
+from mv_matcher_ros.cli.wire_faults import WIRE_FAULTS
+from mv_matcher_ros.cli.wire_session import happen
+from mv_matcher_ros.cli.wire_verdict import judge
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.worlds.presets import room_loop
+
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
+
+
+@pytest.fixture(scope='module')
+def clip() -> Clip:
+    """Ten seconds in the room, small images, so that any machine keeps up."""
+    return Clip.of(room_loop('stereo', 100, (320, 240), rate_hz=10.0, speed_m_s=0.5))
+
+
+@pytest.mark.parametrize('name', ['black for 2 s', 'kill -9 of the mapping'])
+def test_a_fault_is_said_survived_and_over_in_a_second(
+    name: str, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in environment_of_its_own(tmp_path).items():
+        if variable not in os.environ:  # the test's own domain stays
+            monkeypatch.setenv(variable, value)
+    fault = next(f for f in WIRE_FAULTS if f.name == name)
+    heard = happen(fault, clip, Settings(), tmp_path)
+    assert len(heard.sent_s) == len(heard.shots) == 100
+    verdict = judge(fault, clip, heard)
+    assert verdict.complaints == (), (verdict, heard.states[-1])
+    assert verdict.survived
+    assert sum(verdict.statuses.values()) > 10
