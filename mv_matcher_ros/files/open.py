@@ -67,7 +67,8 @@ def open_source(
             `read_calibration`.
         masks: image(s) that are black where no features may lie, one per camera.
         body_frame: bags only: frame in /tf_static whose pose is estimated.
-        pairs: stereo pairs to read, where it is stereo: of image folders and EuRoC folders.
+        pairs: stereo pairs to read, where it is stereo: of bags (their topics are named), image
+            folders and EuRoC folders.
 
     Raises:
         SourceError: not a recording, or one that cannot be read or has no such sensor.
@@ -80,7 +81,7 @@ def open_source(
         _check_is_meant(path)
     source: Recording
     if kind == 'bag':
-        source = Bag(path, sensor, given, masks, topics, body_frame)
+        source = Bag(path, sensor, given, masks, topics, body_frame, pairs=pairs)
     elif topics or body_frame:
         raise SourceError(
             f'{path}: topics and body_frame are for bags, and this is not one ({kind})'

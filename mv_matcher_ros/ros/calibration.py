@@ -84,8 +84,7 @@ def messages_from_rig(rig: Rig) -> list[Any]:
     from sensor_msgs.msg import CameraInfo as CameraInfoMessage
 
     messages = []
-    for first in range(0, len(rig.cameras), 2):
-        for fields in fields_from_cameras(rig.cameras[first : first + 2]):
-            fields['d'] = [float(c) for c in fields['d']]
-            messages.append(CameraInfoMessage(**fields))
+    for fields in fields_from_cameras(rig.cameras):
+        fields['d'] = [float(c) for c in fields['d']]
+        messages.append(CameraInfoMessage(**fields))
     return messages
