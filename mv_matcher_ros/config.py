@@ -38,7 +38,10 @@ class DetectorSettings(Section):
         '', description='Of the learned detector: file, or name of shipped ones; empty: light.'
     )
     max_keypoints: int = Field(
-        1200, ge=50, le=8000, description='Strongest keypoints kept per image.'
+        1200,
+        ge=50,
+        le=8000,
+        description='Strongest keypoints kept per image; of each, where a rig has several pairs.',
     )
     contrast_threshold: float = Field(
         0.02, ge=0.0, le=0.2, description='SIFT: weakest contrast kept; lower finds more.'
@@ -239,6 +242,13 @@ class LandmarkSettings(Section):
 class StereoSettings(Section):
     """Stereo matching; the rig need not be rectified."""
 
+    pairs: int = Field(
+        1,
+        ge=1,
+        le=4,
+        description='Stereo pairs of the rig that are used, looking wherever they do: its first '
+        'two cameras, the next two, and so on. Where they are mounted must be known.',
+    )
     epipolar_px: float = Field(2.0, gt=0.0, description='Largest distance from the epipolar line.')
     min_depth_baselines: float = Field(
         1.5, gt=0.0, description='Nearest depth that is searched, in baselines.'

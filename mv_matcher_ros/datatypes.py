@@ -135,7 +135,8 @@ class Rig:
     """The cameras of a robot and the body frame they are mounted on.
 
     Attributes:
-        cameras: one (mono, RGB-D) or two (stereo: left, right).
+        cameras: one (mono, RGB-D) or two (stereo: left, right), or two for each of several
+            stereo pairs, one pair after the other.
         body_axes: `optical`: the body is the first camera's optical frame (nothing else is known),
             and odom starts with REP-103 axes seen from it, the first camera taken as level;
             `rep103`: the body has axes of its own (base_link, an IMU), and odom starts equal to
@@ -158,6 +159,10 @@ class Rig:
         a, b = (camera.body_from_camera[:3, 3] for camera in self.cameras[:2])
         return float(np.linalg.norm(a - b))
 
+    def pair(self, number: int) -> Rig:
+        """One stereo pair of several, on the same body."""
+        return replace(self, cameras=self.cameras[2 * number : 2 * number + 2])
+
 
 @dataclass(frozen=True)
 class View:
@@ -177,7 +182,7 @@ class View:
 
 @dataclass(frozen=True)
 class Frame:
-    """What all cameras saw at one time: mono and RGB-D one view, stereo two (left, right)."""
+    """What all cameras saw at one time: one view, or for stereo two a pair (left, right)."""
 
     stamp_ns: int
     views: tuple[View, ...]

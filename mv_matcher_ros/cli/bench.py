@@ -23,6 +23,7 @@ from mv_matcher_ros.cli.bench_points import points
 from mv_matcher_ros.cli.bench_recording import recording
 from mv_matcher_ros.cli.bench_recovery import recovery
 from mv_matcher_ros.cli.bench_report import report
+from mv_matcher_ros.cli.bench_rig import rig
 from mv_matcher_ros.cli.bench_stages import FRAMES, measure_stages, print_stages, stages
 from mv_matcher_ros.cli.bench_tuples import tuples
 from mv_matcher_ros.cli.console import print_table, progress, say
@@ -73,6 +74,7 @@ bench.command()(graph)
 bench.command()(loops)
 bench.command()(covariance)
 bench.command()(localize)
+bench.command()(rig)
 
 
 @bench.command('ba')

@@ -117,9 +117,8 @@ def locate_frames(
         for frame in recording:
             begin = time.perf_counter()
             near = guess is not None and frame.stamp_ns - guess[0] < GUESS_S * 1e9
-            found = localizer.locate(
-                observer.observe(frame), guess[1] if guess is not None and near else None
-            )
+            seen = observer.observe(frame).of_first_camera()
+            found = localizer.locate(seen, guess[1] if guess is not None and near else None)
             milliseconds.append((time.perf_counter() - begin) * 1e3)
             if isinstance(found, Located):
                 stamps.append(frame.stamp_ns)

@@ -69,7 +69,9 @@ CalibrationOption = Annotated[
 TopicOption = Annotated[
     list[str] | None,
     typer.Option(
-        '--topic', metavar='KEY=TOPIC', help='Bags: image, right, depth, camera_info, … by name.'
+        '--topic',
+        metavar='KEY=TOPIC',
+        help='Bags: image, right, depth, camera_info, … by name; left_2, … of a second pair.',
     ),
 ]
 BodyOption = Annotated[

@@ -117,7 +117,7 @@ def open_recording(source: Path, settings: Settings, **options: Any) -> Recordin
     from mv_matcher_ros.files.open import open_source
 
     asked = settings.sensor if 'sensor' in settings.model_fields_set else None
-    return open_source(locate(source), asked, **options)
+    return open_source(locate(source), asked, pairs=settings.stereo.pairs, **options)
 
 
 class ProgressSink:

@@ -66,16 +66,25 @@ class _Recorder:
         self._images = images
         self._body_frame = body_frame
         self._infos = fields_from_cameras(source.rig.cameras)
-        self._spaces = _SPACES[source.sensor]
+        self._spaces = [
+            space if first == 0 else f'{space}_{first // 2 + 1}'
+            for first in range(0, len(source.rig.cameras), 2)
+            for space in _SPACES[source.sensor]
+        ]
         self._frames = [f'{space.strip("/").replace("/", "_")}_optical' for space in self._spaces]
         suffix = '' if images == 'raw' else '/compressed'
         self._image_topics = [f'{space}/image_raw{suffix}' for space in self._spaces]
 
     def topics(self) -> dict[str, str]:
-        topics = dict(zip(('image', 'right'), self._image_topics, strict=False))
-        keys = ('camera_info', 'right_camera_info')
-        for key, space in zip(keys, self._spaces, strict=False):
-            topics[key] = f'{space}/camera_info'
+        topics = {}
+        for number, (space, topic) in enumerate(
+            zip(self._spaces, self._image_topics, strict=True)
+        ):
+            pair = '' if number < 2 else f'_{number // 2 + 1}'
+            topics[('image', 'right')[number % 2] + pair] = topic
+            topics[('camera_info', 'right_camera_info')[number % 2] + pair] = (
+                f'{space}/camera_info'
+            )
         if self._source.sensor == 'rgbd':
             topics['depth'] = DEPTH_TOPIC
         if self._source.truth is not None:

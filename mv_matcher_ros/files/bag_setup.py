@@ -65,7 +65,9 @@ class BagSetup:
         if calibration is not None:
             rig = Rig(calibration.rig.cameras[:count], calibration.rig.body_axes)
             if len(rig.cameras) < count:
-                raise CalibrationError(f'{self._where}: the calibration has one camera, not two')
+                there = 'one camera' if len(rig.cameras) == 1 else f'{len(rig.cameras)} cameras'
+                wanted = 'two' if count == 2 else count
+                raise CalibrationError(f'{self._where}: the calibration has {there}, not {wanted}')
             self._camera_frame = self._frame_of(self._choice.image)
         else:
             rig = self._rig_from_infos()
@@ -88,15 +90,30 @@ class BagSetup:
         choice = self._choice
         left = self._info(choice.image, 'camera_info')
         self._camera_frame = left.frame
-        rectified = is_rectified(choice.image)
-        cameras: list[Camera] = [camera_from_info(left, choice.image, rectified)]
+        cameras = [camera_from_info(left, choice.image, is_rectified(choice.image))]
         if choice.right is not None:
-            right = self._info(choice.right, 'right_camera_info')
-            pose = self._right_pose(left, right, choice.right, rectified)
-            cameras.append(camera_from_info(right, choice.right, is_rectified(choice.right), pose))
+            cameras += self._right_camera(left, choice.image, choice.right, '', np.eye(4))
+        for number, (image, right) in enumerate(choice.further, start=2):
+            info = self._info(image, f'camera_info_{number}')
+            pose = self._tree.lookup(left.frame, info.frame)
+            if pose is None:
+                raise CalibrationError(
+                    f'{self._where}: /tf_static does not connect "{left.frame}" and '
+                    f'"{info.frame}": how the stereo pairs stand to each other is not known; '
+                    'give a calibration file'
+                )
+            cameras.append(camera_from_info(info, image, is_rectified(image), pose))
+            cameras += self._right_camera(info, image, right, f'_{number}', pose)
         if choice.depth is not None:
             self._check_registered(cameras[0], choice.depth)
         return Rig(tuple(cameras))
+
+    def _right_camera(
+        self, left: CameraInfo, left_topic: str, topic: str, number: str, body_from_left: Array
+    ) -> list[Camera]:
+        info = self._info(topic, f'right_camera_info{number}')
+        pose = body_from_left @ self._right_pose(left, info, topic, is_rectified(left_topic))
+        return [camera_from_info(info, topic, is_rectified(topic), pose)]
 
     def _right_pose(
         self, left: CameraInfo, right: CameraInfo, topic: str, rectified: bool

@@ -15,7 +15,7 @@ from mv_matcher_ros.files.calibration import Calibration
 from mv_matcher_ros.files.image_list import RGBD_SLOP_NS, STEREO_SLOP_NS
 from mv_matcher_ros.files.image_messages import depth_image, view_image
 from mv_matcher_ros.files.recording import Entry, Masks, Recording
-from mv_matcher_ros.files.synchronise import PairSynchroniser
+from mv_matcher_ros.files.synchronise import Synchroniser
 
 
 class Bag(Recording):
@@ -33,6 +33,7 @@ class Bag(Recording):
             frame.
         slop_ns: largest stamp difference of images taken together; default 10 ms (stereo), 20 ms
             (depth).
+        pairs: stereo pairs; the topics of those after the first are named: left_2, right_2, …
 
     Raises:
         SourceError: the bag cannot be read, or has no such topics.
@@ -49,11 +50,12 @@ class Bag(Recording):
         topics: Mapping[str, str] | None = None,
         body_frame: str | None = None,
         slop_ns: int | None = None,
+        pairs: int = 1,
     ) -> None:
         self._path = path
         named = check_named(topics, str(path))
         with BagReader(path) as reader:
-            choice = choose_topics(reader.topics, named, sensor, str(path))
+            choice = choose_topics(reader.topics, named, sensor, str(path), pairs)
             self._counts = {topic.name: topic.count for topic in reader.topics}
             notes = list(choice.notes)
             setup = BagSetup(reader, choice, named, notes)
@@ -67,42 +69,48 @@ class Bag(Recording):
         self._slop_ns = default if slop_ns is None else slop_ns
 
     def _entry_count(self) -> int:
+        return min(self._counts[topic] for topic in (self._choice.image, *self._partners))
+
+    @property
+    def _partners(self) -> tuple[str, ...]:
+        """Topics whose images are taken together with those of the first camera."""
         choice = self._choice
-        partner = choice.right or choice.depth
-        count = self._counts[choice.image]
-        return count if partner is None else min(count, self._counts[partner])
+        return choice.cameras[1:] if choice.depth is None else (choice.depth,)
 
     def _entries(self) -> Iterator[Entry]:
         with BagReader(self._path) as reader:
-            partner = self._choice.right or self._choice.depth
-            if partner is None:
+            if not self._partners:
                 for _, stamp_ns, message in self._stamped(reader, (self._choice.image,)):
-                    yield Entry(stamp_ns, self._loader(message, None), self._choice.image)
+                    yield Entry(stamp_ns, self._loader(message, ()), self._choice.image)
                 return
-            yield from self._paired_entries(reader, partner)
+            yield from self._paired_entries(reader, self._partners)
 
-    def _paired_entries(self, reader: BagReader, partner: str) -> Iterator[Entry]:
-        pairs: PairSynchroniser[Any] = PairSynchroniser(self._slop_ns)
+    def _paired_entries(self, reader: BagReader, partners: tuple[str, ...]) -> Iterator[Entry]:
+        together: Synchroniser[Any] = Synchroniser(self._slop_ns, len(partners))
         last: dict[str, int] = {}
         kind = 'right image' if self._choice.right else 'depth image'
+        kind = kind if len(partners) == 1 else 'image of every other camera'
 
-        def entries(settled: Iterator[tuple[int, Any, Any]]) -> Iterator[Entry]:
-            for stamp_ns, left, right in settled:
-                yield Entry(stamp_ns, self._loader(left, right), self._choice.image)
+        def entries(settled: Iterator[tuple[int, Any, tuple[Any, ...]]]) -> Iterator[Entry]:
+            for stamp_ns, left, others in settled:
+                yield Entry(stamp_ns, self._loader(left, others), self._choice.image)
 
         try:
-            for topic, stamp_ns, message in self._stamped(reader, (self._choice.image, partner)):
+            for topic, stamp_ns, message in self._stamped(reader, (self._choice.image, *partners)):
                 if stamp_ns <= last.get(topic, stamp_ns - 1):
                     order = 'repeated' if stamp_ns == last[topic] else 'backwards'
                     self._faults[f'{order} time stamp, frame dropped'] += 1
                     continue
                 last[topic] = stamp_ns
-                push = pairs.push_left if topic == self._choice.image else pairs.push_right
-                yield from entries(push(stamp_ns, message))
-            yield from entries(pairs.flush())
+                if topic == self._choice.image:
+                    yield from entries(together.push_first(stamp_ns, message))
+                else:
+                    number = partners.index(topic)
+                    yield from entries(together.push_other(number, stamp_ns, message))
+            yield from entries(together.flush())
         finally:
-            if pairs.unpaired:
-                self._faults[f'image without {kind}, frame dropped'] += pairs.unpaired
+            if together.unpaired:
+                self._faults[f'image without {kind}, frame dropped'] += together.unpaired
 
     def _stamped(
         self, reader: BagReader, topics: tuple[str, ...]
@@ -115,15 +123,14 @@ class Bag(Recording):
                 stamp_ns = recorded_ns
             yield topic, stamp_ns, message
 
-    def _loader(self, message: Any, partner: Any) -> Callable[[], tuple[View, ...]]:
+    def _loader(self, message: Any, partners: tuple[Any, ...]) -> Callable[[], tuple[View, ...]]:
         choice = self._choice
 
         def load() -> tuple[View, ...]:
             image = view_image(message, f'{self._path}: {choice.image}')
-            if choice.right is not None:
-                return View(image), View(view_image(partner, f'{self._path}: {choice.right}'))
             if choice.depth is not None:
-                return (View(image, depth_image(partner, f'{self._path}: {choice.depth}')),)
-            return (View(image),)
+                return (View(image, depth_image(partners[0], f'{self._path}: {choice.depth}')),)
+            others = zip(partners, choice.cameras[1:], strict=True)
+            return (View(image), *(View(view_image(m, f'{self._path}: {t}')) for m, t in others))
 
         return load

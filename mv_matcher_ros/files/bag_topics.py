@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from mv_matcher_ros.datatypes import Sensor
 from mv_matcher_ros.errors import CalibrationError, SourceError
@@ -21,6 +22,8 @@ TRUTH_TYPES = (
     'nav_msgs/msg/Odometry',
 )
 KEYS = ('image', 'right', 'depth', 'camera_info', 'right_camera_info', 'truth', 'truth_frame')
+# What a further stereo pair has topics for, by keys with its number behind: image_2, right_2.
+_OF_A_PAIR = ('image', 'right', 'camera_info', 'right_camera_info')
 _ALIASES = {'left': 'image', 'left_camera_info': 'camera_info', 'ground_truth': 'truth'}
 _PAIRS = (
     ('left', 'right'),
@@ -55,6 +58,7 @@ class Choice:
     Attributes:
         sensor: what they make up.
         image: the (left) camera. right, depth: None where the sensor has none.
+        further: left and right camera of each stereo pair but the first.
         notes: what was decided without being told, for the user.
     """
 
@@ -63,11 +67,13 @@ class Choice:
     right: str | None = None
     depth: str | None = None
     notes: tuple[str, ...] = field(default=())
+    further: tuple[tuple[str, str], ...] = ()
 
     @property
     def cameras(self) -> tuple[str, ...]:
         """Topics of the cameras of the rig."""
-        return (self.image,) if self.right is None else (self.image, self.right)
+        first = (self.image,) if self.right is None else (self.image, self.right)
+        return (*first, *(topic for pair in self.further for topic in pair))
 
 
 def check_named(named: Mapping[str, str] | None, where: str) -> dict[str, str]:
@@ -76,10 +82,14 @@ def check_named(named: Mapping[str, str] | None, where: str) -> dict[str, str]:
     Raises:
         SourceError: an unknown key.
     """
-    resolved = {_ALIASES.get(key, key): topic for key, topic in (named or {}).items()}
-    for key in resolved:
-        if key not in KEYS:
+    resolved = {}
+    for key, topic in (named or {}).items():
+        found = re.fullmatch(r'(.+?)(_[2-4])?', key)
+        base, number = found.groups('') if found else (key, '')
+        base = _ALIASES.get(base, base)
+        if base not in (_OF_A_PAIR if number else KEYS):
             raise SourceError(f'{where}: unknown topic key "{key}"; known: {", ".join(KEYS)}')
+        resolved[base + number] = topic
     return resolved
 
 
@@ -90,7 +100,11 @@ def is_rectified(topic: str) -> bool:
 
 
 def choose_topics(
-    topics: Collection[Topic], named: Mapping[str, str], sensor: Sensor | None, where: str
+    topics: Collection[Topic],
+    named: Mapping[str, str],
+    sensor: Sensor | None,
+    where: str,
+    pairs: int = 1,
 ) -> Choice:
     """The image topics to read: those named, and for the rest those that look right.
 
@@ -102,12 +116,14 @@ def choose_topics(
         named: topics by key (see `KEYS`), as `check_named` returns them.
         sensor: what the user asked for.
         where: the bag, for messages.
+        pairs: stereo pairs; those after the first must be named.
 
     Raises:
         SourceError: a named topic is not there, or nothing fits.
     """
+    further = [(f'image_{number}', f'right_{number}') for number in range(2, pairs + 1)]
     images = {t.name: t for t in topics if t.type in (RAW, COMPRESSED) and t.count}
-    for key in ('image', 'right', 'depth'):
+    for key in ('image', 'right', 'depth', *chain.from_iterable(further)):
         if key in named and named[key] not in images:
             raise SourceError(
                 f'{where}: no image topic "{named[key]}"{_nearest(named[key], images)}'
@@ -132,7 +148,7 @@ def choose_topics(
             available['rgbd'] = 'no depth topic named'
     chosen = choose_sensor(sensor, available, where)
     if chosen == 'stereo' and pair:
-        return Choice(chosen, pair[0], right=pair[1])
+        return Choice(chosen, pair[0], right=pair[1], further=_named_pairs(named, further, where))
     if chosen == 'rgbd' and depth_pair:
         return Choice(chosen, depth_pair[0], depth=depth_pair[1])
     assert mono is not None
@@ -145,6 +161,18 @@ def choose_topics(
             f'another one: --topic image=TOPIC (there: {there})',
         )
     return Choice('mono', mono, notes=notes)
+
+
+def _named_pairs(
+    named: Mapping[str, str], keys: Sequence[tuple[str, str]], where: str
+) -> tuple[tuple[str, str], ...]:
+    for number, pair in enumerate(keys, start=2):
+        if any(key not in named for key in pair):
+            raise SourceError(
+                f'{where}: stereo.pairs is {len(keys) + 1}: name the topics of pair {number}, '
+                f'left_{number}=TOPIC and right_{number}=TOPIC'
+            )
+    return tuple((named[left], named[right]) for left, right in keys)
 
 
 def info_topic(image: str, topics: Collection[Topic], named: str | None, where: str) -> str:

@@ -137,8 +137,9 @@ def _from_rig(path: Path, content: Mapping[str, Any]) -> Calibration:
         if not isinstance(camera, Mapping):
             raise CalibrationError(f'{where}: camera "{name}" holds no keys')
         _refuse_unknown(camera, _CAMERA_KEYS, f'{where}: camera "{name}"')
-        first = built[0].body_from_camera if built else None
-        built.append(_camera(camera, name, f'{where}: camera "{name}"', first))
+        # A right camera lies beside the left one of its own pair.
+        left = built[(len(built) - 1) // 2 * 2].body_from_camera if built else None
+        built.append(_camera(camera, name, f'{where}: camera "{name}"', left))
     _check_apart(built, where)
     return Calibration(
         Rig(tuple(built), axes),
@@ -147,8 +148,8 @@ def _from_rig(path: Path, content: Mapping[str, Any]) -> Calibration:
     )
 
 
-def _camera(content: Mapping[str, Any], name: str, where: str, first: Array | None) -> Camera:
-    """One camera of our own form; `first` is the pose of the first camera, for `baseline_m`."""
+def _camera(content: Mapping[str, Any], name: str, where: str, left: Array | None) -> Camera:
+    """One camera of our own form; `left` is the pose of the left camera, for `baseline_m`."""
     require(content, ('width', 'height', 'intrinsics'), where)
     intrinsics = numbers(content['intrinsics'], f'{where}: intrinsics')
     if len(intrinsics) != 4:
@@ -162,9 +163,7 @@ def _camera(content: Mapping[str, Any], name: str, where: str, first: Array | No
         pose = _pose(content['body_from_camera'], f'{where}: body_from_camera')
     elif 'baseline_m' in content:
         baseline = numbers([content['baseline_m']], f'{where}: baseline_m')[0]
-        pose = (np.eye(4) if first is None else first) @ rigid_transform(
-            np.eye(3), (baseline, 0, 0)
-        )
+        pose = (np.eye(4) if left is None else left) @ rigid_transform(np.eye(3), (baseline, 0, 0))
     return _build(
         content['width'], content['height'], intrinsics, model, distortion, pose, name, where
     )

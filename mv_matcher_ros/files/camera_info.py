@@ -182,8 +182,10 @@ def fields_from_cameras(cameras: Sequence[Camera]) -> list[dict[str, Any]]:
     """Fields of a CameraInfo message (all but header and roi) of the cameras of a rig.
 
     For two cameras R and P are those of the rectified pair, so that the reader of the messages
-    finds the exact relative pose again.
+    finds the exact relative pose again. More of them are pairs, one after the other.
     """
+    if len(cameras) > 2:
+        return fields_from_cameras(cameras[:2]) + fields_from_cameras(cameras[2:])
     projections = [np.hstack((camera.matrix, np.zeros((3, 1)))) for camera in cameras]
     rotations = [np.eye(3) for _ in cameras]
     if len(cameras) == 2:

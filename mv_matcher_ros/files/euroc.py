@@ -29,6 +29,7 @@ def open_euroc(
     sensor: Sensor | None = None,
     calibration: Calibration | None = None,
     masks: Masks = None,
+    pairs: int = 1,
 ) -> ImageList:
     """An ASL sequence; the body is that of T_BS (the IMU), as in its ground truth.
 
@@ -37,20 +38,24 @@ def open_euroc(
         sensor: mono or stereo; default stereo where cam1 is.
         calibration: used instead of the sensor.yaml files, e.g. a Kalibr camchain.
         masks: as for `Recording`.
+        pairs: stereo pairs: cam0 and cam1, cam2 and cam3, and so on.
 
     Raises:
         SourceError: images are missing or not stamped in nanoseconds.
         CalibrationError: sensor.yaml is missing or incomplete.
     """
     root, name = _root(folder), str(folder)
-    left, right = _files(root / 'cam0'), _files(root / 'cam1')
+    files = [_files(root / f'cam{number}') for number in range(2 * pairs)]
+    missing = next((n for n in range(1, 2 * pairs) if not len(files[n])), 0)
     available: dict[Sensor, str] = {
-        'mono': '' if len(left) else f'no images in {root / "cam0" / "data"}',
-        'stereo': '' if len(left) and len(right) else f'no images in {root / "cam1" / "data"}',
+        'mono': '' if len(files[0]) else f'no images in {root / "cam0" / "data"}',
+        'stereo': f'no images in {root / f"cam{missing or 1}" / "data"}'
+        if missing or not len(files[0])
+        else '',
         'rgbd': 'ASL folders have none',
     }
     chosen = choose_sensor(sensor, available, name)
-    count = 2 if chosen == 'stereo' else 1
+    count = 2 * pairs if chosen == 'stereo' else 1
     if calibration is None:
         parts = [read_calibration(root / f'cam{i}' / 'sensor.yaml') for i in range(count)]
         cameras: tuple[Camera, ...] = tuple(
@@ -59,11 +64,12 @@ def open_euroc(
         rig = Rig(cameras, parts[0].rig.body_axes)
     else:
         rig = Rig(calibration.rig.cameras[:count], calibration.rig.body_axes)
-    if count == 2 and rig.baseline_m < 1e-6:
+    apart_m = [rig.pair(number).baseline_m for number in range(max(1, len(rig.cameras) // 2))]
+    if count > 1 and min(apart_m) < 1e-6:
         raise CalibrationError(
             f'{name}: both cameras are at the same place (T_BS missing or equal)'
         )
-    return ImageList(name, chosen, rig, [left, right][:count], _truth(root), masks=masks)
+    return ImageList(name, chosen, rig, files[:count], _truth(root), masks=masks)
 
 
 def _root(folder: Path) -> Path:

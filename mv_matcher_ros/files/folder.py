@@ -43,6 +43,7 @@ def open_folder(
     sensor: Sensor | None = None,
     calibration: Calibration | None = None,
     masks: Masks = None,
+    pairs: int = 1,
 ) -> ImageList:
     """Images of a folder in natural order of their names.
 
@@ -57,6 +58,7 @@ def open_folder(
         sensor: mono, stereo or rgbd; default the richest there.
         calibration: default that of a calibration file in the folder.
         masks: as for `Recording`.
+        pairs: stereo pairs; their cameras follow each other in the calibration.
 
     Raises:
         SourceError: no images, or stamps that do not fit them.
@@ -71,11 +73,14 @@ def open_folder(
                 f'{CALIBRATION_NAMES[0]} beside them ({KEYS_ARE_IN})'
             )
         calibration = read_calibration(path)
-    lists = [image_files(sub) for sub in _image_folders(folder, calibration.rig)]
+    folders = _image_folders(folder, calibration.rig, pairs)
+    lists = [image_files(sub) for sub in folders]
     depth_files = image_files(folder / 'depth')
     missing_right = '' if len(lists) > 1 else 'one camera in the calibration'
-    if len(lists) > 1 and not lists[1]:
-        missing_right = f'no images in {folder / calibration.rig.cameras[1].name}'
+    if 1 < len(lists) < 2 * pairs:
+        missing_right = f'{len(lists)} cameras in the calibration, stereo.pairs is {pairs}'
+    elif not all(lists[1:]):
+        missing_right = f'no images in {next(sub for sub in folders[1:] if not image_files(sub))}'
     missing_depth = '' if depth_files else f'no images in {folder / "depth"}'
     if depth_files and calibration.depth_scale is None:
         missing_depth = 'missing key "depth_scale" in the calibration'
@@ -105,10 +110,10 @@ def open_folder(
     return source
 
 
-def _image_folders(folder: Path, rig: Rig) -> list[Path]:
+def _image_folders(folder: Path, rig: Rig, pairs: int) -> list[Path]:
     """The folder of each camera."""
     if len(rig.cameras) > 1:
-        return [folder / camera.name for camera in rig.cameras[:2]]
+        return [folder / camera.name for camera in rig.cameras[: 2 * pairs]]
     names = (*_SINGLE_FOLDERS, rig.cameras[0].name)
     return [next((folder / n for n in names if image_files(folder / n)), folder)]
 

@@ -39,8 +39,8 @@ class ImageList(Recording):
 
     Args:
         name, sensor, rig, truth, masks: as for `Recording`.
-        images: files of each camera of the rig: one list, two for stereo. Frames come in the order
-            of the first.
+        images: files of each camera of the rig: one list, two for each stereo pair. Frames come in
+            the order of the first.
         depths: depth images, for rgbd.
         depth_scale: stored value of one metre.
 
@@ -71,14 +71,17 @@ class ImageList(Recording):
                 for stamp, file in zip(first.stamps_ns, first.files, strict=True)
             ]
             return
-        second = images[1] if sensor == 'stereo' else depths
-        if second is None:
+        others = images[1:] if sensor == 'stereo' else [depths] if depths is not None else []
+        if not others:
             raise SourceError(f'{name}: no second list of images for {sensor}')
         slop = STEREO_SLOP_NS if sensor == 'stereo' else RGBD_SLOP_NS
         partner = 'right image' if sensor == 'stereo' else 'depth image'
-        for i, j in _pairs(first, second, slop):
-            left, right = first.files[i], second.files[j]
-            files = ((left, right), None) if sensor == 'stereo' else ((left,), right)
+        partner = partner if len(others) == 1 else 'image of every other camera'
+        matched = [dict(_pairs(first, other, slop)) for other in others]
+        for i in sorted(set(matched[0]).intersection(*matched[1:])):
+            left = first.files[i]
+            right = [other.files[of[i]] for other, of in zip(others, matched, strict=True)]
+            files = ((left, *right), None) if sensor == 'stereo' else ((left,), right[0])
             self._files.append((first.stamps_ns[i], *files))
         without = len(first) - len(self._files)
         if not self._files:

@@ -12,11 +12,11 @@ from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.files import euroc, folder, kitti, tartanair, tum, video
 from mv_matcher_ros.files.bag import is_bag
 from mv_matcher_ros.files.bag_source import Bag
-from mv_matcher_ros.files.calibration import Calibration, read_calibration
+from mv_matcher_ros.files.calibration import read_calibration
 from mv_matcher_ros.files.images import image_files
 from mv_matcher_ros.files.recording import Masks, Recording
 
-_Opener = Callable[[Path, Sensor | None, Calibration | None, Masks], Recording]
+_Opener = Callable[..., Recording]  # path, sensor, calibration, masks, and perhaps pairs
 
 # In this order: a more particular layout comes before one that it would also pass for.
 _FOLDERS: tuple[tuple[str, Callable[[Path], bool], _Opener, str], ...] = (
@@ -27,6 +27,8 @@ _FOLDERS: tuple[tuple[str, Callable[[Path], bool], _Opener, str], ...] = (
     ('bag', is_bag, Bag, 'metadata.yaml or *.bag, *.mcap, *.db3'),
     ('images', folder.is_image_folder, folder.open_folder, folder.LOOKED_FOR),
 )
+# What may hold several stereo pairs.
+_OF_SEVERAL_PAIRS = ('euroc', 'images')
 # Deep enough for <data set>/<scene>/<difficulty>/<sequence>; a wrong root must not walk a whole
 # disk.
 _MAX_DEPTH = 5
@@ -51,6 +53,7 @@ def open_source(
     calibration: Path | str | Sequence[Path | str] | None = None,
     masks: Masks = None,
     body_frame: str | None = None,
+    pairs: int = 1,
 ) -> Recording:
     """Open any recording as a source of frames.
 
@@ -64,6 +67,8 @@ def open_source(
             `read_calibration`.
         masks: image(s) that are black where no features may lie, one per camera.
         body_frame: bags only: frame in /tf_static whose pose is estimated.
+        pairs: stereo pairs to read, where it is stereo: of bags (their topics are named), image
+            folders and EuRoC folders.
 
     Raises:
         SourceError: not a recording, or one that cannot be read or has no such sensor.
@@ -76,13 +81,17 @@ def open_source(
         _check_is_meant(path)
     source: Recording
     if kind == 'bag':
-        source = Bag(path, sensor, given, masks, topics, body_frame)
+        source = Bag(path, sensor, given, masks, topics, body_frame, pairs=pairs)
     elif topics or body_frame:
         raise SourceError(
             f'{path}: topics and body_frame are for bags, and this is not one ({kind})'
         )
     else:
-        source = opener(path, sensor, given, masks)
+        more = {'pairs': pairs} if kind in _OF_SEVERAL_PAIRS else {}
+        source = opener(path, sensor, given, masks, **more)
+    if pairs > 1 and source.sensor == 'stereo' and len(source.rig.cameras) != 2 * pairs:
+        there = len(source.rig.cameras)
+        raise SourceError(f'{path}: {there} calibrated cameras, but stereo.pairs is {pairs}')
     if (start, end, stride) == (0, None, 1):
         return source
     return source.sliced(start, end, stride)

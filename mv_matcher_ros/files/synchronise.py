@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairing of two streams while they come in: the pairs of `pair_stamps`, in bounded memory."""
+"""Pairing of streams while they come in: the pairs of `pair_stamps`, in bounded memory."""
 
 from __future__ import annotations
 
@@ -70,3 +70,67 @@ class PairSynchroniser(Generic[T]):
                 self.unpaired += 1
             else:
                 yield stamp_ns, item, nearest[1]
+
+
+class Synchroniser(Generic[T]):
+    """Items of one stream, each with its partners in all the others.
+
+    Args:
+        slop_ns, limit: as for `PairSynchroniser`.
+        others: how many other streams there are, one at least.
+    """
+
+    def __init__(self, slop_ns: int, others: int, limit: int = 100) -> None:
+        self._pairs = [PairSynchroniser[T](slop_ns, limit) for _ in range(others)]
+        self._settled: list[deque[tuple[int, T, T]]] = [deque() for _ in self._pairs]
+        self._limit = limit
+        self._taken = self._whole = 0
+        self._ended = False
+
+    def push_first(self, stamp_ns: int, item: T) -> Iterator[tuple[int, T, tuple[T, ...]]]:
+        """Take an item of the first stream; yields (stamp, first, others) of settled ones."""
+        self._taken += 1
+        for number, pairs in enumerate(self._pairs):
+            self._keep(number, pairs.push_left(stamp_ns, item))
+        yield from self._complete()
+
+    def push_other(
+        self, number: int, stamp_ns: int, item: T
+    ) -> Iterator[tuple[int, T, tuple[T, ...]]]:
+        """The same for one of the other streams."""
+        self._keep(number, self._pairs[number].push_right(stamp_ns, item))
+        yield from self._complete()
+
+    def flush(self) -> Iterator[tuple[int, T, tuple[T, ...]]]:
+        """All streams have ended: settle what is left."""
+        for number, pairs in enumerate(self._pairs):
+            self._keep(number, pairs.flush())
+        yield from self._complete()
+        self._ended = True
+
+    @property
+    def unpaired(self) -> int:
+        """Items of the first stream that found no partner in another one."""
+        if self._ended:
+            return self._taken - self._whole
+        return max(pairs.unpaired for pairs in self._pairs)
+
+    def _keep(self, number: int, settled: Iterator[tuple[int, T, T]]) -> None:
+        kept = self._settled[number]
+        kept.extend(settled)
+        while len(kept) > self._limit:  # another stream is silent
+            kept.popleft()
+
+    def _complete(self) -> Iterator[tuple[int, T, tuple[T, ...]]]:
+        while all(self._settled):
+            heads = [settled[0] for settled in self._settled]
+            newest = max(stamp_ns for stamp_ns, _, _ in heads)
+            if all(stamp_ns == newest for stamp_ns, _, _ in heads):
+                for settled in self._settled:
+                    settled.popleft()
+                self._whole += 1
+                yield newest, heads[0][1], tuple(other for _, _, other in heads)
+                continue
+            for settled in self._settled:  # what is older lacks a partner in another stream
+                if settled[0][0] < newest:
+                    settled.popleft()

@@ -34,17 +34,23 @@ LARGEST_FORWARD_SHARE = 0.2
 class DisparityOffset:
     """Estimates the constant error of the disparities and takes it out of the inverse depths.
 
+    Args:
+        rig: the pair.
+        maker: knows where the cameras are.
+        camera: which of the seeing cameras is the first of the pair.
+
     Attributes:
         offset: estimate in units of inverse depth (disparity over focal length times baseline).
         variance: of the estimate.
     """
 
-    def __init__(self, rig: Rig, maker: LandmarkMaker) -> None:
+    def __init__(self, rig: Rig, maker: LandmarkMaker, camera: int = 0) -> None:
         first, second = (camera.body_from_camera for camera in rig.cameras[:2])
         baseline = first[:3, :3].T @ (second[:3, 3] - first[:3, 3])
         self._per_px = 1.0 / (rig.cameras[0].focal_px * max(rig.baseline_m, 1e-9))
         self._usable = abs(baseline[2]) < LARGEST_FORWARD_SHARE * rig.baseline_m
         self._maker = maker
+        self._camera = camera
         self.reset()
 
     def reset(self) -> None:
@@ -76,8 +82,10 @@ class DisparityOffset:
         self.variance *= 1.0 - gain
         change, self.offset = updated - self.offset, updated
         for keyframe in window.keyframes:
-            corrected = keyframe.observation.inverse_depth - change
-            keyframe.observation = replace(keyframe.observation, inverse_depth=corrected)
+            seen = keyframe.observation
+            corrected = seen.inverse_depth - change
+            corrected = torch.where(seen.camera == self._camera, corrected, seen.inverse_depth)
+            keyframe.observation = replace(seen, inverse_depth=corrected)
 
     def _regress(self, window: Window) -> tuple[float, float] | None:
         """Intercept δ and its variance over the pairs of the newest keyframe with older ones."""
@@ -98,11 +106,12 @@ class DisparityOffset:
     def _rows(self, window: Window, newest: Keyframe, other: Keyframe) -> tuple[Tensor, Tensor]:
         """Whitened rows (K, 2) of [ρ_m, 1] and values (K,) ρ_s − ρ_m of common landmarks."""
         here = newest.observation
-        place = other.feature_of_landmark(len(window.landmarks))
-        feature = ((newest.landmark >= 0) & here.inverse_depth.isfinite()).nonzero()[:, 0]
+        place = other.feature_of_landmark(len(window.landmarks), self._camera)
+        usable = (newest.landmark >= 0) & here.inverse_depth.isfinite()
+        feature = (usable & (here.camera == self._camera)).nonzero()[:, 0]
         partner = place[newest.landmark[feature]]
         feature, partner = feature[partner >= 0], partner[partner >= 0]
-        other_from_newest = self._maker.relative(newest, other)
+        other_from_newest = self._maker.relative(newest, other, self._camera)
         there_xy = other.observation.plane_xy[partner]
         by_motion, _ = inverse_depth_from_pair(here.plane_xy[feature], there_xy, other_from_newest)
         slope = other_from_newest[:2, 3] - there_xy * other_from_newest[2, 3]
@@ -114,6 +123,7 @@ class DisparityOffset:
         weight = variance[good].rsqrt()
         # The regressor is the landmark's depth: `by_motion` would carry its noise into both
         # sides and bend the line (errors in variables).
-        depth = self._maker.depth_in(window, newest, newest.landmark[feature[good]])
+        rows = newest.landmark[feature[good]]
+        depth = self._maker.depth_in(window, newest, rows, self._camera)
         design = torch.stack([1.0 / depth, torch.ones_like(depth)], 1)
         return design * weight[:, None], difference[good] * weight

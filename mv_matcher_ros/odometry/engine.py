@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Estimate, Frame, Rig, Status
-from mv_matcher_ros.errors import SettingsError, SourceError
+from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import to_fixed_axes
 from mv_matcher_ros.models.choice import Models
@@ -36,6 +36,7 @@ from mv_matcher_ros.odometry.motion import (
 )
 from mv_matcher_ros.odometry.observation import Observation, Observer
 from mv_matcher_ros.odometry.reporting import pose_noise, track_view
+from mv_matcher_ros.odometry.seeing import SeeingCameras
 from mv_matcher_ros.odometry.standstill import StandstillGate
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 
@@ -60,7 +61,7 @@ class OdometryEngine:
 
     Args:
         settings: all settings; `settings.sensor` chooses the residuals.
-        rig: calibrated cameras, two for stereo.
+        rig: calibrated cameras, two for stereo, or two for each of `settings.stereo.pairs`.
         live: use a keyframe as soon as it has been worked on instead. No frame waits for it that
             can be followed without it, and the poses depend a little on the speed of the machine.
         models: detector and matchers; None: those that the settings name, from their files.
@@ -77,24 +78,22 @@ class OdometryEngine:
     def __init__(
         self, settings: Settings, rig: Rig, live: bool = False, models: Models | None = None
     ) -> None:
-        if settings.sensor == 'stereo' and len(rig.cameras) < 2:
-            raise SettingsError('sensor is stereo, but the rig has only one camera')
+        self._cameras = cameras = SeeingCameras.of(settings, rig)
         limit_threads(settings)
         self.settings = settings
         self.rig = rig
-        camera = rig.cameras[0]
         models = Models.of(settings) if models is None else models
         models.prepare(rig)
         nearest, graph = models.nearest, models.graph_of_keyframes(settings.matching)
         self.networks = {name: asdict(use) for name, use in models.networks.items()}
         self._observer = Observer(settings, rig, models.detector)
-        self._tracker = Tracker(settings, camera, nearest, graph)
+        self._tracker = Tracker(settings, cameras, nearest, graph)
         self._hypotheses = Hypotheses(settings, self._tracker)
-        self._flow = FlowTracker(camera, self._observer, self._tracker)
-        self._initialiser = MapInitialiser(settings, camera, models.matcher)
+        self._flow = FlowTracker(cameras, self._observer, self._tracker)
+        self._initialiser = MapInitialiser(settings, rig.cameras[0], models.matcher)
         joint = None if graph is None else JointMatcher(settings, rig, graph)
         self._mapper = LocalMapper(settings, rig, self._observer, self._tracker, nearest, joint)
-        self._policy = KeyframePolicy(settings, camera)
+        self._policy = KeyframePolicy(settings, rig.cameras[0])
         self._metric = settings.sensor != 'mono'
         self._beside = Background(settings, live)
         self._live = live
@@ -155,16 +154,28 @@ class OdometryEngine:
         clock = Stopwatch()
         self._points_are_new = False
         with clock('total'):
-            fault = self._observer.image_fault(frame.views[0])
+            fault, covered = self._image_faults(frame)
             start_or_follow = self._start if self._motion is None else self._follow
-            estimate = self._checked(start_or_follow(frame, fault, clock))
+            estimate = self._checked(start_or_follow(frame, fault, clock), covered)
             self._note_published(estimate)
         self._last_stamp_ns = frame.stamp_ns
         self._took_s = clock.milliseconds['total'] * 1e-3
         return replace(estimate, latency_ms=clock.milliseconds)
 
+    def _image_faults(self, frame: Frame) -> tuple[str, str]:
+        """Why no camera sees anything, or which of several do not; both empty when all is well."""
+        faults = self._observer.faults(frame)
+        if len(faults) == 1:
+            return faults[0], ''
+        said = '; '.join(
+            f'{camera.name} sees nothing: {fault}'
+            for camera, fault in zip(self._cameras.cameras, faults, strict=True)
+            if fault
+        )
+        return (said, '') if all(faults) else ('', said)
+
     def _observe(self, frame: Frame, fault: str, clock: Stopwatch) -> tuple[Observation, str]:
-        """What is detected in the first view, and what is wrong with it."""
+        """What is detected in the seeing views, and what is wrong with them."""
         with clock('observe'):
             observation = self._observer.observe(frame)
         if not fault and len(observation) < self.settings.image_quality.min_keypoints:
@@ -224,7 +235,7 @@ class OdometryEngine:
 
     def _compare_with(self, target: Target, frame: Frame) -> None:
         """Follow, hold still and judge parallax against this target from now on."""
-        self._flow.start(target, frame.views[0].image)
+        self._flow.start(target, frame)
         self._policy.restart()
         rows = torch.where(target.landmarks.alive, torch.arange(len(target.observation)), -1)
         self._standstill.restart(target.observation, rows, target.world_from_body)
@@ -234,7 +245,7 @@ class OdometryEngine:
     def _follow(self, frame: Frame, fault: str, clock: Stopwatch) -> Estimate:
         if self._beside.due(frame.stamp_ns):
             self._adopt(clock)
-        self._policy.note(self._observer.sharpness(frame.views[0].image))
+        self._policy.note(self._observer.sharpness(frame))
         followed = None if fault or self._lost else self._followed(frame, clock)
         if followed is not None:
             return self._known_by_flow(frame, followed)
@@ -431,15 +442,16 @@ class OdometryEngine:
 
     # ----------------------------------------------------------------- output
 
-    def _checked(self, estimate: Estimate) -> Estimate:
-        """The estimate, not trusted while the images contradict the stereo calibration."""
-        fault = self._rig_fault
-        if not fault:
-            return estimate
-        status = Status.DEGRADED if estimate.status is Status.TRACKING else estimate.status
-        said = f'check the stereo calibration: {fault}'
-        message = f'{said}; {estimate.message}' if estimate.message else said
-        return replace(estimate, status=status, message=message)
+    def _checked(self, estimate: Estimate, covered: str) -> Estimate:
+        """The estimate, not trusted while the images contradict the stereo calibration.
+
+        A covered camera of several is said; those that see are enough.
+        """
+        status, said = estimate.status, [covered, estimate.message]
+        if self._rig_fault:
+            status = Status.DEGRADED if status is Status.TRACKING else status
+            said.insert(0, f'check the stereo calibration: {self._rig_fault}')
+        return replace(estimate, status=status, message='; '.join(line for line in said if line))
 
     def _coast(self, frame: Frame, reason: str, blind: bool) -> Estimate:
         """No measurement: the motion model for a while, then LOST, at last a new map.

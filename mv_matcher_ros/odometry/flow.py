@@ -8,7 +8,7 @@ following it back (Kalal et al., Forward-backward error, ICPR 2010).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mv_matcher_ros.datatypes import Camera, Features, Frame
+from mv_matcher_ros.datatypes import Frame
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.camera import camera_project
 from mv_matcher_ros.geometry.epipolar import homogeneous
 from mv_matcher_ros.odometry.observation import Observation, Observer
+from mv_matcher_ros.odometry.seeing import SeeingCameras, moved, of_each
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 from mv_matcher_ros.odometry.window import Landmarks
 
@@ -42,9 +43,9 @@ class Target:
     """What is followed: a snapshot, untouched by whoever refines the window meanwhile.
 
     Attributes:
-        observation: N features of one image.
+        observation: N features of one frame.
         landmarks: row i is the landmark that feature i sees; not alive where it sees none.
-        world_from_body: (4, 4) pose of the image.
+        world_from_body: (4, 4) pose of the frame.
     """
 
     observation: Observation
@@ -72,11 +73,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Followed:
-    """Features found again in a new image, and the pose that explains them.
+    """Features found again in a new frame, and the pose that explains them.
 
     Attributes:
         target: what was followed.
-        observation: K features of the new image.
+        observation: K features of the new frame.
         origin: (K,) int64, the feature of the target that each one is.
         kept: (K,) bool, all but those that contradict the pose.
         tracked: `feature` counts in `observation`, `landmark` in `target.landmarks`.
@@ -102,29 +103,32 @@ class Followed:
 
 
 class FlowTracker:
-    """Pose of a frame from the landmarks of a target, followed through every image since."""
+    """Pose of a frame from the landmarks of a target, followed through every image since.
 
-    def __init__(self, camera: Camera, observer: Observer, tracker: Tracker) -> None:
-        self._camera = camera
+    Each feature is followed in the images of the camera that saw it.
+    """
+
+    def __init__(self, cameras: SeeingCameras, observer: Observer, tracker: Tracker) -> None:
+        self._cameras = cameras
         self._observer = observer
         self._tracker = tracker
-        self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
         self.reset()
 
     def reset(self) -> None:
         """Follow nothing."""
         self._target: Target | None = None
         self._origin = torch.zeros(0, dtype=torch.int64)
-        self._pixels = np.zeros((0, 2), np.float32)  # of the working image
-        self._image = np.zeros((0, 0), np.uint8)
+        self._pixels = np.zeros((0, 2), np.float32)  # of the working images
+        self._images: list[NDArray[np.uint8]] = []
         self._pose = torch.eye(4, dtype=torch.float64)
 
-    def start(self, target: Target, image: NDArray[np.uint8]) -> None:
-        """Follow a target from its own image (H, W[, 3]) on."""
+    def start(self, target: Target, frame: Frame) -> None:
+        """Follow a target from its own frame on."""
         self._target = target
-        self._pixels = self._working(target.observation.features.keypoints_xy.numpy())
-        self._origin = torch.arange(len(self._pixels))
-        self._image = self._observer.working_image(image)
+        self._origin = torch.arange(len(target.observation))
+        pixels = target.observation.features.keypoints_xy.numpy()
+        self._pixels = self._working(pixels, target.observation.camera)
+        self._images = self._working_images(frame)
         self._pose = target.world_from_body
 
     def track(self, frame: Frame, guess: Tensor) -> Followed | None:
@@ -133,10 +137,8 @@ class FlowTracker:
         if target is None or int(target.landmarks.alive[self._origin].sum()) < FEWEST:
             self._target = None
             return None
-        image = self._observer.working_image(frame.views[0].image)
-        points = self._points(target)
-        shift = self._projected(points, guess) - self._projected(points, self._pose)
-        found, good = there_and_back(self._image, image, self._pixels, self._pixels + shift)
+        images = self._working_images(frame)
+        found, good = self._searched(target, frame, images, guess)
         origin, pixels = self._origin[torch.from_numpy(good)], found[good]
         observation, valid = self._observe(target, frame, origin, pixels)
         origin, pixels = origin[valid], pixels[valid.numpy()]
@@ -151,43 +153,80 @@ class FlowTracker:
         kept[sees] = tracked.inlier
         followed = Followed(target, observation, origin, kept, tracked)
         self._origin, self._pixels = origin[kept], pixels[kept.numpy()]
-        self._image, self._pose = image, tracked.world_from_body
+        self._images, self._pose = images, tracked.world_from_body
         return followed
+
+    def _searched(
+        self, target: Target, frame: Frame, images: list[NDArray[np.uint8]], guess: Tensor
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """(K, 2) where the followed features are in the images of a frame, and (K,) if they are.
+
+        What a covered camera shows is not looked at.
+        """
+        camera = target.observation.camera[self._origin]
+        points = self._points(target)
+        shift = self._projected(points, camera, guess)
+        shift = shift - self._projected(points, camera, self._pose)
+        found, good = self._pixels.copy(), np.zeros(len(camera), np.bool_)
+        blind = self._observer.blind(frame)
+        for number, (before, image) in enumerate(zip(self._images, images, strict=True)):
+            if number not in blind:
+                of_it = (camera == number).numpy()
+                xy = self._pixels[of_it]
+                found[of_it], good[of_it] = there_and_back(before, image, xy, xy + shift[of_it])
+        return found, good
 
     def _observe(
         self, target: Target, frame: Frame, origin: Tensor, pixels: NDArray[np.float32]
     ) -> tuple[Observation, Tensor]:
         """The followed features as an observation, and the (K,) mask of those it could hold."""
-        source = target.observation.features
-        features = Features(
-            torch.from_numpy(self._full(pixels)),
-            source.descriptors[origin],
-            source.scores[origin],
-            source.sigma_px[origin],
-            source.image_size,
+        source = target.observation.chosen(origin)
+        features = replace(
+            source.features, keypoints_xy=torch.from_numpy(self._full(pixels, source.camera))
         )
-        return self._observer.complete(frame, features)
+        source = replace(source, features=features)
+        every = [self._cameras.part(source, number) for number in range(len(self._cameras))]
+        return self._observer.complete(frame, [part.features for part in every])
 
     def _points(self, target: Target) -> Tensor:
-        """(K, 3) what the followed features see; the median depth stands in for no landmark."""
+        """(K, 3) what the followed features see; the median depth of their camera stands in."""
         alive = target.landmarks.alive[self._origin]
+        camera = target.observation.camera[self._origin]
         world = target.landmarks.position[self._origin]
-        camera_from_world = self._camera_from_body @ se3.inverse(target.world_from_body)
-        depth = se3.transform(camera_from_world, world[alive])[:, 2].median()
-        rays = homogeneous(target.observation.plane_xy[self._origin]) * depth
-        guessed = se3.transform(se3.inverse(camera_from_world), rays)
+        camera_from_world = self._cameras.camera_from_world(target.world_from_body)
+        depth = moved(of_each(camera_from_world, camera[alive]), world[alive])[:, 2]
+        own = [depth[camera[alive] == number] for number in range(len(self._cameras))]
+        typical = torch.stack([(each if len(each) else depth).median() for each in own])
+        world_from_camera = torch.stack([se3.inverse(pose) for pose in camera_from_world])
+        rays = homogeneous(target.observation.plane_xy[self._origin]) * typical[camera][:, None]
+        guessed = moved(of_each(world_from_camera, camera), rays)
         return torch.where(alive[:, None], world, guessed)
 
-    def _projected(self, points: Tensor, world_from_body: Tensor) -> NDArray[np.float32]:
-        camera_from_world = self._camera_from_body @ se3.inverse(world_from_body)
-        pixels, _ = camera_project(self._camera, se3.transform(camera_from_world, points))
-        return self._working(pixels.float().numpy())
+    def _projected(
+        self, points: Tensor, camera: Tensor, world_from_body: Tensor
+    ) -> NDArray[np.float32]:
+        """(K, 2) pixels of the working image of the camera (K,) of each of the points (K, 3)."""
+        pixels = points.new_zeros(len(points), 2)
+        camera_from_world = self._cameras.camera_from_world(world_from_body)
+        for number, its in enumerate(self._cameras.cameras):
+            of_it = camera == number
+            local = se3.transform(camera_from_world[number], points[of_it])
+            pixels[of_it] = camera_project(its, local)[0]
+        return self._working(pixels.float().numpy(), camera)
 
-    def _working(self, xy: NDArray[np.float32]) -> NDArray[np.float32]:
-        return ((xy + 0.5) * self._observer.working_scale - 0.5).astype(np.float32)
+    def _working_images(self, frame: Frame) -> list[NDArray[np.uint8]]:
+        return [self._observer.working_image(view.image) for view in self._observer.views(frame)]
 
-    def _full(self, xy: NDArray[np.float32]) -> NDArray[np.float32]:
-        return ((xy + 0.5) / self._observer.working_scale - 0.5).astype(np.float32)
+    def _working(self, xy: NDArray[np.float32], camera: Tensor) -> NDArray[np.float32]:
+        return ((xy + 0.5) * self._scales(camera) - 0.5).astype(np.float32)
+
+    def _full(self, xy: NDArray[np.float32], camera: Tensor) -> NDArray[np.float32]:
+        return ((xy + 0.5) / self._scales(camera) - 0.5).astype(np.float32)
+
+    def _scales(self, camera: Tensor) -> NDArray[np.float32]:
+        """(K, 2) of the working images of the camera (K,) of each feature."""
+        scales = [self._observer.working_scale(number) for number in range(len(self._cameras))]
+        return np.stack(scales)[camera.numpy()]
 
 
 def there_and_back(

@@ -92,8 +92,10 @@ class KeyframeRecorder:
 
     def _record(self, window: Window, keyframe: Keyframe, covariance: Tensor) -> KeyframeRecord:
         marks, pose = window.landmarks, keyframe.world_from_body
-        row = keyframe.landmark.clamp_min(0)
-        sees = keyframe.landmark >= 0
+        observation = keyframe.observation.of_first_camera()
+        landmark = keyframe.landmark[: len(observation)]  # those of the first camera come first
+        row = landmark.clamp_min(0)
+        sees = landmark >= 0
         if len(marks):
             sees = sees & marks.alive[row]
             local = se3.transform(se3.inverse(pose), marks.position[row])
@@ -105,7 +107,7 @@ class KeyframeRecorder:
             spread = torch.zeros(len(row), 3, 3, dtype=torch.float64)
             number = torch.full_like(row, -1)
         record = KeyframeRecord(
-            keyframe.observation,
+            observation,
             self._segment,
             self._before_ns,
             pose,

@@ -9,7 +9,7 @@ from collections import deque
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.odometry.flow import Followed
-from mv_matcher_ros.odometry.tracking import REFERENCE_WIDTH
+from mv_matcher_ros.odometry.seeing import REFERENCE_WIDTH
 
 # A keyframe waits for a sharper image at most this many frames.
 LONGEST_WAIT = 2

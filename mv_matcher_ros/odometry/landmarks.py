@@ -7,18 +7,18 @@ They come from measured depth and from epipolar matches with older keyframes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from mv_matcher_ros.config import Settings
-from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.epipolar import epipolar_lines, homogeneous
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.joint_matching import JointMatches
 from mv_matcher_ros.odometry.projection import project
-from mv_matcher_ros.odometry.tracking import REFERENCE_WIDTH
+from mv_matcher_ros.odometry.seeing import SeeingCameras, moved, of_each
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
 # Older keyframes a new one is matched with to find new landmarks, newest first.
@@ -34,17 +34,19 @@ COMPLETION_RADIUS_PX = 10.0
 
 
 class LandmarkMaker:
-    """Creates landmarks and completes their tracks over the window."""
+    """Creates landmarks and completes their tracks over the window.
+
+    Of a rig of several cameras a new landmark comes from two views of the same one; any other
+    camera finds it again where it projects.
+    """
 
     def __init__(
-        self, settings: Settings, camera: Camera, matcher: NearestNeighbourMatcher
+        self, settings: Settings, cameras: SeeingCameras, matcher: NearestNeighbourMatcher
     ) -> None:
         self._settings = settings
         self._matcher = matcher
-        self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
-        self._body_from_camera = torch.from_numpy(camera.body_from_camera.copy())
-        scale = camera.width / REFERENCE_WIDTH
-        self._completion_radius = COMPLETION_RADIUS_PX * scale / camera.focal_px
+        self._cameras = cameras
+        self._completion_radius = cameras.on_plane(COMPLETION_RADIUS_PX)
 
     def from_depth(self, window: Window, keyframe: Keyframe) -> int:
         """Landmarks of features with measured depth that see none yet; returns how many."""
@@ -64,7 +66,8 @@ class LandmarkMaker:
         plane = observation.plane_xy[new]
         rays = torch.cat([plane, torch.ones(len(new), 1, dtype=plane.dtype)], dim=1)
         local = rays / observation.inverse_depth[new][:, None]
-        world = se3.transform(keyframe.world_from_body @ self._body_from_camera, local)
+        world_from_camera = self._cameras.world_from_camera(keyframe.world_from_body)
+        world = moved(of_each(world_from_camera, observation.camera[new]), local)
         rows = window.landmarks.add(world, observation.features.descriptors[new])
         keyframe.landmark[new] = rows
         return len(new)
@@ -103,12 +106,9 @@ class LandmarkMaker:
         made = 0
         others = [other for other in window.keyframes if other is not keyframe]
         for other in reversed(others[-PARTNERS:]):
-            free = (keyframe.landmark < 0).nonzero()[:, 0]
-            if len(free) == 0:
-                break
-            made += self._use(
-                window, keyframe, other, self._epipolar_matches(keyframe, other, free)
-            )
+            for number in range(len(self._cameras)):
+                pairs = self._epipolar_matches(keyframe, other, number)
+                made += self._use(window, keyframe, other, pairs)
         return made
 
     def _use(self, window: Window, keyframe: Keyframe, other: Keyframe, pairs: Tensor) -> int:
@@ -118,12 +118,24 @@ class LandmarkMaker:
         return self._triangulate(window, keyframe, other, pairs[~known])
 
     def _near_lines(self, keyframe: Keyframe, other: Keyframe, pairs: Tensor) -> Tensor:
-        """(K,) bool, matches (K, 2) that lie near each other's epipolar lines."""
+        """(K,) bool, matches (K, 2) of a camera that lie near each other's epipolar lines."""
         ours = homogeneous(keyframe.observation.plane_xy[pairs[:, 0]])
-        theirs = other.observation.plane_xy[pairs[:, 1]]
-        lines = epipolar_lines(self.relative(other, keyframe), theirs)
-        distance = (ours * lines).sum(1).abs()
-        return distance < self._provisional(keyframe, pairs[:, 0])
+        near = torch.zeros(len(pairs), dtype=torch.bool)
+        for number, of_it in self._by_camera(keyframe, other, pairs):
+            theirs = other.observation.plane_xy[pairs[of_it, 1]]
+            lines = epipolar_lines(self.relative(other, keyframe, number), theirs)
+            distance = (ours[of_it] * lines).sum(1).abs()
+            near[of_it] = distance < self._provisional(keyframe, pairs[of_it, 0])
+        return near
+
+    def _by_camera(
+        self, keyframe: Keyframe, other: Keyframe, pairs: Tensor
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Of each camera its number and (K,) bool, the matches (K, 2) that are both its own."""
+        ours = keyframe.observation.camera[pairs[:, 0]]
+        theirs = other.observation.camera[pairs[:, 1]]
+        for number in range(len(self._cameras)):
+            yield number, (ours == number) & (theirs == number)
 
     def complete_tracks(self, window: Window) -> None:
         """Look for the landmarks in the keyframes that do not see them yet.
@@ -135,41 +147,47 @@ class LandmarkMaker:
         new = window.landmarks.alive & ~window.landmarks.sought
         window.landmarks.sought[:] = True
         for keyframe in window.keyframes:
-            free = (keyframe.landmark < 0).nonzero()[:, 0]
-            sought = (window.landmarks.alive if keyframe is newest else new).clone()
-            sought[keyframe.landmark[keyframe.landmark >= 0]] = False
-            rows = sought.nonzero()[:, 0]
-            if len(free) == 0 or len(rows) == 0:
-                continue
-            camera_from_world = self._camera_from_body @ se3.inverse(keyframe.world_from_body)
-            expected = project(window.landmarks, rows, camera_from_world)
-            ahead = expected.depth > 0
-            rows, plane = rows[ahead], expected.plane_xy[ahead]
-            observation = keyframe.observation
-            pairs, _ = self._matcher.match_near(
-                (plane, window.landmarks.descriptor[rows]),
-                (observation.plane_xy[free], observation.features.descriptors[free]),
-                self._completion_radius,
-            )
-            rows, found = rows[pairs[:, 0]], free[pairs[:, 1]]
-            error = project(window.landmarks, rows, camera_from_world).mahalanobis(
-                observation.plane_xy[found], observation.sigma[found]
-            )
-            good = error < self._settings.landmarks.max_reprojection_px
-            keyframe.landmark[found[good]] = rows[good]
+            sought = window.landmarks.alive if keyframe is newest else new
+            for number in range(len(self._cameras)):
+                self._complete(window, keyframe, number, sought.clone())
 
-    def _epipolar_matches(self, keyframe: Keyframe, other: Keyframe, free: Tensor) -> Tensor:
-        """(K, 2) features of the keyframe (of `free`) and of the other, near epipolar lines."""
-        ours = homogeneous(keyframe.observation.plane_xy[free])
-        lines = epipolar_lines(self.relative(other, keyframe), other.observation.plane_xy)
+    def _complete(self, window: Window, keyframe: Keyframe, number: int, sought: Tensor) -> None:
+        """The landmarks (P,) that are sought with one camera of a keyframe."""
+        observation, its = keyframe.observation, keyframe.observation.camera == number
+        free = ((keyframe.landmark < 0) & its).nonzero()[:, 0]
+        sought[keyframe.landmark[(keyframe.landmark >= 0) & its]] = False
+        rows = sought.nonzero()[:, 0]
+        if len(free) == 0 or len(rows) == 0:
+            return
+        camera_from_world = self._cameras.camera_from_world(keyframe.world_from_body)[number]
+        expected = project(window.landmarks, rows, camera_from_world)
+        ahead = expected.depth > 0
+        rows, plane = rows[ahead], expected.plane_xy[ahead]
+        pairs, _ = self._matcher.match_near(
+            (plane, window.landmarks.descriptor[rows]),
+            (observation.plane_xy[free], observation.features.descriptors[free]),
+            self._completion_radius[number],
+        )
+        rows, found = rows[pairs[:, 0]], free[pairs[:, 1]]
+        error = project(window.landmarks, rows, camera_from_world).mahalanobis(
+            observation.plane_xy[found], observation.sigma[found]
+        )
+        good = error < self._settings.landmarks.max_reprojection_px
+        keyframe.landmark[found[good]] = rows[good]
+
+    def _epipolar_matches(self, keyframe: Keyframe, other: Keyframe, number: int) -> Tensor:
+        """(K, 2) features of one camera near epipolar lines: free ones here, and any there."""
+        here, there = keyframe.observation, other.observation
+        free = ((keyframe.landmark < 0) & (here.camera == number)).nonzero()[:, 0]
+        any_there = there.rows_of(number)
+        ours = homogeneous(here.plane_xy[free])
+        relative = self.relative(other, keyframe, number)
+        lines = epipolar_lines(relative, there.plane_xy[any_there])
         limit = self._provisional(keyframe, free)
         near = (ours.float() @ lines.float().T).abs() < limit.float()[:, None]
-        similarity = (
-            keyframe.observation.features.descriptors[free]
-            @ other.observation.features.descriptors.T
-        )
+        similarity = here.features.descriptors[free] @ there.features.descriptors[any_there].T
         pairs, _ = self._matcher.match_guided(similarity, near)
-        return torch.stack([free[pairs[:, 0]], pairs[:, 1]], dim=1)
+        return torch.stack([free[pairs[:, 0]], any_there[pairs[:, 1]]], dim=1)
 
     def _rejoin(self, window: Window, keyframe: Keyframe, pairs: Tensor, other: Keyframe) -> None:
         """Matches with features that see a landmark: see it too, where it projects here."""
@@ -178,8 +196,9 @@ class LandmarkMaker:
         pairs, rows = pairs[new], rows[new]
         if len(rows) == 0:
             return
-        camera_from_world = self._camera_from_body @ se3.inverse(keyframe.world_from_body)
-        expected = project(window.landmarks, rows, camera_from_world)
+        camera_from_world = self._cameras.camera_from_world(keyframe.world_from_body)
+        its = of_each(camera_from_world, keyframe.observation.camera[pairs[:, 0]])
+        expected = project(window.landmarks, rows, its)
         error = expected.mahalanobis(
             keyframe.observation.plane_xy[pairs[:, 0]], keyframe.observation.sigma[pairs[:, 0]]
         )
@@ -189,9 +208,16 @@ class LandmarkMaker:
     def _triangulate(
         self, window: Window, keyframe: Keyframe, other: Keyframe, pairs: Tensor
     ) -> int:
-        if len(pairs) == 0:
-            return 0
-        relative = self.relative(other, keyframe)  # keyframe_from_other
+        return sum(
+            self._triangulate_seen_by(number, window, keyframe, other, pairs[of_it])
+            for number, of_it in self._by_camera(keyframe, other, pairs)
+            if bool(of_it.any())
+        )
+
+    def _triangulate_seen_by(
+        self, number: int, window: Window, keyframe: Keyframe, other: Keyframe, pairs: Tensor
+    ) -> int:
+        relative = self.relative(other, keyframe, number)  # keyframe_from_other
         ours = keyframe.observation.plane_xy[pairs[:, 0]]
         theirs = other.observation.plane_xy[pairs[:, 1]]
         inverse_depth, turned = inverse_depth_from_pair(theirs, ours, relative)
@@ -210,7 +236,8 @@ class LandmarkMaker:
         )
         if not bool(good.any()):
             return 0
-        world = se3.transform(other.world_from_body @ self._body_from_camera, local[good])
+        world_from_camera = self._cameras.world_from_camera(other.world_from_body)[number]
+        world = se3.transform(world_from_camera, local[good])
         rows = window.landmarks.add(
             world, keyframe.observation.features.descriptors[pairs[good, 0]]
         )
@@ -223,15 +250,18 @@ class LandmarkMaker:
         limit = PROVISIONAL * self._settings.landmarks.max_reprojection_px
         return limit * keyframe.observation.sigma[features]
 
-    def depth_in(self, window: Window, keyframe: Keyframe, rows: Tensor) -> Tensor:
-        """(K,) depth of landmark rows in the first camera of a keyframe."""
-        camera_from_world = self._camera_from_body @ se3.inverse(keyframe.world_from_body)
+    def depth_in(
+        self, window: Window, keyframe: Keyframe, rows: Tensor, camera: int = 0
+    ) -> Tensor:
+        """(K,) depth of landmark rows in one camera of a keyframe."""
+        camera_from_world = self._cameras.camera_from_world(keyframe.world_from_body)[camera]
         return se3.transform(camera_from_world, window.landmarks.position[rows])[:, 2]
 
-    def relative(self, source: Keyframe, target: Keyframe) -> Tensor:
-        """(4, 4) target camera from source camera."""
+    def relative(self, source: Keyframe, target: Keyframe, camera: int = 0) -> Tensor:
+        """(4, 4) one camera at the target from the same at the source."""
         body = se3.inverse(target.world_from_body) @ source.world_from_body
-        return self._camera_from_body @ body @ self._body_from_camera
+        cameras = self._cameras
+        return cameras.camera_from_body[camera] @ body @ cameras.body_from_camera[camera]
 
 
 def inverse_depth_from_pair(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mv_matcher_ros.config import CovarianceSettings, Settings
-from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import marginal_prior, solve
 from mv_matcher_ros.geometry.reprojection import (
@@ -20,6 +19,7 @@ from mv_matcher_ros.geometry.reprojection import (
     residuals,
 )
 from mv_matcher_ros.geometry.schur import eliminate_points, half_inverse_of, least_norm_inverse
+from mv_matcher_ros.odometry.seeing import SeeingCameras
 from mv_matcher_ros.odometry.window import FlatObservations, Window
 
 # How well the first pose is held (m, rad): it defines odom. Tight, yet far from the limits of
@@ -33,9 +33,9 @@ STILL_TRACKED = 2
 class LocalAdjustment:
     """Refines a window in place."""
 
-    def __init__(self, settings: Settings, camera: Camera) -> None:
+    def __init__(self, settings: Settings, cameras: SeeingCameras) -> None:
         self._settings = settings
-        self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
+        self._camera_from_body = cameras.camera_from_body
         self._covariance = torch.zeros(0, 0, dtype=torch.float64)
 
     def anchor(self, window: Window, hold_scale: bool) -> None:
@@ -112,20 +112,7 @@ class LocalAdjustment:
         flat = window.flat_observations()
         leaving = self._leaving(window, flat)
         if self._settings.bundle_adjustment.marginal_prior:
-            chosen = leaving[flat.landmark]
-            part = FlatObservations(
-                *(
-                    getattr(flat, name)[chosen]
-                    for name in (
-                        'keyframe',
-                        'feature',
-                        'landmark',
-                        'measured',
-                        'sqrt_information',
-                        'weight',
-                    )
-                )
-            )
+            part = flat.chosen(leaving[flat.landmark])
             problem = self._problem(window, part)
             used, compact = part.landmark.unique(return_inverse=True)
             problem = replace(problem, points=problem.points[:, used], point_index=compact[None])

@@ -6,6 +6,7 @@ Nothing here is needed to publish the pose of a frame, so that it may run beside
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,6 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Frame, Rig
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
-from mv_matcher_ros.odometry.disparity_offset import DisparityOffset
 from mv_matcher_ros.odometry.flow import Followed, Target
 from mv_matcher_ros.odometry.joint_matching import JointMatcher, JointMatches, SecondView
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord, KeyframeRecorder
@@ -23,9 +23,9 @@ from mv_matcher_ros.odometry.landmarks import LandmarkMaker
 from mv_matcher_ros.odometry.local_adjustment import LocalAdjustment
 from mv_matcher_ros.odometry.map_start import MapStart
 from mv_matcher_ros.odometry.observation import Observation, Observer
-from mv_matcher_ros.odometry.rig_check import RigCheck
-from mv_matcher_ros.odometry.stereo import StereoMatcher
-from mv_matcher_ros.odometry.tracking import REFERENCE_WIDTH, Tracked, Tracker
+from mv_matcher_ros.odometry.seeing import SeeingCameras
+from mv_matcher_ros.odometry.stereo_depth import StereoDepth
+from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
 # A feature detected this near (at 640 px width) to a followed one may be the same.
@@ -66,35 +66,27 @@ class LocalMapper:
         matcher: NearestNeighbourMatcher,
         joint: JointMatcher | None = None,
     ) -> None:
-        camera = rig.cameras[0]
+        self._cameras = cameras = SeeingCameras.of(settings, rig)
         self._joint = joint
         self._settings = settings
         self._observer = observer
         self._tracker = tracker
         self._matcher = matcher
         self._metric = settings.sensor != 'mono'
-        self._association = ASSOCIATION_PX * camera.width / REFERENCE_WIDTH / camera.focal_px
-        self._body_from_camera = torch.from_numpy(camera.body_from_camera.copy())
-        self._maker = LandmarkMaker(settings, camera, matcher)
-        self._adjustment = LocalAdjustment(settings, camera)
-        self._stereo: StereoMatcher | None = None
-        self._rig_check: RigCheck | None = None
-        self._offset: DisparityOffset | None = None
+        self._association = cameras.on_plane(ASSOCIATION_PX)
+        self._maker = LandmarkMaker(settings, cameras, matcher)
+        self._adjustment = LocalAdjustment(settings, cameras)
+        self._stereo: StereoDepth | None = None
         if settings.sensor == 'stereo':
-            self._stereo = StereoMatcher(settings, rig, matcher)
-            self._rig_check = RigCheck(settings, rig, matcher)
-            if settings.stereo.self_calibration:
-                self._offset = DisparityOffset(rig, self._maker)
+            self._stereo = StereoDepth(settings, rig, cameras, matcher, self._maker)
         self._recorder = KeyframeRecorder(settings.keyframes, self._metric)
         self.window = Window()
 
     def reset(self) -> None:
         """Forget everything that was learned."""
         self.forget_window()
-        if self._offset is not None:
-            self._offset.reset()
-        if self._rig_check is not None:
-            self._rig_check.rearm()
+        if self._stereo is not None:
+            self._stereo.reset()
 
     def forget_window(self) -> None:
         """Give the map up; what was learned of the rig stays."""
@@ -107,13 +99,13 @@ class LocalMapper:
     @property
     def rig_fault(self) -> str:
         """How the images contradict the stereo calibration in one line; empty if they do not."""
-        return '' if self._rig_check is None else self._rig_check.fault
+        return '' if self._stereo is None else self._stereo.fault
 
     # ------------------------------------------------------------------ start
 
     def begin_with_depth(self, frame: Frame, observation: Observation, pose: Tensor) -> int:
         """A window of one keyframe at `pose`, if enough features have depth; returns how many."""
-        observation = self._with_depth(observation, self._second_view(frame))
+        observation = self._with_depth(observation, self._second_views(frame))
         window, keyframe = Window(), Keyframe.of(observation, pose)
         made = self._maker.from_depth(window, keyframe)
         if made >= self._settings.initialisation.min_landmarks:
@@ -127,8 +119,9 @@ class LocalMapper:
         descriptors = start.views[0].features.descriptors
         newest = descriptors.new_zeros(len(start.points), descriptors.shape[1])
         keyframes = []
-        camera_from_body = se3.inverse(self._body_from_camera)
-        steps = self._body_from_camera @ se3.inverse(start.camera_from_first) @ camera_from_body
+        body_from_camera = self._cameras.body_from_camera[0]
+        camera_from_body = self._cameras.camera_from_body[0]
+        steps = body_from_camera @ se3.inverse(start.camera_from_first) @ camera_from_body
         for number, view in enumerate(start.views):
             keyframe = Keyframe.of(view, pose @ steps[number])
             points = (start.feature[:, number] >= 0).nonzero()[:, 0]
@@ -138,7 +131,7 @@ class LocalMapper:
             if self._joint is not None:
                 keyframe.weight[feature] = start.confidence[points, number]
             keyframes.append(keyframe)
-        world = se3.transform(pose @ self._body_from_camera, start.points)
+        world = se3.transform(pose @ body_from_camera, start.points)
         window.landmarks.add(world, newest)
         self._begin(window, keyframes)
 
@@ -179,18 +172,18 @@ class LocalMapper:
         """A keyframe of a tracked frame: landmarks, bundle adjustment, the oldest one leaves.
 
         Args:
-            frame: for the other camera of a rig.
+            frame: for the other cameras of a rig.
             observation, tracked: its features and pose in the window.
             links: (K, 2) features of the newest keyframe and of this frame known to be the same.
         """
         window = self.window
-        second = self._second_view(frame)
+        seconds = self._second_views(frame)
         matches = seen = None
         if self._joint is not None:
             matches, seen = self._joint.match(
-                window.keyframes, observation, tracked.world_from_body, second
+                window.keyframes, observation, tracked.world_from_body, seconds
             )
-        observation = self._with_depth(observation, second, matches)
+        observation = self._with_depth(observation, seconds, matches)
         keyframe = Keyframe.of(observation, tracked.world_from_body)
         keyframe.seen = seen
         feature, landmark = tracked.feature[tracked.inlier], tracked.landmark[tracked.inlier]
@@ -210,8 +203,8 @@ class LocalMapper:
         self._adjustment.refine(window)
         covariance = self._adjustment.step_covariance(window)
         records = self._recorder.due(window, self._adjustment)
-        if self._offset is not None:
-            self._offset.update(window)
+        if self._stereo is not None:
+            self._stereo.learn(window)
         before = window.keyframes[-2]
         step = se3.inverse(before.world_from_body) @ keyframe.world_from_body
         if len(window.keyframes) > self._settings.keyframes.window:
@@ -227,30 +220,34 @@ class LocalMapper:
         )
 
     def _associate(self, followed: Followed, observation: Observation) -> Tensor:
-        """(K, 2) features of the followed target and of a detection in the same image."""
-        kept = followed.kept
-        pairs, _ = self._matcher.match_near(
-            (followed.observation.plane_xy[kept], followed.observation.features.descriptors[kept]),
-            (observation.plane_xy, observation.features.descriptors),
-            self._association,
-        )
-        return torch.stack([followed.origin[kept][pairs[:, 0]], pairs[:, 1]], dim=1)
+        """(K, 2) features of the followed target and of a detection in the same images."""
+        links = []
+        seen = followed.observation
+        for number, radius in enumerate(self._association):
+            here = (followed.kept & (seen.camera == number)).nonzero()[:, 0]
+            detected = self._cameras.part(observation, number)
+            pairs, _ = self._matcher.match_near(
+                (seen.plane_xy[here], seen.features.descriptors[here]),
+                (detected.plane_xy, detected.features.descriptors),
+                radius,
+            )
+            origin = followed.origin[here[pairs[:, 0]]]
+            links.append(torch.stack([origin, observation.rows_of(number)[pairs[:, 1]]], dim=1))
+        return torch.cat(links)
 
-    def _second_view(self, frame: Frame) -> SecondView | None:
-        return None if self._stereo is None else SecondView(*self._observer.second_view(frame))
+    def _second_views(self, frame: Frame) -> list[SecondView]:
+        """What the other camera of each stereo pair sees."""
+        pairs = 0 if self._stereo is None else len(self._cameras)
+        return [SecondView(*self._observer.second_view(frame, number)) for number in range(pairs)]
 
     def _with_depth(
         self,
         observation: Observation,
-        second: SecondView | None,
+        seconds: Sequence[SecondView],
         matches: JointMatches | None = None,
     ) -> Observation:
-        if self._stereo is None or second is None:
+        if self._stereo is None:
             return observation
-        if self._rig_check is not None:
-            self._rig_check.offer(observation, second.features, second.plane_xy)
-        offset = 0.0 if self._offset is None else self._offset.offset
-        given = None if matches is None or matches.stereo is None else matches.stereo[0]
         return self._stereo.add_depth(
-            observation, second.features, second.plane_xy, second.sigma, offset, given
+            observation, seconds, () if matches is None else matches.stereo
         )

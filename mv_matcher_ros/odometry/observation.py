@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -15,20 +16,29 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera, Features, Frame, Rig, View
 from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.geometry.camera import camera_normalise
-from mv_matcher_ros.models.classical import Detector, working_image, working_size
+from mv_matcher_ros.models.classical import (
+    Detector,
+    empty_features,
+    working_image,
+    working_size,
+)
 
 
 @dataclass(frozen=True)
 class Observation:
     """One frame as the estimator sees it.
 
+    A rig of several stereo pairs sees with the first camera of each: all features are here, those
+    of one camera after those of the one before.
+
     Attributes:
         stamp_ns, index: of the frame.
-        features: of the first view.
-        plane_xy: (N, 2) float64, undistorted, on the normalised plane of the first camera.
+        features: of the seeing cameras; `image_size` is that of the first.
+        plane_xy: (N, 2) float64, undistorted, on the normalised plane of their camera.
         sigma: (N,) float64, standard deviation of `plane_xy`.
-        inverse_depth: (N,) float64 1/m along the optical axis, NaN where unknown.
+        inverse_depth: (N,) float64 1/m along the optical axis of their camera, NaN where unknown.
         inverse_depth_sigma: (N,) float64.
+        camera: (N,) int64, increasing: which of the seeing cameras saw them.
     """
 
     stamp_ns: int
@@ -38,9 +48,35 @@ class Observation:
     sigma: Tensor
     inverse_depth: Tensor
     inverse_depth_sigma: Tensor
+    camera: Tensor
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def rows_of(self, camera: int) -> Tensor:
+        """(K,) int64, the features that one of the seeing cameras saw."""
+        return (self.camera == camera).nonzero()[:, 0]
+
+    def chosen(self, rows: Tensor) -> Observation:
+        """Of (K,) features only."""
+        return replace(
+            self,
+            features=self.features.chosen(rows),
+            plane_xy=self.plane_xy[rows],
+            sigma=self.sigma[rows],
+            inverse_depth=self.inverse_depth[rows],
+            inverse_depth_sigma=self.inverse_depth_sigma[rows],
+            camera=self.camera[rows],
+        )
+
+    def of_first_camera(self) -> Observation:
+        """What the first camera of the rig saw of it; features in the same order."""
+        return self.chosen(self.rows_of(0)) if bool(self.camera.any()) else self
+
+
+def seeing(settings: Settings) -> range:
+    """Numbers of the views whose features are observed: the only one, or the first of a pair."""
+    return range(0, 2 * settings.stereo.pairs, 2) if settings.sensor == 'stereo' else range(1)
 
 
 class Observer:
@@ -50,43 +86,67 @@ class Observer:
         self._settings = settings
         self._rig = rig
         self._detector = detector
+        self._seeing = seeing(settings)
 
     def observe(self, frame: Frame) -> Observation:
-        """Features of the first view, undistorted, with depth where there is a depth image."""
-        view = frame.views[0]
-        return self.complete(frame, self._detector.detect(view.image, view.mask))[0]
+        """Features of the seeing cameras, undistorted, with depth where there is a depth image.
 
-    def complete(self, frame: Frame, features: Features) -> tuple[Observation, Tensor]:
-        """Features of the first view undistorted and with depth, and the (N,) mask of those kept.
+        Of several cameras those that are covered show nothing.
+        """
+        blind = self.blind(frame)
+        return self.complete(
+            frame,
+            [
+                empty_features(self.image_size(camera), self._detector.descriptor_size)
+                if camera in blind
+                else self._detector.detect(view.image, view.mask)
+                for camera, view in enumerate(self.views(frame))
+            ],
+        )[0]
+
+    def complete(self, frame: Frame, of_each: Sequence[Features]) -> tuple[Observation, Tensor]:
+        """Features of each seeing camera undistorted and with depth, and (N,) which are kept.
 
         Features beyond the fold-over of the distortion model are left out.
         """
-        view, camera = frame.views[0], self._rig.cameras[0]
-        features, plane, sigma, valid = self._normalised(features, camera)
-        inverse, inverse_sigma = self._depth(view, features)
-        observation = Observation(
-            frame.stamp_ns, frame.index, features, plane, sigma, inverse, inverse_sigma
-        )
-        return observation, valid
+        parts, kept = [], []
+        for number, (features, view) in enumerate(zip(of_each, self.views(frame), strict=True)):
+            camera = self._rig.cameras[self._seeing[number]]
+            features, plane, sigma, valid = self._normalised(features, camera)
+            inverse, inverse_sigma = self._depth(view, features)
+            whose = torch.full((len(features),), number, dtype=torch.int64)
+            parts.append((features, plane, sigma, inverse, inverse_sigma, whose))
+            kept.append(valid)
+        all_features, *rest = zip(*parts, strict=True)
+        rows = [torch.cat(column) for column in rest]
+        observation = Observation(frame.stamp_ns, frame.index, joined(all_features), *rows)
+        return observation, torch.cat(kept)
 
-    def second_view(self, frame: Frame) -> tuple[Features, Tensor, Tensor]:
-        """Features (M), plane coordinates (M, 2) and sigma (M,) of the second camera of a rig."""
-        view = frame.views[1]
+    def second_view(self, frame: Frame, pair: int = 0) -> tuple[Features, Tensor, Tensor]:
+        """Features (M), plane coordinates (M, 2) and sigma (M,) of the other camera of a pair."""
+        number = 2 * pair + 1
+        view = frame.views[number]
         features = self._detector.detect(view.image, view.mask)
-        return self._normalised(features, self._rig.cameras[1])[:3]
+        return self._normalised(features, self._rig.cameras[number])[:3]
 
-    @property
-    def working_scale(self) -> NDArray[np.float32]:
-        """(2,) pixels of the working image per pixel of the first camera, in x and y."""
-        camera = self._rig.cameras[0]
-        width, height = working_size(
-            (camera.width, camera.height), self._settings.detector.working_pixels
-        )
-        return np.array([width / camera.width, height / camera.height], np.float32)
+    def views(self, frame: Frame) -> list[View]:
+        """What the seeing cameras deliver."""
+        return [frame.views[number] for number in self._seeing]
 
-    def sharpness(self, image: NDArray[np.uint8]) -> float:
-        """Contrast between neighbouring pixels of the working image: motion blur lowers it."""
-        return float(np.abs(cv2.Laplacian(image, cv2.CV_16S)).mean())
+    def image_size(self, camera: int) -> tuple[int, int]:
+        """(width, height) of the images of a seeing camera."""
+        seen_by = self._rig.cameras[self._seeing[camera]]
+        return seen_by.width, seen_by.height
+
+    def working_scale(self, camera: int = 0) -> NDArray[np.float32]:
+        """(2,) pixels of the working image per pixel of a seeing camera, in x and y."""
+        size = self.image_size(camera)
+        width, height = working_size(size, self._settings.detector.working_pixels)
+        return np.array([width / size[0], height / size[1]], np.float32)
+
+    def sharpness(self, frame: Frame) -> float:
+        """Contrast between neighbouring pixels of the images: motion blur lowers it."""
+        return float(np.mean([sharpness(view.image) for view in self.views(frame)]))
 
     def working_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The grey image (h, w) that detection and flow work on."""
@@ -103,13 +163,24 @@ class Observer:
             )
         return ''
 
+    def faults(self, frame: Frame) -> list[str]:
+        """Of each seeing camera why it sees nothing, empty when it is fine."""
+        return [self.image_fault(view) for view in self.views(frame)]
+
+    def blind(self, frame: Frame) -> set[int]:
+        """The seeing cameras that show nothing while others do."""
+        if len(self._seeing) == 1:
+            return set()
+        faults = self.faults(frame)
+        return set() if all(faults) else {number for number, fault in enumerate(faults) if fault}
+
     def check(self, frame: Frame) -> None:
         """Refuse a frame that does not belong to the rig.
 
         Raises:
             SourceError: fewer views, or images of another size.
         """
-        wanted = 2 if self._settings.sensor == 'stereo' else 1
+        wanted = 2 * len(self._seeing) if self._settings.sensor == 'stereo' else 1
         if len(frame.views) < wanted:
             raise SourceError(
                 f'frame {frame.index} has {len(frame.views)} images, '
@@ -141,6 +212,24 @@ class Observer:
         inverse = torch.from_numpy(np.where(known, 1.0 / np.where(known, depth, 1.0), np.nan))
         # σ_z = k·z² makes the standard deviation of 1/z the constant k.
         return inverse, torch.full_like(inverse, limits.sigma_at_1m_m)
+
+
+def sharpness(image: NDArray[np.uint8]) -> float:
+    """Mean contrast between neighbouring pixels of an image (H, W[, 3])."""
+    return float(np.abs(cv2.Laplacian(image, cv2.CV_16S)).mean())
+
+
+def joined(of_each: Sequence[Features]) -> Features:
+    """Features of several images in one list; the size is that of the first image."""
+    if len(of_each) == 1:
+        return of_each[0]
+    return Features(
+        torch.cat([features.keypoints_xy for features in of_each]),
+        torch.cat([features.descriptors for features in of_each]),
+        torch.cat([features.scores for features in of_each]),
+        torch.cat([features.sigma_px for features in of_each]),
+        of_each[0].image_size,
+    )
 
 
 # Depth is taken only where the surface is smooth: neighbours within this share of the depth.

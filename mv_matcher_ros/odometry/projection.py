@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.schur import half_inverse_of
+from mv_matcher_ros.odometry.seeing import moved
 from mv_matcher_ros.odometry.window import Landmarks
 
 
 @dataclass(frozen=True)
 class Projection:
-    """K landmarks seen by one camera.
+    """K landmarks, each seen by one camera.
 
     Attributes:
         plane_xy: (K, 2) on the normalised plane.
@@ -53,8 +53,8 @@ class Projection:
 
 
 def project(landmarks: Landmarks, rows: Tensor, camera_from_world: Tensor) -> Projection:
-    """Landmarks (K,) rows in a camera at (4, 4) `camera_from_world`."""
-    local = se3.transform(camera_from_world, landmarks.position[rows])
+    """Landmarks (K,) rows in a camera at (4, 4) `camera_from_world`, or in one each (K, 4, 4)."""
+    local = moved(camera_from_world, landmarks.position[rows])
     inverse = 1.0 / local[:, 2].clamp_min(1e-9)
     zero = torch.zeros_like(inverse)
     by_camera = torch.stack(
@@ -65,6 +65,6 @@ def project(landmarks: Landmarks, rows: Tensor, camera_from_world: Tensor) -> Pr
         ],
         dim=1,
     )
-    jacobian = by_camera @ camera_from_world[:3, :3]
+    jacobian = by_camera @ camera_from_world[..., :3, :3]
     covariance = jacobian @ landmarks.covariance[rows] @ jacobian.transpose(1, 2)
     return Projection(local[:, :2] * inverse[:, None], local[:, 2], covariance)

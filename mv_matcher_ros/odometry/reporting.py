@@ -21,7 +21,7 @@ def track_view(
     newest: Observation,
     place: Tensor,
 ) -> TrackView:
-    """Tracks of a frame with their place in the newest keyframe.
+    """Tracks of the first camera of a frame with their place in the newest keyframe.
 
     Args:
         observation, tracked: of the frame.
@@ -29,14 +29,16 @@ def track_view(
         newest: the newest keyframe.
         place: (P,) its feature that sees each landmark, −1 where none does.
     """
-    seen = place[tracked.landmark]
+    of_first = observation.camera[tracked.feature] == 0
+    feature, landmark = tracked.feature[of_first], tracked.landmark[of_first]
+    seen = place[landmark]
     previous = newest.features.keypoints_xy[seen.clamp_min(0)].numpy().copy()
     previous[(seen < 0).numpy()] = np.nan
     return TrackView(
-        observation.features.keypoints_xy[tracked.feature].numpy(),
+        observation.features.keypoints_xy[feature].numpy(),
         previous,
-        tracked.inlier.numpy(),
-        landmarks.seen[tracked.landmark].numpy(),
+        tracked.inlier[of_first].numpy(),
+        landmarks.seen[landmark].numpy(),
     )
 
 

@@ -71,7 +71,7 @@ class RigCheck:
 
     Args:
         settings: `stereo.epipolar_px` is the tolerance.
-        rig: two cameras.
+        rig: two cameras, a pair.
         matcher: of the features of the two.
 
     Raises:

@@ -21,13 +21,13 @@ class StandstillGate:
 
     def __init__(self, settings: ZeroMotionSettings) -> None:
         self._settings = settings
-        self._pixels: Tensor | None = None
+        self._held: Observation | None = None
         self._landmark: Tensor | None = None
         self._pose: Tensor | None = None
 
     def restart(self, observation: Observation, landmark: Tensor, world_from_body: Tensor) -> None:
         """Compare with this frame from now on."""
-        self._pixels = observation.features.keypoints_xy
+        self._held = observation
         self._landmark = landmark
         self._pose = world_from_body
 
@@ -35,7 +35,7 @@ class StandstillGate:
         """(4, 4) pose to hold, or None when the camera moves."""
         if (
             not self._settings.enabled
-            or self._pixels is None
+            or self._held is None
             or self._landmark is None
             or self._pose is None
         ):
@@ -47,12 +47,15 @@ class StandstillGate:
             int(max(self._landmark.max(), tracked.landmark.max() if len(tracked.landmark) else 0))
             + 1
         )
-        place = torch.full((size,), -1, dtype=torch.int64)
-        place[self._landmark[seen]] = seen
-        good = tracked.inlier & (place[tracked.landmark] >= 0)
+        # Pixels compare within a camera.
+        cameras = int(torch.cat([self._held.camera, observation.camera]).max()) + 1
+        place = torch.full((cameras, size), -1, dtype=torch.int64)
+        place[self._held.camera[seen], self._landmark[seen]] = seen
+        partner = place[observation.camera[tracked.feature], tracked.landmark]
+        good = tracked.inlier & (partner >= 0)
         if int(good.sum()) < MIN_COMMON:
             return None
-        before = self._pixels[place[tracked.landmark[good]]]
+        before = self._held.features.keypoints_xy[partner[good]]
         now = observation.features.keypoints_xy[tracked.feature[good]]
         if float((now - before).norm(dim=1).median()) > self._settings.max_flow_px:
             return None

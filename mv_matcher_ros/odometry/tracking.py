@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mv_matcher_ros.config import Settings
-from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import solve
 from mv_matcher_ros.geometry.pose_ransac import estimate_absolute_pose
@@ -18,10 +17,9 @@ from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.models.learned_matcher import LearnedMatcher
 from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.projection import project
+from mv_matcher_ros.odometry.seeing import SeeingCameras, of_each
 from mv_matcher_ros.odometry.window import Keyframe, Landmarks, Window, measurements
 
-# Settings in pixels are stated for this image width and scale with the image.
-REFERENCE_WIDTH = 640.0
 # Radius of the last search, around projections with the solved pose, as a share of the first.
 REFINED_RADIUS_SHARE = 0.4
 POSE_ITERATIONS = 10
@@ -59,16 +57,14 @@ class Tracker:
     def __init__(
         self,
         settings: Settings,
-        camera: Camera,
+        cameras: SeeingCameras,
         matcher: NearestNeighbourMatcher,
         graph: LearnedMatcher | None = None,
     ) -> None:
         self._settings = settings
         self._matcher = matcher
         self._graph = graph
-        self._focal = camera.focal_px
-        self._pixel_scale = camera.width / REFERENCE_WIDTH
-        self._camera_from_body = se3.inverse(torch.from_numpy(camera.body_from_camera.copy()))
+        self._cameras = cameras
 
     def track(self, window: Window, observation: Observation, guess: Tensor) -> Tracked | None:
         """Pose near `guess`, or None when too little agrees."""
@@ -76,7 +72,7 @@ class Tracker:
         narrow = matching.search_radius_px * REFINED_RADIUS_SHARE
         best: Tracked | None = None
         for radius in (narrow, matching.search_radius_px, matching.wide_radius_px):
-            found = self._search(window, observation, guess, radius * self._pixel_scale)
+            found = self._search(window, observation, guess, radius)
             tracked = self.solve_pose(window.landmarks, observation, *found, guess, 'landmarks')
             if tracked is not None and (best is None or tracked.inliers > best.inliers):
                 best = tracked
@@ -87,7 +83,7 @@ class Tracker:
                 break
         if best is None:
             return None
-        found = self._search(window, observation, best.world_from_body, narrow * self._pixel_scale)
+        found = self._search(window, observation, best.world_from_body, narrow)
         refined = self.solve_pose(
             window.landmarks, observation, *found, best.world_from_body, 'landmarks'
         )
@@ -105,7 +101,7 @@ class Tracker:
     ) -> Tracked | None:
         """Pose near `guess`, which is good, from (K,) known matches and those found around it."""
         narrow = self._settings.matching.search_radius_px * REFINED_RADIUS_SHARE
-        more = self._search(window, observation, guess, narrow * self._pixel_scale)
+        more = self._search(window, observation, guess, narrow)
         new = ~(torch.isin(more[0], feature) | torch.isin(more[1], landmark))
         feature = torch.cat([feature, more[0][new]])
         landmark = torch.cat([landmark, more[1][new]])
@@ -117,30 +113,55 @@ class Tracker:
     def relocalise(
         self, window: Window, observation: Observation, keyframe: Keyframe
     ) -> Tracked | None:
-        """Pose from unguided matches with one keyframe's landmarks (P3P in RANSAC), or None."""
-        matches = self._matcher.match([keyframe.observation.features, observation.features])
-        pairs = matches.keypoints
+        """Pose from unguided matches with one keyframe's landmarks (P3P in RANSAC), or None.
+
+        Any camera may see what another one saw: the robot may have turned.
+        """
+        pairs = torch.cat([
+            self._unguided(keyframe.observation, there, observation, here)
+            for here in range(len(self._cameras))
+            for there in range(len(self._cameras))
+        ])  # fmt: skip
         landmark = keyframe.landmark[pairs[:, 0]]
         seen = landmark >= 0
         return self._found_again(window, observation, pairs[seen, 1], landmark[seen], 'keyframe')
 
+    def _unguided(self, a: Observation, of_a: int, b: Observation, of_b: int) -> Tensor:
+        """(K, 2) features of two observations, each seen by one camera, that look alike."""
+        parts = [self._cameras.part(a, of_a).features, self._cameras.part(b, of_b).features]
+        pairs = self._matcher.match(parts).keypoints
+        return torch.stack([a.rows_of(of_a)[pairs[:, 0]], b.rows_of(of_b)[pairs[:, 1]]], dim=1)
+
     def relocalise_jointly(self, window: Window, observation: Observation) -> Tracked | None:
-        """Pose from the newest keyframes and the frame in one graph; None without a network."""
-        if self._graph is None:
+        """Pose from the newest keyframes and the frame in one graph; None without a network.
+
+        All seeing cameras of each are views of it, as far as there is room.
+        """
+        count = len(self._cameras)
+        room = self._settings.matching.views // count - 1
+        if self._graph is None or room < 1:
             return None
-        older = window.keyframes[1 - self._settings.matching.views :]
-        features = [keyframe.observation.features for keyframe in older]
-        new = len(older)
+        older = window.keyframes[-room:]
+        seen = [*(keyframe.observation for keyframe in older), observation]
+        views = [(each, camera) for each in seen for camera in range(count)]
+        new = len(views) - count
         matches = self._graph.match(
-            [*features, observation.features], [(number, new) for number in range(new)]
+            [self._cameras.part(each, camera).features for each, camera in views],
+            [(there, here) for there in range(new) for here in range(new, len(views))],
         )
+        there, feature = matches.keypoints.clone().unbind(1)
         landmark = torch.full((len(matches),), -1, dtype=torch.int64)
-        for number, keyframe in enumerate(older):
-            of_it = matches.views[:, 0] == number
-            landmark[of_it] = keyframe.landmark[matches.keypoints[of_it, 0]]
+        for number, (each, camera) in enumerate(views):  # counted in the view, then in all
+            rows = each.rows_of(camera)
+            if number < new:
+                of_it = matches.views[:, 0] == number
+                landmark[of_it] = older[number // count].landmark[rows[there[of_it]]]
+            else:
+                of_it = matches.views[:, 1] == number
+                feature[of_it] = rows[feature[of_it]]
         order = matches.confidence.argsort(descending=True, stable=True)
         order = order[landmark[order] >= 0]
-        feature, landmark = matches.keypoints[order, 1], landmark[order]
+        feature, landmark = feature[order], landmark[order]
         for side in (0, 1):  # the most confident match of each feature, then of each landmark
             first = first_of_each((feature, landmark)[side])
             feature, landmark = feature[first], landmark[first]
@@ -182,7 +203,8 @@ class Tracker:
         if len(feature) < 4:
             return None
         measured, information = measurements(observation)
-        camera_from_world = self._camera_from_body @ se3.inverse(start)
+        camera = observation.camera[feature]
+        camera_from_world = of_each(self._cameras.camera_from_world(start), camera)
         expected = project(landmarks, landmark, camera_from_world)
         adjustment = self._settings.bundle_adjustment
         count = len(feature)
@@ -194,7 +216,8 @@ class Tracker:
             measured[feature][None],
             expected.whitening(information[feature])[None],
             torch.zeros(1, 1, dtype=torch.bool),
-            camera_from_body=self._camera_from_body[None, None],
+            camera_from_body=self._cameras.camera_from_body[None],
+            camera_index=camera[None],
             kernel=adjustment.kernel,
             kernel_width=adjustment.kernel_width,
             points_fixed=True,
@@ -215,33 +238,41 @@ class Tracker:
         self, window: Window, observation: Observation, guess: Tensor, radius_px: float
     ) -> tuple[Tensor, Tensor]:
         """(K,) features and (K,) landmarks that match within a radius of the projections."""
-        rows = window.landmarks.alive.nonzero()[:, 0]
-        camera_from_world = self._camera_from_body @ se3.inverse(guess)
-        local = se3.transform(camera_from_world, window.landmarks.position[rows])
-        ahead = local[:, 2] > 0
-        rows, local = rows[ahead], local[ahead]
-        pairs, _ = self._matcher.match_near(
-            (local[:, :2] / local[:, 2:], window.landmarks.descriptor[rows]),
-            (observation.plane_xy, observation.features.descriptors),
-            radius_px / self._focal,
-        )
-        return pairs[:, 1], rows[pairs[:, 0]]
+        features, landmarks = [], []
+        camera_from_world = self._cameras.camera_from_world(guess)
+        for number, radius in enumerate(self._cameras.on_plane(radius_px)):
+            part = self._cameras.part(observation, number)
+            rows = window.landmarks.alive.nonzero()[:, 0]
+            local = se3.transform(camera_from_world[number], window.landmarks.position[rows])
+            ahead = local[:, 2] > 0
+            rows, local = rows[ahead], local[ahead]
+            pairs, _ = self._matcher.match_near(
+                (local[:, :2] / local[:, 2:], window.landmarks.descriptor[rows]),
+                (part.plane_xy, part.features.descriptors),
+                radius,
+            )
+            features.append(observation.rows_of(number)[pairs[:, 1]])
+            landmarks.append(rows[pairs[:, 0]])
+        return torch.cat(features), torch.cat(landmarks)
 
     def _robust_start(
         self, window: Window, observation: Observation, feature: Tensor, landmark: Tensor
     ) -> Tensor | None:
-        """(4, 4) world_from_body by P3P in RANSAC, or None."""
+        """(4, 4) world_from_body by P3P in RANSAC, or None; by the camera with most matches."""
+        whose = observation.camera[feature]
+        number = int(whose.bincount(minlength=1).argmax())
+        feature, landmark = feature[whose == number], landmark[whose == number]
         if len(feature) < self._settings.tracking.min_inliers:
             return None
         start = estimate_absolute_pose(
             window.landmarks.position[landmark],
             observation.plane_xy[feature],
-            self._settings.tracking.inlier_px / self._focal,
+            self._settings.tracking.inlier_px / self._cameras.cameras[number].focal_px,
             seed=self._settings.runtime.seed,
         )
         if not start.valid or int(start.inliers.sum()) < self._settings.tracking.min_inliers:
             return None
-        return se3.inverse(start.camera_from_world) @ self._camera_from_body
+        return se3.inverse(start.camera_from_world) @ self._cameras.camera_from_body[number]
 
 
 def first_of_each(values: Tensor) -> Tensor:

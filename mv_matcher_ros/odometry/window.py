@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class Keyframe:
         landmark: (N,) int64, row of the landmark each feature sees, −1 for none.
         weight: (N,) float64 confidence of the match that says so, 1 where it came without one;
             residuals are multiplied by it.
-        seen: what the streaming matcher keeps of it.
+        seen: what the streaming matcher keeps of it, of each seeing camera.
         reported: its record has been made.
     """
 
@@ -31,7 +31,7 @@ class Keyframe:
     world_from_body: Tensor
     landmark: Tensor
     weight: Tensor
-    seen: SeenView | None = None
+    seen: tuple[SeenView, ...] | None = None
     reported: bool = False
 
     @classmethod
@@ -41,10 +41,10 @@ class Keyframe:
         weight = torch.ones(len(observation), dtype=torch.float64)
         return cls(observation, world_from_body, nothing, weight)
 
-    def feature_of_landmark(self, count: int) -> Tensor:
-        """(count,) int64 feature that sees each of `count` landmark rows, −1 where none does."""
+    def feature_of_landmark(self, count: int, camera: int = 0) -> Tensor:
+        """(count,) int64 feature of one camera that sees each of `count` landmark rows, or −1."""
         place = torch.full((count,), -1, dtype=torch.int64)
-        seen = (self.landmark >= 0).nonzero()[:, 0]
+        seen = ((self.landmark >= 0) & (self.observation.camera == camera)).nonzero()[:, 0]
         place[self.landmark[seen]] = seen
         return place
 
@@ -58,7 +58,7 @@ class Landmarks:
         covariance: (P, 3, 3) float64 of the position, the poses taken as known.
         descriptor: (P, D) float32 of the newest keyframe that saw it.
         alive: (P,) bool; dead rows stay until the next compaction so that row numbers hold.
-        seen: (P,) int64 number of keyframes that see it.
+        seen: (P,) int64 number of keyframes that see it; a camera each, where several do.
         sought: (P,) bool, every keyframe but the newest has been searched for it.
         identity: (P,) int64, a number that no other landmark of this map has had; rows change.
     """
@@ -109,6 +109,7 @@ class FlatObservations:
 
     Attributes:
         keyframe, feature, landmark: (O,) int64.
+        camera: (O,) int64, which of the seeing cameras.
         measured: (O, 3) x/z, y/z, 1/z (0 where unknown).
         sqrt_information: (O, 3), 0 for an unknown depth; the weight is in it.
         weight: (O,) confidence.
@@ -117,9 +118,14 @@ class FlatObservations:
     keyframe: Tensor
     feature: Tensor
     landmark: Tensor
+    camera: Tensor
     measured: Tensor
     sqrt_information: Tensor
     weight: Tensor
+
+    def chosen(self, which: Tensor) -> FlatObservations:
+        """Those of a (O,) mask."""
+        return FlatObservations(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
 class Window:
@@ -136,19 +142,21 @@ class Window:
 
     def flat_observations(self) -> FlatObservations:
         """Every (keyframe, feature) that sees a living landmark."""
-        views, features, rows, measured, information, weight = [], [], [], [], [], []
+        parts = []
         for number, keyframe in enumerate(self.keyframes):
             seen = (keyframe.landmark >= 0).nonzero()[:, 0]
-            part = measurements(keyframe.observation)
-            views.append(torch.full_like(seen, number))
-            features.append(seen)
-            rows.append(keyframe.landmark[seen])
-            measured.append(part[0][seen])
-            weight.append(keyframe.weight[seen])
-            information.append(part[1][seen] * weight[-1][:, None])
-        return FlatObservations(
-            *(torch.cat(p) for p in (views, features, rows, measured, information, weight))
-        )
+            measured, information = measurements(keyframe.observation)
+            weight = keyframe.weight[seen]
+            parts.append((
+                torch.full_like(seen, number),
+                seen,
+                keyframe.landmark[seen],
+                keyframe.observation.camera[seen],
+                measured[seen],
+                information[seen] * weight[:, None],
+                weight,
+            ))  # fmt: skip
+        return FlatObservations(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def count_seen(self) -> None:
         """Recount how many keyframes see each landmark, and let go of those that none sees."""
@@ -196,7 +204,7 @@ class Window:
         width: float,
         flat: FlatObservations,
     ) -> Problem:
-        """Bundle adjustment over the whole window (batch of one)."""
+        """Bundle adjustment over the whole window (batch of one), seen by K cameras (K, 4, 4)."""
         return Problem(
             self.poses()[None],
             self.landmarks.position[None],
@@ -205,7 +213,8 @@ class Window:
             flat.measured[None],
             flat.sqrt_information[None],
             fixed[None],
-            camera_from_body=camera_from_body[None, None],
+            camera_from_body=camera_from_body[None],
+            camera_index=flat.camera[None],
             prior=self.prior,
             kernel=kernel,  # type: ignore[arg-type]
             kernel_width=width,

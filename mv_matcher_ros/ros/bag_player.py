@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add('source', help='rosbag, sequence folder, image folder or video')
     add('--sensor', choices=('mono', 'stereo', 'rgbd'), help='default: what the source has')
+    add('--pairs', type=int, default=1, help='stereo pairs of the source')
     add('--rate', type=float, default=default.rate, help='speed, 1 is real time')
     add('--lossless', action='store_true', help='wait for the answer to every frame')
     add('--ahead', type=int, default=default.ahead, help='frames under way (lossless)')
@@ -60,6 +61,7 @@ def _opened(options: argparse.Namespace) -> Recording:
         options.end,
         options.stride,
         body_frame=body_frame,
+        pairs=options.pairs,
     )
     if options.body_frame and source.rig.body_axes != 'rep103':
         raise SourceError(

@@ -38,15 +38,16 @@ def rig_from_messages(
     """Rig of the cameras' CameraInfo messages.
 
     Args:
-        messages: one sensor_msgs/CameraInfo (mono, RGB-D) or two (stereo: left, right).
+        messages: one sensor_msgs/CameraInfo (mono, RGB-D) or two (stereo: left, right), or two for
+            each stereo pair.
         names: how errors call them, e.g. their topics.
         rectified: the images are rectified: P holds, and there is no distortion.
         body_from_cameras: mountings known from TF, (4, 4) each; None: the body is the first
-            camera.
+            camera. Of several stereo pairs they must be.
 
     Returns:
-        The rig. For the right camera the stereo calibration in the messages goes before TF: it was
-        measured, a robot's description was drawn.
+        The rig. For the right camera of a pair the stereo calibration in the messages goes before
+        TF: it was measured, a robot's description was drawn.
 
     Raises:
         CalibrationError: a camera is not calibrated (K[0] = 0), its distortion model is unknown,
@@ -58,10 +59,12 @@ def rig_from_messages(
         mounts = [np.asarray(mount, np.float64) for mount in body_from_cameras]
     for info, name in zip(infos, names, strict=True):  # before anything is made of P
         camera_from_info(info, name, rectified)
-    if len(infos) == 2:
-        apart_m = float(np.linalg.norm(mounts[1][:3, 3] - mounts[0][:3, 3]))
-        if _has_baseline(infos[1]) or apart_m < _SHORTEST_BASELINE_M:
-            mounts[1] = mounts[0] @ left_from_right(infos[0], infos[1], names[1], rectified)
+    for right in range(1, len(infos), 2):
+        left = right - 1
+        apart_m = float(np.linalg.norm(mounts[right][:3, 3] - mounts[left][:3, 3]))
+        if _has_baseline(infos[right]) or apart_m < _SHORTEST_BASELINE_M:
+            pose = left_from_right(infos[left], infos[right], names[right], rectified)
+            mounts[right] = mounts[left] @ pose
     cameras = tuple(
         camera_from_info(info, name, rectified, mount)
         for info, name, mount in zip(infos, names, mounts, strict=True)
@@ -76,7 +79,7 @@ def _has_baseline(info: CameraInfo) -> bool:
 def messages_from_rig(rig: Rig) -> list[Any]:
     """CameraInfo messages (without header) from which `rig_from_messages` makes the same cameras.
 
-    Where the first camera sits on the body is not part of them: that is TF's.
+    Where the first camera of a pair sits on the body is not part of them: that is TF's.
     """
     from sensor_msgs.msg import CameraInfo as CameraInfoMessage
 

@@ -23,6 +23,15 @@ TOPICS: dict[Sensor, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+def topics_of(sensor: Sensor, pairs: int = 1) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(image topics, camera_info topics); those of the second stereo pair `left_2/image`, …"""
+    images, infos = TOPICS[sensor]
+    for number in range(2, (pairs if sensor == 'stereo' else 1) + 1):
+        images += tuple(name.replace('/', f'_{number}/') for name in TOPICS[sensor][0])
+        infos += tuple(name.replace('/', f'_{number}/') for name in TOPICS[sensor][1])
+    return images, infos
+
+
 # The middleware drops in silence; when lossless, what is too much must get as far as the mailbox,
 # where it is counted and answered.
 _LOSSLESS_DEPTH = 200
@@ -34,7 +43,7 @@ class MessageSet:
     """Images that belong together.
 
     Attributes:
-        images: messages in the order of `TOPICS`.
+        images: messages in the order of `topics_of`.
         stamp_ns: stamp of the first one.
         received_s: time.monotonic() when the set was complete.
     """
@@ -82,7 +91,7 @@ class Inputs:
         deliver: called with each complete set in the executor's thread; must not block.
 
     Attributes:
-        images, infos: the topics, in the order of `TOPICS`.
+        images, infos: the topics, in the order of `topics_of`.
         camera_infos: the last CameraInfo of each, None before the first.
         sets: complete sets so far.
         complete: the last ones: time.monotonic() and the stamps of their images.
@@ -101,7 +110,7 @@ class Inputs:
         self.incompatible_qos: dict[str, str] = {}
         self.complete: deque[tuple[float, tuple[int, ...]]] = deque(maxlen=_ARRIVALS_KEPT)
         self.changed: set[str] = set()
-        images, infos = TOPICS[settings.sensor]
+        images, infos = topics_of(settings.sensor, settings.stereo.pairs)
         self.raw = settings.ros.image_transport == 'raw'
         self.images = [Stream(image_topic(node, name, not self.raw)) for name in images]
         self.infos = [Stream(node.resolve_topic_name(name)) for name in infos]

@@ -154,6 +154,7 @@ def _sent(arrays: dict[str, NDArray[Any]]) -> SentKeyframe:
         tensor('sigma'),
         tensor('inverse_depth'),
         tensor('inverse_depth_sigma'),
+        torch.zeros(len(features), dtype=torch.int64),
     )
     count = len(features)
     rows = ('plane_xy', 'sigma', 'inverse_depth', 'landmark', 'points', 'point_covariance')

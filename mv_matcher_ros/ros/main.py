@@ -14,6 +14,7 @@ from mv_matcher_ros.ros.node_process import run_node
 OUTPUTS = ('odometry', '/tf', 'path', '~/landmarks', '~/tracks', '~/state', '/diagnostics')
 _SHOWN = (
     'sensor',
+    'stereo.pairs',
     'ros.image_transport',
     'ros.sync_slop_s',
     'ros.extrinsics_from_tf',

@@ -15,7 +15,12 @@ import torch
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Array, Estimate, Rig, Status
-from mv_matcher_ros.errors import CalibrationError, MvMatcherError, SourceError
+from mv_matcher_ros.errors import (
+    CalibrationError,
+    MvMatcherError,
+    SettingsError,
+    SourceError,
+)
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 from mv_matcher_ros.ros.adaptation import Adaptation
 from mv_matcher_ros.ros.calibration import is_rectified, rig_from_messages
@@ -52,6 +57,10 @@ class OdometryWorker:
         adaptation: keeps frames if that is wanted.
         paused: frames are answered, not processed.
         reset_wanted: begin anew before the next frame.
+
+    Raises:
+        SettingsError: several stereo pairs, and TF is not asked where they are.
+        MvMatcherError: tf2_msgs is not installed.
     """
 
     def __init__(
@@ -82,6 +91,11 @@ class OdometryWorker:
         self._mounts: CameraMounts | None = None
         if settings.ros.extrinsics_from_tf and settings.ros.frames.body:
             self._mounts = CameraMounts(node, settings.ros.frames.body, settings.ros.tf_timeout_s)
+        elif settings.sensor == 'stereo' and settings.stereo.pairs > 1:
+            raise SettingsError(
+                f'stereo.pairs is {settings.stereo.pairs}: how the pairs stand to each other '
+                'comes from TF: set ros.extrinsics_from_tf (and ros.frames.body)'
+            )
 
     def _new_mailbox(self) -> Mailbox[MessageSet]:
         ros = self._settings.ros
@@ -250,7 +264,10 @@ class OdometryWorker:
 
     def _announce(self, rig: Rig) -> None:
         cameras = ', '.join(f'{c.name} {c.width}x{c.height} {c.model}' for c in rig.cameras)
-        baseline = f', baseline {rig.baseline_m:.4f} m' if rig.baseline_m else ''
+        apart_m = [rig.pair(first // 2).baseline_m for first in range(0, len(rig.cameras), 2)]
+        baseline = (
+            f', baseline {" m, ".join(f"{m:.4f}" for m in apart_m)} m' if any(apart_m) else ''
+        )
         self._logger.info(
             f'{self._settings.sensor} odometry of {cameras}{baseline}; '
             f'poses are of "{self._outputs.body}" in "{self._settings.ros.frames.odom}"'

@@ -15,7 +15,7 @@ from mv_matcher_ros.ros.conversions import (
     compressed_from_image,
     message_from_image,
 )
-from mv_matcher_ros.ros.inputs import TOPICS, image_topic
+from mv_matcher_ros.ros.inputs import image_topic, topics_of
 from mv_matcher_ros.ros.messages import header_message, transform_message
 from mv_matcher_ros.ros.mounting import tf2
 from mv_matcher_ros.ros.topic_hints import listened_to
@@ -23,7 +23,7 @@ from mv_matcher_ros.runner import Source
 
 
 class PlayedTopics:
-    """Publishes the frames of a source on the topics of `inputs.TOPICS`, and /tf_static.
+    """Publishes the frames of a source on the topics of `inputs.topics_of`, and /tf_static.
 
     Args:
         node: rclpy node.
@@ -31,7 +31,7 @@ class PlayedTopics:
         compressed: `jpeg` or `png`; empty: raw images. Depth is always PNG, in millimetres.
 
     Attributes:
-        images, infos: the publishers, in the order of `TOPICS`.
+        images, infos: the publishers, in the order of `topics_of`.
         frames: names of the cameras' optical frames; the recording's own are not played.
     """
 
@@ -41,7 +41,7 @@ class PlayedTopics:
         self._node = node
         self._rig = source.rig
         self._compressed = compressed
-        images, infos = TOPICS[source.sensor]
+        images, infos = topics_of(source.sensor, len(source.rig.cameras) // 2)
         kind = CompressedImage if compressed else Image
         self.images = [
             node.create_publisher(kind, image_topic(node, name, bool(compressed)), 10)
@@ -49,12 +49,13 @@ class PlayedTopics:
         ]
         self.infos = [node.create_publisher(CameraInfo, topic, 10) for topic in infos]
         self._info_messages = messages_from_rig(source.rig)
-        several = len(self._info_messages) > 1
-        self.frames = ['left_camera', 'right_camera'] if several else ['camera']
+        self.frames = [topic.replace('/camera_info', '_camera') for topic in infos]
+        if len(self.frames) == 1:
+            self.frames = ['camera']
 
     def broadcast_mounts(self, body_frame: str) -> None:
-        """/tf_static, where the body is another frame than the first camera."""
-        if self._rig.body_axes != 'rep103':
+        """/tf_static, where the body is not the first camera, or there are several pairs."""
+        if self._rig.body_axes != 'rep103' and len(self.frames) <= 2:
             return
         self._broadcaster = tf2().StaticTransformBroadcaster(self._node)
         self._broadcaster.sendTransform(

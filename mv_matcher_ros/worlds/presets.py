@@ -13,10 +13,25 @@ from mv_matcher_ros.worlds import scenes
 from mv_matcher_ros.worlds.effects import Effects
 from mv_matcher_ros.worlds.planes import World
 from mv_matcher_ros.worlds.recording import SyntheticSource
-from mv_matcher_ros.worlds.trajectories import Loop, Path, Shaken, Straight, rectangle
+from mv_matcher_ros.worlds.trajectories import (
+    Loop,
+    Path,
+    Shaken,
+    Straight,
+    pose_matrices,
+    rectangle,
+)
 
 # Overlap at the end of a loop, as a share of a round: enough frames to recognise the start.
 _OVERLAP = 0.06
+# Where stereo pairs look (degrees to the left) and where their left cameras sit in the body,
+# metres: ahead, behind, to the left and to the right, as on a mobile base.
+_PAIRS = (
+    (0.0, (0.0, 0.0, 0.0)),
+    (180.0, (-0.4, 0.0, 0.0)),
+    (90.0, (-0.2, 0.2, 0.0)),
+    (-90.0, (-0.2, -0.2, 0.0)),
+)
 
 
 def make_rig(
@@ -25,6 +40,7 @@ def make_rig(
     baseline_m: float = 0.12,
     field_of_view_deg: float = 78.0,
     body_axes: str = 'rep103',
+    pairs: int = 1,
 ) -> Rig:
     """A rig of pinhole cameras that look ahead; stereo is left, then right.
 
@@ -35,10 +51,13 @@ def make_rig(
         field_of_view_deg: horizontal.
         body_axes: `rep103` mounts them on a body with axes of its own, `optical` makes the first
             one the body.
+        pairs: of stereo cameras: more of them look back, to the left, to the right.
 
     Raises:
-        SourceError: a baseline or a field of view that no camera has.
+        SourceError: a baseline or a field of view that no camera has, or more than four pairs.
     """
+    if not 1 <= pairs <= len(_PAIRS) or (pairs > 1 and sensor != 'stereo'):
+        raise SourceError(f'rig: {pairs} pairs of {sensor} cameras (want 1..4 of stereo ones)')
     if not baseline_m > 0 or not 1.0 < field_of_view_deg < 170.0:
         raise SourceError(
             f'rig: baseline {baseline_m:g} m (want > 0), '
@@ -47,13 +66,21 @@ def make_rig(
     width, height = size
     focal = float(0.5 * width / np.tan(np.deg2rad(field_of_view_deg) / 2))
     intrinsics = (focal, focal, 0.5 * (width - 1), 0.5 * (height - 1))
-    mount = REP103_FROM_OPTICAL if body_axes == 'rep103' else np.eye(4)
+    first = REP103_FROM_OPTICAL if body_axes == 'rep103' else np.eye(4)
     shift = np.eye(4)
     shift[0, 3] = baseline_m
-    left = Camera(width, height, intrinsics, body_from_camera=mount, name='left')
-    right = Camera(width, height, intrinsics, body_from_camera=mount @ shift, name='right')
-    cameras = (left, right) if sensor == 'stereo' else (left,)
-    return Rig(cameras, 'rep103' if body_axes == 'rep103' else 'optical')
+    cameras: list[Camera] = []
+    for number, (yaw_deg, place) in enumerate(_PAIRS[:pairs]):
+        mount, after = first, ''
+        if number > 0:
+            turn = pose_matrices(np.array([place]), np.deg2rad([[0.0, 0.0, yaw_deg]]))[0]
+            mount = first @ REP103_FROM_OPTICAL.T @ turn @ REP103_FROM_OPTICAL
+            after = f'_{number + 1}'
+        for name, pose in (('left', mount), ('right', mount @ shift)):
+            camera = Camera(width, height, intrinsics, body_from_camera=pose, name=name + after)
+            cameras.append(camera)
+    chosen = cameras if sensor == 'stereo' else cameras[:1]
+    return Rig(tuple(chosen), 'rep103' if body_axes == 'rep103' else 'optical')
 
 
 def _source(
@@ -67,8 +94,9 @@ def _source(
     baseline_m: float,
     effects: Effects | None,
     name: str,
+    pairs: int = 1,
 ) -> SyntheticSource:
-    rig = make_rig(sensor, size, baseline_m)
+    rig = make_rig(sensor, size, baseline_m, pairs=pairs)
     chosen = Effects() if effects is None else effects
     return SyntheticSource(world, path, rig, sensor, rate_hz, frames, chosen, seed, name=name)
 
@@ -88,6 +116,7 @@ def room_loop(
     rate_hz: float = 20.0,
     effects: Effects | None = None,
     photos: FilePath | str | None = None,
+    pairs: int = 1,
 ) -> SyntheticSource:
     """Carried once around a furnished room, looking ahead, with the unrest of a hand.
 
@@ -100,12 +129,15 @@ def room_loop(
         rate_hz: frames per second.
         effects: camera; None for the default one.
         photos: folder of images to hang up.
+        pairs: of stereo cameras, see `make_rig`.
     """
     loop = Loop.through(rectangle(2.05, 1.4, 1.1), 1.35, speed_m_s)
     path = Shaken(loop, 0.012, 0.02, seed)
     count = _loop_frames(loop, rate_hz, frames)
     world = scenes.room(seed, photos)
-    return _source(world, path, sensor, count, size, seed, rate_hz, 0.12, effects, 'room_loop')
+    return _source(
+        world, path, sensor, count, size, seed, rate_hz, 0.12, effects, 'room_loop', pairs
+    )
 
 
 def corridor_loop(
@@ -118,6 +150,7 @@ def corridor_loop(
     rate_hz: float = 15.0,
     effects: Effects | None = None,
     photos: FilePath | str | None = None,
+    pairs: int = 1,
 ) -> SyntheticSource:
     """Along a corridor with four turns back to the start; arguments as in `room_loop`."""
     mid_x, mid_y = (0.5 * (side - scenes.CORRIDOR_WIDTH_M) for side in scenes.CORRIDOR_M)
@@ -125,7 +158,9 @@ def corridor_loop(
     path = Shaken(loop, 0.01, 0.012, seed)
     count = _loop_frames(loop, rate_hz, frames)
     world = scenes.corridor(seed, photos)
-    return _source(world, path, sensor, count, size, seed, rate_hz, 0.12, effects, 'corridor_loop')
+    return _source(
+        world, path, sensor, count, size, seed, rate_hz, 0.12, effects, 'corridor_loop', pairs
+    )
 
 
 def street_drive(
@@ -138,6 +173,7 @@ def street_drive(
     rate_hz: float = 10.0,
     effects: Effects | None = None,
     photos: FilePath | str | None = None,
+    pairs: int = 1,
 ) -> SyntheticSource:
     """Once around a block of houses by car; arguments as in `room_loop`, stereo baseline 0.5 m."""
     half_x, half_y = (0.5 * (side + scenes.STREET_WIDTH_M) for side in scenes.BLOCK_M)
@@ -145,7 +181,9 @@ def street_drive(
     path = Shaken(loop, 0.01, 0.004, seed, (0.5, 2.5))
     count = _loop_frames(loop, rate_hz, frames)
     world = scenes.street(seed, photos)
-    return _source(world, path, sensor, count, size, seed, rate_hz, 0.5, effects, 'street_drive')
+    return _source(
+        world, path, sensor, count, size, seed, rate_hz, 0.5, effects, 'street_drive', pairs
+    )
 
 
 def creep(

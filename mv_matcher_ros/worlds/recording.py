@@ -24,7 +24,6 @@ from mv_matcher_ros.worlds.planes import World
 from mv_matcher_ros.worlds.rendering import render, render_radiance
 from mv_matcher_ros.worlds.trajectories import Path
 
-_VIEWS: dict[str, int] = {'mono': 1, 'stereo': 2, 'rgbd': 1}
 # An exposure is rendered again for each such distance that the image moves in it: a pixel itself
 # already averages one pixel.
 _BLUR_STEP_PX = 1.5
@@ -36,7 +35,7 @@ class SyntheticSource:
     Args:
         world: what is seen.
         path: where the body is at a time.
-        rig: cameras with their `body_from_camera`; two for stereo, else one.
+        rig: cameras with their `body_from_camera`; two for each stereo pair, else one.
         sensor: mono, stereo or rgbd (adds depth).
         rate_hz: frames per second.
         count: number of frames, with those that faults will drop.
@@ -66,10 +65,10 @@ class SyntheticSource:
         name: str = '',
     ) -> None:
         self.name = name or world.name
-        if len(rig.cameras) != _VIEWS[sensor]:
-            raise SourceError(
-                f'{self.name}: {sensor} wants {_VIEWS[sensor]} camera(s), not {len(rig.cameras)}'
-            )
+        wrong = len(rig.cameras) % 2 if sensor == 'stereo' else len(rig.cameras) != 1
+        if wrong or not rig.cameras:
+            wanted = 'pairs of cameras' if sensor == 'stereo' else '1 camera'
+            raise SourceError(f'{self.name}: {sensor} wants {wanted}, not {len(rig.cameras)}')
         if not rate_hz > 0 or count < 1:
             raise SourceError(f'{self.name}: {count} frames at {rate_hz:g} Hz make no recording')
         self.world, self.path, self.rig, self.sensor = world, path, rig, sensor

@@ -28,6 +28,7 @@ from mv_matcher_ros.files.rotations import (
     rigid_transform,
 )
 from mv_matcher_ros.runner import Source
+from mv_matcher_ros.worlds.presets import make_rig
 
 Make = Callable[..., Any]
 WIDTH, HEIGHT = 48, 32
@@ -314,6 +315,26 @@ def test_split_ros1_bag(tmp_path: Path, rng: np.random.Generator) -> None:
     assert len(source) == 4
     for frame, image in zip(source, images, strict=True):
         np.testing.assert_array_equal(frame.views[0].image, image)
+
+
+def test_two_stereo_pairs(tmp_path: Path, make_source: Make) -> None:
+    """Where the second pair is comes from /tf_static, or from a calibration file."""
+    rig = make_rig('stereo', (WIDTH, HEIGHT), pairs=2)
+    source = make_source('stereo', rig=rig)
+    topics = write_bag(tmp_path / 'bag', source)
+    assert topics['right_2'] == '/right_2/image_raw'
+    back = open_source(tmp_path / 'bag', topics=topics, body_frame='base_link', pairs=2)
+    same(source, back)
+    for camera, read in zip(rig.cameras, back.rig.cameras, strict=True):
+        np.testing.assert_allclose(read.body_from_camera, camera.body_from_camera, atol=1e-9)
+    one = open_source(tmp_path / 'bag')
+    assert {len(frame.views) for frame in one} == {2}
+    with pytest.raises(
+        SourceError, match=r'stereo\.pairs is 2: name the topics of pair 2, left_2='
+    ):
+        open_source(tmp_path / 'bag', pairs=2)
+    with pytest.raises(SourceError, match='unknown topic key "depth_2"'):
+        open_source(tmp_path / 'bag', topics={'depth_2': '/x'})
 
 
 def test_stereo_is_paired_by_stamp_not_by_order(tmp_path: Path, rng: np.random.Generator) -> None:

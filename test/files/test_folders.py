@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -376,6 +377,53 @@ def test_stereo_image_folder_and_depth(tmp_path: Path, write_images: Write) -> N
     assert source.sensor == 'rgbd'
     assert len(source.rig.cameras) == 1
     assert open_source(tmp_path, sensor='stereo').sensor == 'stereo'
+
+
+def four_cameras() -> dict[str, object]:
+    back = [-1, 0, 0, 0, 0, 1, 0, 0, 0, 0, -1, -0.3, 0, 0, 0, 1]
+    return {
+        'left': CAMERA,
+        'right': CAMERA | {'baseline_m': 0.2},
+        'back': CAMERA | {'body_from_camera': back},
+        'back_right': CAMERA | {'baseline_m': 0.1},
+    }
+
+
+def test_two_stereo_pairs_in_a_folder(tmp_path: Path, write_images: Write) -> None:
+    (tmp_path / 'calibration.yaml').write_text(
+        yaml.safe_dump({'cameras': four_cameras(), 'rate_hz': 10}, sort_keys=False)
+    )
+    names = ['1.png', '2.png', '3.png']
+    for number, folder in enumerate(four_cameras()):
+        write_images(tmp_path / folder, names[number > 2 :])
+    assert len(open_source(tmp_path).rig.cameras) == 2  # a rig of more cameras changes nothing
+    source = open_source(tmp_path, pairs=2)
+    assert source.sensor == 'stereo'
+    assert [frame.stamp_ns for frame in source] == [200_000_000, 300_000_000]
+    assert all(len(frame.views) == 4 for frame in source)
+    assert source.faults == {'image without image of every other camera, frame dropped': 1}
+    # The right camera of the second pair is beside its left one, which looks back.
+    np.testing.assert_allclose(source.rig.cameras[3].body_from_camera[:3, 3], (-0.1, 0, -0.3))
+    assert source.rig.pair(1).baseline_m == pytest.approx(0.1)
+    with pytest.raises(SourceError, match=r'4 cameras in the calibration, stereo\.pairs is 3'):
+        open_source(tmp_path, 'stereo', pairs=3)
+    write_images(tmp_path / 'back_right', [])
+    for image in (tmp_path / 'back_right').iterdir():
+        image.unlink()
+    with pytest.raises(SourceError, match=r'no images in .*back_right'):
+        open_source(tmp_path, 'stereo', pairs=2)
+
+
+def test_two_pairs_of_a_euroc_folder_and_of_what_has_none(euroc: Path, kitti: Path) -> None:
+    with pytest.raises(SourceError, match=r'no images in .*cam2'):
+        open_source(euroc, 'stereo', pairs=2)
+    for number in (2, 3):
+        shutil.copytree(euroc / 'mav0' / f'cam{number - 2}', euroc / 'mav0' / f'cam{number}')
+    source = open_source(euroc, pairs=2)
+    assert [camera.name for camera in source.rig.cameras] == ['cam0', 'cam1', 'cam2', 'cam3']
+    assert {len(frame.views) for frame in source} == {4}
+    with pytest.raises(SourceError, match=r'2 calibrated cameras, but stereo\.pairs is 2'):
+        open_source(kitti, 'stereo', pairs=2)
 
 
 def write_video(path: Path, count: int, rate_hz: float = 20.0) -> None:

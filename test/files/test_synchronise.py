@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mv_matcher_ros.files.stamps import pair_stamps
-from mv_matcher_ros.files.synchronise import PairSynchroniser
+from mv_matcher_ros.files.synchronise import PairSynchroniser, Synchroniser
 
 
 def stream(
@@ -70,3 +70,26 @@ def test_a_silent_stream_does_not_fill_the_memory() -> None:
     for stamp in range(0, 10_000, 10):
         assert not list(others.push_right(stamp, stamp))
     assert len(others._right) <= 10
+
+
+def test_items_of_many_streams_meet_or_are_counted() -> None:
+    """Of five items one lacks a partner in the second stream, one in both, one comes late."""
+    together: Synchroniser[str] = Synchroniser(2, 2)
+    found = []
+    for stamp in (0, 10, 20, 30, 40):
+        found += together.push_first(stamp, f'a{stamp}')
+        if stamp != 20:
+            found += together.push_other(0, stamp + 1, f'b{stamp}')
+        if stamp not in (10, 20):
+            found += together.push_other(1, stamp + (5 if stamp == 30 else 0), f'c{stamp}')
+    found += together.flush()
+    assert found == [(0, 'a0', ('b0', 'c0')), (40, 'a40', ('b40', 'c40'))]
+    assert together.unpaired == 3
+
+
+def test_a_silent_stream_holds_no_more_than_the_limit() -> None:
+    together: Synchroniser[int] = Synchroniser(2, 2, limit=5)
+    for stamp in range(0, 1000, 10):
+        assert not list(together.push_first(stamp, stamp))
+        assert not list(together.push_other(0, stamp, stamp))
+    assert max(map(len, together._settled)) <= 5

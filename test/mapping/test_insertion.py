@@ -43,7 +43,7 @@ def record_at(
     observation = Observation(
         stamp_ns, 0, features, torch.from_numpy(local[:, :2] / local[:, 2:]),
         torch.full((len(which),), 1e-3).double(), inverse.double(),
-        torch.full((len(which),), 1e-3).double(),
+        torch.full((len(which),), 1e-3).double(), torch.zeros(len(which), dtype=torch.int64),
     )  # fmt: skip
     follows = torch.from_numpy(which < known * len(place))
     body = torch.from_numpy(local @ MOUNT[:3, :3].T + MOUNT[:3, 3])
@@ -157,7 +157,7 @@ def test_a_keyframe_without_features_is_one() -> None:
     features = whole.observation.features.chosen(nothing)
     observation = Observation(
         1, 0, features, *(getattr(whole.observation, name)[nothing] for name in (
-            'plane_xy', 'sigma', 'inverse_depth', 'inverse_depth_sigma'
+            'plane_xy', 'sigma', 'inverse_depth', 'inverse_depth_sigma', 'camera'
         )),
     )  # fmt: skip
     record = replace(

@@ -42,7 +42,8 @@ def seen_at(pose: Array) -> Observation:
     features, plane = query(pose)
     sigma = torch.full((len(plane),), 0.5 / CAMERA.focal_px, dtype=torch.float64)
     unknown = torch.full((len(plane),), torch.nan, dtype=torch.float64)
-    return Observation(1, 0, features, plane, sigma, unknown, unknown)
+    whose = torch.zeros(len(features), dtype=torch.int64)
+    return Observation(1, 0, features, plane, sigma, unknown, unknown, whose)
 
 
 def localizer(world: Map, describer: Any, wrong: float = 0.0) -> tuple[Localizer, Alike]:

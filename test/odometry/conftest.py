@@ -75,6 +75,7 @@ class Scene:
             features.sigma_px.double() / focal,
             inverse,
             torch.full_like(inverse, max(depth_sigma or 0.0, 1e-4)),
+            torch.zeros(count, dtype=torch.int64),
         )
 
 

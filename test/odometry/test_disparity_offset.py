@@ -16,6 +16,7 @@ from mv_matcher_ros.datatypes import Rig
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.disparity_offset import LARGEST_PX, START_SIGMA_PX, DisparityOffset
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker
+from mv_matcher_ros.odometry.seeing import SeeingCameras
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
 Make = Callable[..., Any]
@@ -34,7 +35,7 @@ def rig_of(scene: Any, second_at: tuple[float, float, float]) -> Rig:
 def estimator(scene: Any, second_at: tuple[float, float, float]) -> DisparityOffset:
     matcher = NearestNeighbourMatcher(SETTINGS.matching, 'sift')
     return DisparityOffset(
-        rig_of(scene, second_at), LandmarkMaker(SETTINGS, scene.camera, matcher)
+        rig_of(scene, second_at), LandmarkMaker(SETTINGS, SeeingCameras([scene.camera]), matcher)
     )
 
 

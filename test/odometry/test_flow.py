@@ -17,6 +17,7 @@ from mv_matcher_ros.geometry.epipolar import homogeneous
 from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
 from mv_matcher_ros.odometry.flow import FlowTracker, Target, there_and_back
 from mv_matcher_ros.odometry.observation import Observer
+from mv_matcher_ros.odometry.seeing import SeeingCameras
 from mv_matcher_ros.odometry.tracking import Tracker
 from mv_matcher_ros.odometry.window import Landmarks
 
@@ -50,14 +51,17 @@ class Setup:
         settings = read_settings({'detector.name': 'sift', 'detector.working_pixels': pixels})
         detector = ClassicalDetector(settings.detector)
         self.observer = Observer(settings, Rig((CAMERA,)), detector)
-        matcher = NearestNeighbourMatcher(settings.matching, 'sift')
-        self.flow = FlowTracker(CAMERA, self.observer, Tracker(settings, CAMERA, matcher))
+        matcher, cameras = (
+            NearestNeighbourMatcher(settings.matching, 'sift'),
+            SeeingCameras([CAMERA]),
+        )
+        self.flow = FlowTracker(cameras, self.observer, Tracker(settings, cameras, matcher))
         seen = self.observer.observe(frame_at(0.0, 0))
         landmarks = Landmarks()
         every = landmarks.add(homogeneous(seen.plane_xy) * DEPTH, seen.features.descriptors)
         every[::4] = -1  # a quarter sees no landmark
         self.target = Target.of(seen, every, landmarks, pose(0.0))
-        self.flow.start(self.target, image_at(0.0))
+        self.flow.start(self.target, frame_at(0.0, 0))
 
 
 def frame_at(x_m: float, index: int, y_m: float = 0.0) -> Frame:

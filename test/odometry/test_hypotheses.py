@@ -14,6 +14,7 @@ from mv_matcher_ros.config import read_settings
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.hypotheses import PLENTY, Hypotheses
 from mv_matcher_ros.odometry.motion import Motion
+from mv_matcher_ros.odometry.seeing import SeeingCameras
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
@@ -23,7 +24,8 @@ STEP_NS = 10**8
 
 
 def tracker_for(camera: Any) -> Tracker:
-    return Tracker(SETTINGS, camera, NearestNeighbourMatcher(SETTINGS.matching, 'sift'))
+    matcher = NearestNeighbourMatcher(SETTINGS.matching, 'sift')
+    return Tracker(SETTINGS, SeeingCameras([camera]), matcher)
 
 
 def mapped(scene: Any, at: Tensor) -> Window:

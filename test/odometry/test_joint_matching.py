@@ -25,6 +25,7 @@ from mv_matcher_ros.models.profiles import MatcherProfile
 from mv_matcher_ros.odometry.engine import OdometryEngine
 from mv_matcher_ros.odometry.joint_matching import JointMatcher, SecondView
 from mv_matcher_ros.odometry.observation import Observer
+from mv_matcher_ros.odometry.seeing import SeeingCameras
 from mv_matcher_ros.odometry.tracking import Tracker
 from mv_matcher_ros.odometry.window import Keyframe, Window
 from mv_matcher_ros.worlds.presets import room_loop
@@ -108,7 +109,7 @@ def test_matches_of_a_new_keyframe_with_earlier_ones_and_the_other_camera(
     graph = models(values).graph
     assert graph is not None
     joint = JointMatcher(values, flight.rig, graph)
-    found, seen = joint.match(older, new.observation, new.world_from_body, second)
+    found, seen = joint.match(older, new.observation, new.world_from_body, [second])
     assert (seen is not None) == (mode == 'streaming')
     assert all((k.seen is not None) == (mode == 'streaming') for k in older[-2:])
     # Four views in all: the new one, the other camera, and so two keyframes.
@@ -126,8 +127,7 @@ def test_matches_of_a_new_keyframe_with_earlier_ones_and_the_other_camera(
             se3.inverse(here) @ there,
         )
         shares.append(float((errors < 3.0).double().mean()))
-    assert found.stereo is not None
-    pairs, _ = found.stereo
+    ((pairs, _),) = found.stereo
     first, other_camera = (
         torch.from_numpy(camera.body_from_camera.copy()) for camera in flight.rig.cameras
     )
@@ -248,7 +248,7 @@ def test_the_way_back_takes_the_surest_match_of_each_feature_and_landmark(
     )
     tracker = Tracker(
         settings('multiview'),
-        flight.rig.cameras[0],
+        SeeingCameras(flight.rig.cameras[:1]),
         NearestNeighbourMatcher(settings('nearest').matching, 'sift'),
         graph,  # type: ignore[arg-type]
     )

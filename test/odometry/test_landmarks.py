@@ -15,6 +15,7 @@ from mv_matcher_ros.config import read_settings
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker, inverse_depth_from_pair
+from mv_matcher_ros.odometry.seeing import SeeingCameras
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
 SETTINGS = read_settings({'detector.name': 'sift'})
@@ -22,7 +23,8 @@ Make = Callable[..., Any]
 
 
 def maker_for(camera: Any) -> LandmarkMaker:
-    return LandmarkMaker(SETTINGS, camera, NearestNeighbourMatcher(SETTINGS.matching, 'sift'))
+    matcher = NearestNeighbourMatcher(SETTINGS.matching, 'sift')
+    return LandmarkMaker(SETTINGS, SeeingCameras([camera]), matcher)
 
 
 @pytest.mark.parametrize(

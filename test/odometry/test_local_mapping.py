@@ -20,6 +20,7 @@ from mv_matcher_ros.odometry.local_adjustment import step_covariance
 from mv_matcher_ros.odometry.local_mapping import LocalMapper
 from mv_matcher_ros.odometry.map_start import MapStart
 from mv_matcher_ros.odometry.observation import Observation, Observer
+from mv_matcher_ros.odometry.seeing import SeeingCameras
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
@@ -32,7 +33,8 @@ def mapper_for(camera: Any, sensor: str) -> LocalMapper:
     rig = Rig((camera,))
     matcher = NearestNeighbourMatcher(settings.matching, 'sift')
     observer = Observer(settings, rig, ClassicalDetector(settings.detector))
-    return LocalMapper(settings, rig, observer, Tracker(settings, camera, matcher), matcher)
+    tracker = Tracker(settings, SeeingCameras([camera]), matcher)
+    return LocalMapper(settings, rig, observer, tracker, matcher)
 
 
 def frame_for(camera: Any, stamp_ns: int) -> Frame:
@@ -179,7 +181,7 @@ def monte_carlo_step(scene: Any, pose: Make, seed: int) -> tuple[Tensor, Tensor]
         keyframe.landmark = rows.clone()
     fixed = torch.tensor([True, False, False])
     identity = torch.eye(4, dtype=torch.float64)
-    problem = window.problem(identity, fixed, 'none', 1.0, window.flat_observations())
+    problem = window.problem(identity[None], fixed, 'none', 1.0, window.flat_observations())
     solution = solve(problem, 30, 1e-12)
     at_end = problem.moved(solution.world_from_body, solution.points)
     free = least_norm_inverse(eliminate_points(at_end, linearise(at_end)).pose_pose)[0]

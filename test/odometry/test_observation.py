@@ -120,8 +120,7 @@ def test_selected_features_are_those_by_mask_and_by_index() -> None:
     assert torch.equal(features.chosen(mask).descriptors, features.descriptors[2:3])
 
 
-def test_blur_lowers_the_sharpness_of_an_image() -> None:
+def test_blur_lowers_the_sharpness_of_a_frame() -> None:
     sharp = noise_image(30.0)
-    assert observer().sharpness(cv2.GaussianBlur(sharp, (5, 5), 1.0)) < 0.5 * observer().sharpness(
-        sharp
-    )
+    frames = [Frame(0, (View(i),)) for i in (sharp, cv2.GaussianBlur(sharp, (5, 5), 1.0))]
+    assert observer().sharpness(frames[1]) < 0.5 * observer().sharpness(frames[0])

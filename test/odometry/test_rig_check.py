@@ -97,7 +97,8 @@ def scene(
 def observed(features: Features, plane: torch.Tensor) -> Observation:
     unknown = torch.full((len(features),), torch.nan, dtype=torch.float64)
     sigma = torch.full_like(unknown, 1e-3)
-    return Observation(0, 0, features, plane, sigma, unknown, torch.ones_like(unknown))
+    whose = torch.zeros(len(plane), dtype=torch.int64)
+    return Observation(0, 0, features, plane, sigma, unknown, torch.ones_like(unknown), whose)
 
 
 def verdict(said: Rig, offered: Callable[[int], Offered], frames: int = 5) -> str:

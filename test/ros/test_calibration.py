@@ -10,6 +10,8 @@ from sensor_msgs.msg import CameraInfo
 from mv_matcher_ros.datatypes import Camera, Rig
 from mv_matcher_ros.errors import CalibrationError
 from mv_matcher_ros.ros.calibration import is_rectified, messages_from_rig, rig_from_messages
+from mv_matcher_ros.ros.inputs import topics_of
+from mv_matcher_ros.worlds.presets import make_rig
 
 pytestmark = pytest.mark.ros
 
@@ -152,3 +154,26 @@ def test_messages_of_a_rig_give_the_rig_back() -> None:
         assert (before.model, before.distortion) == (after.model, after.distortion)
         assert before.intrinsics == after.intrinsics
         np.testing.assert_allclose(after.body_from_camera, before.body_from_camera, atol=1e-12)
+
+
+def test_pairs_are_mounted_by_tf_and_their_right_cameras_by_the_calibration() -> None:
+    rig = make_rig('stereo', (640, 480), pairs=2)
+    messages = messages_from_rig(rig)
+    mounts = [camera.body_from_camera.copy() for camera in rig.cameras]
+    for mount_of_right in mounts[1::2]:
+        mount_of_right[:3, 3] += 0.03  # the drawing is off: the calibration was measured
+    again = rig_from_messages(messages, ['/l', '/r', '/l2', '/r2'], body_from_cameras=mounts)
+    for before, after in zip(rig.cameras, again.cameras, strict=True):
+        np.testing.assert_allclose(after.body_from_camera, before.body_from_camera, atol=1e-9)
+    messages[3].p[3] *= -1.0
+    with pytest.raises(CalibrationError, match=r'/r2.*swapped'):
+        rig_from_messages(messages, ['/l', '/r', '/l2', '/r2'], body_from_cameras=mounts)
+
+
+def test_topics_of_further_pairs_are_numbered() -> None:
+    images, infos = topics_of('stereo', 2)
+    assert images == ('left/image', 'right/image', 'left_2/image', 'right_2/image')
+    assert infos == (
+        'left/camera_info', 'right/camera_info', 'left_2/camera_info', 'right_2/camera_info'
+    )  # fmt: skip
+    assert topics_of('rgbd', 2) == topics_of('rgbd')

@@ -46,7 +46,7 @@ def record(count: int = 5, before: int | None = 7) -> KeyframeRecord:
     inverse[:1] = torch.nan
     observation = Observation(
         1_700_000_000_123_456_789, 42, features, normal(count, 2), normal(count).abs(), inverse,
-        normal(count).abs(),
+        normal(count).abs(), torch.zeros(count, dtype=torch.int64),
     )  # fmt: skip
     points = normal(count, 3)
     points[:1] = torch.nan

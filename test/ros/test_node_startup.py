@@ -276,3 +276,12 @@ def test_a_mounted_camera_is_not_torn_off_its_robot(
 def test_unknown_parameter_ends_the_start(bench: Any) -> None:
     with pytest.raises(SettingsError, match='ros\\.lossless'):
         bench.start({'ros.losless': True})
+
+
+def test_several_stereo_pairs_need_tf(bench: Any) -> None:
+    """Nothing else says how the pairs stand to each other."""
+    said = (
+        r'stereo\.pairs is 2: how the pairs stand to each other comes from TF: set ros\.extrinsics'
+    )
+    with pytest.raises(SettingsError, match=said):
+        bench.start({'sensor': 'stereo', 'stereo.pairs': 2})

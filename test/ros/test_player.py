@@ -120,6 +120,22 @@ def test_compressed_images_reach_the_engine(bench: Any, sensor: Sensor, form: st
                 np.testing.assert_allclose(got.depth, known, atol=0.51e-3)
 
 
+def test_two_stereo_pairs_reach_the_engine_with_their_mounts(bench: Any) -> None:
+    bench.start({**MOUNTED, 'stereo.pairs': 2, 'ros.tf_timeout_s': 5.0})
+    source = room_loop('stereo', FRAMES, (64, 48), pairs=2)
+    BagPlayer(bench.lonely, source, Playback(lossless=True, timeout_s=20.0)).play()
+    (engine,) = bench.engines
+    for sent, received in zip(source.rig.cameras, engine.rig.cameras, strict=True):
+        np.testing.assert_allclose(
+            received.body_from_camera, sent.body_from_camera, rtol=0, atol=1e-6
+        )
+    assert len(engine.frames) == FRAMES
+    for sent, received in zip(source, engine.frames, strict=True):
+        assert len(received.views) == 4
+        for view, got in zip(sent.views, received.views, strict=True):
+            assert np.array_equal(view.image, got.image)
+
+
 def test_player_says_what_it_waits_for(
     bench: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

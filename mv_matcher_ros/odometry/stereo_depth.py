@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth from the second camera of each stereo pair, and what their images say of the rig."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Rig
+from mv_matcher_ros.models.classical import NearestNeighbourMatcher
+from mv_matcher_ros.odometry.disparity_offset import DisparityOffset
+from mv_matcher_ros.odometry.joint_matching import SecondView
+from mv_matcher_ros.odometry.landmarks import LandmarkMaker
+from mv_matcher_ros.odometry.observation import Observation, with_depth
+from mv_matcher_ros.odometry.rig_check import RigCheck
+from mv_matcher_ros.odometry.seeing import SeeingCameras
+from mv_matcher_ros.odometry.stereo import StereoMatcher
+from mv_matcher_ros.odometry.window import Window
+
+
+class StereoDepth:
+    """The pairs of a rig, each with its matcher, its check and its constant error.
+
+    Raises:
+        SettingsError: the two cameras of a pair are at one place.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        rig: Rig,
+        cameras: SeeingCameras,
+        matcher: NearestNeighbourMatcher,
+        maker: LandmarkMaker,
+    ) -> None:
+        self._cameras = cameras
+        self._pairs = [rig.pair(number) for number in range(len(cameras))]
+        self._matchers = [StereoMatcher(settings, pair, matcher) for pair in self._pairs]
+        self._checks = [RigCheck(settings, pair, matcher) for pair in self._pairs]
+        self._offsets: list[DisparityOffset] = []
+        if settings.stereo.self_calibration:
+            self._offsets = [
+                DisparityOffset(pair, maker, number) for number, pair in enumerate(self._pairs)
+            ]
+
+    def reset(self) -> None:
+        """Forget what was learned of the rig, and check it again."""
+        for offset in self._offsets:
+            offset.reset()
+        for check in self._checks:
+            check.rearm()
+
+    @property
+    def fault(self) -> str:
+        """How the images contradict the calibration in one line; of several pairs, of which."""
+        faults = [check.fault for check in self._checks]
+        if len(faults) > 1:
+            faults = [
+                f'{pair.cameras[0].name} and {pair.cameras[1].name}: {fault}' if fault else ''
+                for pair, fault in zip(self._pairs, faults, strict=True)
+            ]
+        return '; '.join(fault for fault in faults if fault)
+
+    def add_depth(
+        self,
+        observation: Observation,
+        seconds: Sequence[SecondView],
+        given: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> Observation:
+        """The observation with inverse depths where the second view of its pair agrees.
+
+        Args:
+            observation: of the first cameras.
+            seconds: what the second ones saw.
+            given: of each pair (K, 2) matches that are known already, and (K,) confidences.
+        """
+        parts = []
+        for number, (second, known) in enumerate(zip_longest(seconds, given)):
+            part = self._cameras.part(observation, number)
+            self._checks[number].offer(part, second.features, second.plane_xy)
+            parts.append(
+                self._matchers[number].add_depth(
+                    part,
+                    second.features,
+                    second.plane_xy,
+                    second.sigma,
+                    self._offsets[number].offset if self._offsets else 0.0,
+                    None if known is None else known[0],
+                )
+            )
+        return with_depth(
+            observation,
+            torch.cat([part.inverse_depth for part in parts]),
+            torch.cat([part.inverse_depth_sigma for part in parts]),
+        )
+
+    def learn(self, window: Window) -> None:
+        """What the newest keyframe says of constant errors; depths of the window follow."""
+        for offset in self._offsets:
+            offset.update(window)
