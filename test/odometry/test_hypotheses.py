@@ -55,7 +55,8 @@ class TestSearch:
         self, make_scene: Make, pose: Make
     ) -> None:
         scene, here = make_scene(10), pose(0)
-        misled = Misled(SETTINGS, scene.camera, NearestNeighbourMatcher(SETTINGS.matching, 'sift'))
+        cameras = SeeingCameras([scene.camera])
+        misled = Misled(SETTINGS, cameras, NearestNeighbourMatcher(SETTINGS.matching, 'sift'))
         turning = Motion(-STEP_NS, pose(0, 0, 0, 0, -0.05, 0)).measured(0, here)
         observation = scene.observe(here, STEP_NS)
         best = Hypotheses(SETTINGS, misled).best(mapped(scene, here), observation, turning, 300)
