@@ -650,6 +650,14 @@ class RosSettings(Section):
     tf_timeout_s: float = Field(
         1.0, ge=0.0, description='Without the camera in TF for longer, it is said.'
     )
+    guess_frame: str = Field(
+        '',
+        description='Frame in which something else (wheel odometry) says on TF where the body is: '
+        'poses are sought where it has moved. TF is then odom -> this frame. Empty: none.',
+    )
+    guess_wait_s: float = Field(
+        0.05, ge=0.0, le=1.0, description='How long a frame waits for the guess at its stamp.'
+    )
     path_length: int = Field(2000, ge=0, description='Poses kept in the published path.')
     input_reliability: Literal['best_effort', 'reliable'] = Field(
         'best_effort', description='QoS reliability of the inputs.'

@@ -187,6 +187,9 @@ class Frame:
     stamp_ns: int
     views: tuple[View, ...]
     index: int = 0  # position in the recording, for messages and file names
+    # (4, 4) pose of the body by something else (wheel odometry), in metres, in a frame of its own
+    # that does not jump: only differences count.
+    guess: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mv_matcher_ros.config import Settings
-from mv_matcher_ros.datatypes import Estimate, Frame, Rig, Status
+from mv_matcher_ros.datatypes import Array, Estimate, Frame, Rig, Status
 from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import to_fixed_axes
@@ -107,6 +108,7 @@ class OdometryEngine:
         self._report([*(mapped.records if mapped else ()), *self._mapper.records_left()])
         self._mapper.reset()
         self._motion: Motion | None = None
+        self._guess: Array | None = None  # of the frame that `_motion` is of
         self._continuity = Continuity()
         self._standstill = StandstillGate(self.settings.zero_motion)
         self._initialiser.reset()
@@ -158,6 +160,8 @@ class OdometryEngine:
             start_or_follow = self._start if self._motion is None else self._follow
             estimate = self._checked(start_or_follow(frame, fault, clock), covered)
             self._note_published(estimate)
+        if self._motion is not None and self._motion.stamp_ns == frame.stamp_ns:
+            self._guess = frame.guess
         self._last_stamp_ns = frame.stamp_ns
         self._took_s = clock.milliseconds['total'] * 1e-3
         return replace(estimate, latency_ms=clock.milliseconds)
@@ -252,7 +256,7 @@ class OdometryEngine:
         self._adopt(clock)
         observation, fault = self._observe(frame, fault, clock)
         with clock('track'):
-            tracked = None if fault else self._track(observation)
+            tracked = None if fault else self._track(frame, observation)
         if tracked is None:
             self._flow.reset()
             return self._coast(frame, fault or 'too few landmarks agree with a pose', bool(fault))
@@ -286,7 +290,19 @@ class OdometryEngine:
     def _by_flow(self, frame: Frame, clock: Stopwatch) -> Followed | None:
         assert self._motion is not None
         with clock('flow'):
-            return self._flow.track(frame, self._motion.predict(frame.stamp_ns))
+            return self._flow.track(frame, self._predicted(frame))
+
+    def _predicted(self, frame: Frame) -> Tensor:
+        """(4, 4) where the body should be: moved as something else has measured it, or at constant
+        velocity. Without metric scale only the turn is taken over."""
+        assert self._motion is not None
+        here, predicted = self._motion.world_from_body, self._motion.predict(frame.stamp_ns)
+        if frame.guess is None or self._guess is None:
+            return predicted
+        step = torch.from_numpy(np.linalg.inv(self._guess) @ frame.guess)
+        if not self._metric:
+            step[:3, 3] = (se3.inverse(here) @ predicted)[:3, 3]
+        return se3.normalise(here @ step)
 
     def _known_by_flow(self, frame: Frame, followed: Followed) -> Estimate:
         tracked = followed.tracked
@@ -428,12 +444,13 @@ class OdometryEngine:
         self._points_are_new = True
         self._map_counts = {'landmarks': len(points), 'keyframes': len(window.keyframes)}
 
-    def _track(self, observation: Observation) -> Tracked | None:
+    def _track(self, frame: Frame, observation: Observation) -> Tracked | None:
         assert self._motion is not None
         window = self._mapper.window
         if self._lost:
             return self._hypotheses.anywhere(window, observation, self._inliers)
-        return self._hypotheses.best(window, observation, self._motion, self._inliers)
+        predicted = self._predicted(frame)
+        return self._hypotheses.best(window, observation, self._motion, predicted, self._inliers)
 
     def _judge(self, tracked: Tracked) -> tuple[Status, str]:
         if tracked.inliers < self.settings.tracking.degraded_inliers:
@@ -463,7 +480,7 @@ class OdometryEngine:
         bounds = self.settings.tracking
         self._lost = self._lost or elapsed > bounds.coasting_s
         if not self._lost:
-            coasted = self._motion.predict(frame.stamp_ns)
+            coasted = self._predicted(frame)
             estimate = self._known(frame, Status.DEGRADED, f'coasting: {reason}', pose=coasted)
             growth = coasting_covariance(elapsed)
             covariance = self._accumulated(coasted) + self._continuity.covariance

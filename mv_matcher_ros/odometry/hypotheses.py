@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.odometry.motion import Motion, plausible, seconds
 from mv_matcher_ros.odometry.observation import Observation
@@ -30,7 +32,12 @@ class Hypotheses:
         self._tracker = tracker
 
     def best(
-        self, window: Window, observation: Observation, motion: Motion, before: int
+        self,
+        window: Window,
+        observation: Observation,
+        motion: Motion,
+        predicted: Tensor,
+        before: int,
     ) -> Tracked | None:
         """Near the prediction, by the newest keyframe, near the last pose, or by the graph; None
         if none is plausible.
@@ -40,11 +47,14 @@ class Hypotheses:
         guided are right to 2 cm).
 
         Args:
+            window: with the landmarks; observation: of the frame.
+            motion: at the last pose, which bounds the new one.
+            predicted: (4, 4) where the body should be.
             before: landmarks that agreed with the last pose; the first way after those two that
                 about as many agree with ends the search.
         """
         best: Tracked | None = None
-        for number, tracked in enumerate(self._near(window, observation, motion)):
+        for number, tracked in enumerate(self._near(window, observation, motion, predicted)):
             if tracked is not None and self.plausible(tracked, motion, observation.stamp_ns):
                 best = tracked if best is None or tracked.inliers > best.inliers else best
             if number > 0 and best is not None and self.enough(best, before):
@@ -79,9 +89,8 @@ class Hypotheses:
         return plausible(motion.world_from_body, pose, elapsed, self._bounds, self._metric)
 
     def _near(
-        self, window: Window, observation: Observation, motion: Motion
+        self, window: Window, observation: Observation, motion: Motion, predicted: Tensor
     ) -> Iterator[Tracked | None]:
-        predicted = motion.predict(observation.stamp_ns)
         yield self._tracker.track(window, observation, predicted)
         # A short gap is not worth a search through the whole window.
         yield self._tracker.relocalise(window, observation, window.keyframes[-1])

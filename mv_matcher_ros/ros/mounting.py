@@ -18,6 +18,9 @@ NO_TF2_MSGS = (
 )
 
 
+_POLL_S = 0.002
+
+
 def tf2() -> Any:
     """tf2_ros, or its stand-in.
 
@@ -85,6 +88,50 @@ class CameraMounts:
         if not self._closed:
             self._closed = True
             self._listener.unregister()
+
+
+class MotionGuess:
+    """Where something else says that the body is, on TF.
+
+    Args:
+        node: rclpy node that is spun by another thread than the one that asks.
+        frame: in which the body's pose is known, and does not jump.
+        wait_s: how long a pose that is not there yet is waited for.
+
+    Raises:
+        MvMatcherError: tf2_msgs is not installed.
+    """
+
+    def __init__(self, node: Any, frame: str, wait_s: float) -> None:
+        self._tf2 = tf2()
+        self.frame = frame
+        self._wait_s = wait_s
+        self._buffer = self._tf2.Buffer(node=node)
+        self._listener = self._tf2.TransformListener(self._buffer, node)
+        self.why = ''
+
+    def at(self, stamp_ns: int, body: str) -> Array | None:
+        """(4, 4) guess_from_body at a time; None, and `why`, where TF does not know it in time."""
+        from rclpy.time import Time
+
+        deadline_s = time.monotonic() + self._wait_s
+        while True:
+            try:
+                answer = self._buffer.lookup_transform(
+                    self.frame, body, Time(nanoseconds=stamp_ns)
+                )
+            except self._tf2.TransformException as error:
+                if time.monotonic() < deadline_s:
+                    time.sleep(_POLL_S)
+                    continue
+                self.why = f'no motion guess {self.frame} <- {body} in TF: {error}'
+                return None
+            self.why = ''
+            return matrix_from_transform(answer.transform)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listener.unregister()
 
 
 class StaticParents:

@@ -30,7 +30,7 @@ from mv_matcher_ros.ros.health import REPEAT_S, Health
 from mv_matcher_ros.ros.inputs import Inputs, MessageSet
 from mv_matcher_ros.ros.keyframe_messages import SentKeyframe
 from mv_matcher_ros.ros.mailbox import Mailbox
-from mv_matcher_ros.ros.mounting import CameraMounts
+from mv_matcher_ros.ros.mounting import CameraMounts, MotionGuess
 from mv_matcher_ros.ros.publishers import Publishers
 from mv_matcher_ros.runner import Engine
 
@@ -59,7 +59,8 @@ class OdometryWorker:
         reset_wanted: begin anew before the next frame.
 
     Raises:
-        SettingsError: several stereo pairs, and TF is not asked where they are.
+        SettingsError: several stereo pairs, and TF is not asked where they are; or the frame of
+            the guess is that of odom.
         MvMatcherError: tf2_msgs is not installed.
     """
 
@@ -96,6 +97,15 @@ class OdometryWorker:
                 f'stereo.pairs is {settings.stereo.pairs}: how the pairs stand to each other '
                 'comes from TF: set ros.extrinsics_from_tf (and ros.frames.body)'
             )
+
+        self._guess: MotionGuess | None = None
+        if settings.ros.guess_frame:
+            if settings.ros.guess_frame == settings.ros.frames.odom:
+                raise SettingsError(
+                    f'ros.guess_frame and ros.frames.odom are both "{settings.ros.frames.odom}": '
+                    "a frame has one parent; call this odometry's frame otherwise"
+                )
+            self._guess = MotionGuess(node, settings.ros.guess_frame, settings.ros.guess_wait_s)
 
     def _new_mailbox(self) -> Mailbox[MessageSet]:
         ros = self._settings.ros
@@ -134,6 +144,8 @@ class OdometryWorker:
         self.adaptation.close()
         if self._mounts is not None:
             self._mounts.close()
+        if self._guess is not None:
+            self._guess.close()
 
     # ---------------------------------------- in either thread
 
@@ -302,6 +314,7 @@ class OdometryWorker:
         index = self._health.counts['processed']
         try:
             frame = frame_from_messages(taken, self._settings.sensor, self._rig, topics, index)
+            frame = replace(frame, guess=self._guess_at(taken.stamp_ns))
             estimate = self._continuity.apply(self._engine.process(frame))
         except (SourceError, CalibrationError) as error:
             self._skip(taken, 'unusable image', str(error))
@@ -310,6 +323,16 @@ class OdometryWorker:
         self._health.processed(estimate)
         counters = self.counters()
         self._health.published(self._outputs.publish(frame, estimate, counters, taken.received_s))
+
+    def _guess_at(self, stamp_ns: int) -> Array | None:
+        """Where something else says that the body is."""
+        if self._guess is None:
+            return None
+        guess = self._guess.at(stamp_ns, self._outputs.body)
+        if guess is None:
+            self._health.counts['without guess'] += 1
+            self._logger.warning(self._guess.why, throttle_duration_sec=REPEAT_S)
+        return guess
 
     def _comes_too_late(self, taken: MessageSet) -> bool:
         """Whether a later frame has been processed; where the clock was set back, begin anew."""

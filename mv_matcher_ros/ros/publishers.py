@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Estimate, Frame
 from mv_matcher_ros.errors import MvMatcherError
@@ -93,12 +95,7 @@ class Publishers:
             odometry = odometry_message(estimate, frames.odom, self.body)
             latency_ms = (time.monotonic() - received_s) * 1e3
             self._odometry.publish(odometry)
-            if self._tf is not None and self.settings.ros.publish_tf and self._tf_is_ours():
-                self._tf.sendTransform(
-                    transform_message(
-                        estimate.stamp_ns, frames.odom, self.body, estimate.odom_from_body
-                    )
-                )
+            self._publish_tf(frame, estimate)
         self._state.publish(state_message(estimate, counters, latency_ms))
         if estimate.odom_from_body is not None:
             self._publish_path(estimate)
@@ -133,6 +130,19 @@ class Publishers:
         self.settings = settings
         self._poses = deque(self._poses, maxlen=settings.ros.path_length)
 
+    def _publish_tf(self, frame: Frame, estimate: Estimate) -> None:
+        """odom -> body; or odom -> frame of the guess, whose child the body already is."""
+        assert estimate.odom_from_body is not None
+        child, pose = self.settings.ros.guess_frame, estimate.odom_from_body
+        if child and frame.guess is None:
+            return
+        if frame.guess is not None:
+            pose = pose @ np.linalg.inv(frame.guess)
+        child = child or self.body
+        if self._tf is not None and self.settings.ros.publish_tf and self._tf_is_ours(child):
+            odom = self.settings.ros.frames.odom
+            self._tf.sendTransform(transform_message(estimate.stamp_ns, odom, child, pose))
+
     def _publish_path(self, estimate: Estimate) -> None:
         from geometry_msgs.msg import PoseStamped
         from nav_msgs.msg import Path
@@ -145,13 +155,13 @@ class Publishers:
             self._path_s = now_s
             self._path.publish(Path(header=header, poses=list(self._poses)))
 
-    def _tf_is_ours(self) -> bool:
+    def _tf_is_ours(self, child: str) -> bool:
         """A frame has one parent: odom -> camera would tear it off the robot that mounts it."""
-        parent = self._parents.of(self.body) if self._parents is not None else None
+        parent = self._parents.of(child) if self._parents is not None else None
         if parent is None or parent == self.settings.ros.frames.odom:
             return True
         self._node.get_logger().error(
-            f'no TF {self.settings.ros.frames.odom} -> {self.body} is published: "{self.body}" '
+            f'no TF {self.settings.ros.frames.odom} -> {child} is published: "{child}" '
             f'has the parent "{parent}" on /tf_static; set ros.extrinsics_from_tf (and '
             f'ros.frames.body) for the pose of the robot, or ros.publish_tf to false',
             throttle_duration_sec=10.0,

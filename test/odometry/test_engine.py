@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -287,3 +287,76 @@ def test_a_wrong_baseline_is_named_even_if_nothing_can_begin() -> None:
     results = [engine.process(frame) for frame in source]
     assert all(r.status is not Status.TRACKING for r in results[-4:])
     assert all("baseline's direction" in r.message for r in results[-4:])
+
+
+def driven(
+    sensor: str, chosen: list[int], guessed: Callable[[np.ndarray], np.ndarray] | None
+) -> list[Estimate]:
+    """Some frames of a walk; with a guess, which is made of the true pose."""
+    source = presets.room_loop(sensor, max(chosen) + 1, SIZE, effects=SHARP)
+    assert source.truth is not None
+    engine = OdometryEngine(settings(sensor), source.rig)
+    results = []
+    for number in chosen:
+        frame = source.frame(number)
+        if guessed is not None:
+            frame = replace(frame, guess=guessed(source.truth.world_from_body[number]))
+        results.append(engine.process(frame))
+    return results
+
+
+def off_m(results: list[Estimate], chosen: list[int], a: int, b: int, sensor: str) -> float:
+    """How far the motion between two results is from the truth, m."""
+    truth = presets.room_loop(sensor, max(chosen) + 1, SIZE, effects=SHARP).truth
+    assert truth is not None
+    true = np.linalg.inv(truth.world_from_body[chosen[a]]) @ truth.world_from_body[chosen[b]]
+    ours = np.linalg.inv(results[a].odom_from_body) @ results[b].odom_from_body
+    return float(np.linalg.norm((np.linalg.inv(true) @ ours)[:3, 3]))
+
+
+class TestGuess:
+    """The motion that something else measures is where a pose is sought."""
+
+    def test_what_is_coasted_is_what_was_measured(self) -> None:
+        source = presets.room_loop('stereo', 20, SIZE, effects=SHARP)
+        assert source.truth is not None
+        # In a frame of its own, far away and turned.
+        world = np.eye(4)
+        world[:3, :3] = [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+        world[:3, 3] = 100.0, -50.0, 3.0
+        frames = [
+            replace(frame, guess=world @ source.truth.world_from_body[number])
+            for number, frame in enumerate(blinded(source, 10, 19))
+        ]
+        engine = OdometryEngine(settings('stereo', **{'tracking.coasting_s': 2.0}), source.rig)
+        results = [engine.process(frame) for frame in frames]
+        assert results[-1].status is Status.DEGRADED
+        guided = off_m(results, list(range(20)), 9, 19, 'stereo')
+        assert guided < 0.01
+        engine.reset()
+        alone = [engine.process(replace(frame, guess=None)) for frame in frames]
+        assert off_m(alone, list(range(20)), 9, 19, 'stereo') > 2.0 * guided
+
+    def test_a_wrong_guess_does_not_mislead(self) -> None:
+        chosen = [*range(8), *range(10, 22, 3)]
+
+        def slipping(pose: np.ndarray) -> np.ndarray:
+            wrong = pose.copy()
+            wrong[:3, 3] *= 3.0  # wheels that spin
+            return wrong
+
+        results = driven('stereo', chosen, slipping)
+        assert {r.status for r in results} == {Status.TRACKING}
+        assert off_m(results, chosen, 0, len(chosen) - 1, 'stereo') < 0.02
+
+    def test_mono_takes_only_the_turn(self) -> None:
+        """Its unit is not the metre: a guess in metres would be a jump."""
+        chosen = list(range(24))
+        guided = driven('mono', chosen, lambda pose: pose)
+        alone = driven('mono', chosen, None)
+        assert guided[-1].status is Status.TRACKING
+        step = [
+            float(np.linalg.norm(r[-1].odom_from_body[:3, 3] - r[-4].odom_from_body[:3, 3]))
+            for r in (guided, alone)
+        ]
+        assert step[0] == pytest.approx(step[1], rel=0.2)

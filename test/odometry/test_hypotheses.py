@@ -59,11 +59,15 @@ class TestSearch:
         misled = Misled(SETTINGS, cameras, NearestNeighbourMatcher(SETTINGS.matching, 'sift'))
         turning = Motion(-STEP_NS, pose(0, 0, 0, 0, -0.05, 0)).measured(0, here)
         observation = scene.observe(here, STEP_NS)
-        best = Hypotheses(SETTINGS, misled).best(mapped(scene, here), observation, turning, 300)
+        best = Hypotheses(SETTINGS, misled).best(
+            mapped(scene, here), observation, turning, turning.predict(STEP_NS), 300
+        )
         assert best is not None
         assert torch.equal(best.world_from_body, here)
         # 60 are enough where there were not many more before: the prediction comes first.
-        few = Hypotheses(SETTINGS, misled).best(mapped(scene, here), observation, turning, 70)
+        few = Hypotheses(SETTINGS, misled).best(
+            mapped(scene, here), observation, turning, turning.predict(STEP_NS), 70
+        )
         assert few is not None
         assert few.inliers == 60
 
@@ -75,7 +79,9 @@ class TestSearch:
         window = mapped(scene, here)
         turning = Motion(-STEP_NS, pose(0, 0, 0, 0, -turn, 0)).measured(0, here)
         still = scene.observe(here, STEP_NS, 0.2)
-        best = Hypotheses(SETTINGS, tracker_for(scene.camera)).best(window, still, turning, 300)
+        best = Hypotheses(SETTINGS, tracker_for(scene.camera)).best(
+            window, still, turning, turning.predict(STEP_NS), 300
+        )
         assert best is not None
         assert best.inliers > 250
         torch.testing.assert_close(best.world_from_body, here, atol=5e-3, rtol=0)
@@ -85,7 +91,7 @@ class TestSearch:
         window = mapped(scene, pose(0))
         judge = Hypotheses(SETTINGS, tracker_for(scene.camera))
         strange = other.observe(pose(0), STEP_NS, 0.2)
-        assert judge.best(window, strange, Motion(0, pose(0)), 200) is None
+        assert judge.best(window, strange, Motion(0, pose(0)), pose(0), 200) is None
         assert judge.anywhere(window, strange, 200) is None
 
     def test_anywhere_finds_a_pose_that_no_motion_explains(
