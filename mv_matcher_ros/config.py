@@ -650,6 +650,16 @@ class RosSettings(Section):
     tf_timeout_s: float = Field(
         1.0, ge=0.0, description='Without the camera in TF for longer, it is said.'
     )
+    mask_topics: bool = Field(
+        False,
+        description='A mask comes with each image of the camera (stereo: of the left one), with '
+        'its stamp, on `mask` (`left/mask`): black where no features may lie.',
+    )
+    mask_files: str = Field(
+        '',
+        description='Image that is black where no features may lie; of several stereo pairs one '
+        'for each left camera, separated by commas.',
+    )
     guess_frame: str = Field(
         '',
         description='Frame in which something else (wheel odometry) says on TF where the body is: '

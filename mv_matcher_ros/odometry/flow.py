@@ -161,7 +161,7 @@ class FlowTracker:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(K, 2) where the followed features are in the images of a frame, and (K,) if they are.
 
-        What a covered camera shows is not looked at.
+        What a covered camera shows is not looked at, nor what a mask hides.
         """
         camera = target.observation.camera[self._origin]
         points = self._points(target)
@@ -174,6 +174,11 @@ class FlowTracker:
                 of_it = (camera == number).numpy()
                 xy = self._pixels[of_it]
                 found[of_it], good[of_it] = there_and_back(before, image, xy, xy + shift[of_it])
+        full = self._full(found, camera)
+        for number, view in enumerate(self._observer.views(frame)):
+            if view.mask is not None:
+                of_it = (camera == number).numpy()
+                good[of_it] &= in_mask(view.mask, full[of_it])
         return found, good
 
     def _observe(
@@ -227,6 +232,15 @@ class FlowTracker:
         """(K, 2) of the working images of the camera (K,) of each feature."""
         scales = [self._observer.working_scale(number) for number in range(len(self._cameras))]
         return np.stack(scales)[camera.numpy()]
+
+
+def in_mask(mask: NDArray[np.bool_], xy: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(K,) whether the nearest pixels of points (K, 2) may hold features; none outside."""
+    x, y = np.rint(np.nan_to_num(xy, nan=-1.0)).astype(np.int64).T
+    height, width = mask.shape
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    allowed: NDArray[np.bool_] = inside & mask[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
+    return allowed
 
 
 def there_and_back(

@@ -185,7 +185,8 @@ class Watch:
         recent = [stamps for received_s, stamps in inputs.complete if received_s > since_s]
         if len(inputs.images) < 2 or len(recent) < _FEWEST:
             return ''
-        for number, stream in enumerate(inputs.images[1:], 1):
+        taken = inputs.images[: len(inputs.images) - inputs.masks]
+        for number, stream in enumerate(taken[1:], 1):
             apart_s = median((stamps[number] - stamps[0]) * 1e-9 for stamps in recent)
             if abs(apart_s) > _OFFSET_S:
                 when = 'later' if apart_s > 0 else 'earlier'

@@ -32,6 +32,12 @@ def topics_of(sensor: Sensor, pairs: int = 1) -> tuple[tuple[str, ...], tuple[st
     return images, infos
 
 
+def mask_topics_of(sensor: Sensor, pairs: int = 1) -> tuple[str, ...]:
+    """Masks of the only camera, or of the first one of each stereo pair: its features are used."""
+    images = topics_of(sensor, pairs)[0]
+    return tuple(name.replace('image', 'mask') for name in images[::2])
+
+
 # The middleware drops in silence; when lossless, what is too much must get as far as the mailbox,
 # where it is counted and answered.
 _LOSSLESS_DEPTH = 200
@@ -91,7 +97,8 @@ class Inputs:
         deliver: called with each complete set in the executor's thread; must not block.
 
     Attributes:
-        images, infos: the topics, in the order of `topics_of`.
+        images, infos: the topics, in the order of `topics_of`, and of masks behind the images.
+        masks: how many those are.
         camera_infos: the last CameraInfo of each, None before the first.
         sets: complete sets so far.
         complete: the last ones: time.monotonic() and the stamps of their images.
@@ -113,6 +120,11 @@ class Inputs:
         images, infos = topics_of(settings.sensor, settings.stereo.pairs)
         self.raw = settings.ros.image_transport == 'raw'
         self.images = [Stream(image_topic(node, name, not self.raw)) for name in images]
+        self.masks = 0
+        if settings.ros.mask_topics:
+            masks = mask_topics_of(settings.sensor, settings.stereo.pairs)
+            self.images += [Stream(node.resolve_topic_name(name)) for name in masks]
+            self.masks = len(masks)
         self.infos = [Stream(node.resolve_topic_name(name)) for name in infos]
         self.camera_infos: list[Any] = [None] * len(infos)
         self._filters = real_or_standin('message_filters')
@@ -133,10 +145,11 @@ class Inputs:
             )
             self._subscriptions.append(info)
         subscribers = []
-        for stream in self.images:
+        first_mask = len(self.images) - self.masks
+        for number, stream in enumerate(self.images):
             subscriber = self._filters.Subscriber(
                 self._node,
-                Image if self.raw else CompressedImage,
+                Image if self.raw or number >= first_mask else CompressedImage,
                 stream.topic,
                 qos_profile=self._qos(),
                 event_callbacks=self._events(stream.topic),

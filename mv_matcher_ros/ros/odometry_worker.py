@@ -21,11 +21,12 @@ from mv_matcher_ros.errors import (
     SettingsError,
     SourceError,
 )
+from mv_matcher_ros.files.images import read_mask
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 from mv_matcher_ros.ros.adaptation import Adaptation
 from mv_matcher_ros.ros.calibration import is_rectified, rig_from_messages
 from mv_matcher_ros.ros.continuity import Continuity
-from mv_matcher_ros.ros.frames import frame_from_messages
+from mv_matcher_ros.ros.frames import Mask, frame_from_messages
 from mv_matcher_ros.ros.health import REPEAT_S, Health
 from mv_matcher_ros.ros.inputs import Inputs, MessageSet
 from mv_matcher_ros.ros.keyframe_messages import SentKeyframe
@@ -78,6 +79,7 @@ class OdometryWorker:
         self._logger = node.get_logger()
         self._engine: Engine | None = None
         self._rig: Rig | None = None
+        self._masks: list[Mask] = []
         self._continuity: Continuity | None = None
         self._last_stamp_ns: int | None = None
         self._run = uuid.uuid4().hex
@@ -230,6 +232,7 @@ class OdometryWorker:
                 rectified=is_rectified(self._inputs.images[0].topic),
                 body_from_cameras=mounts,
             )
+            self._masks = self._read_masks(rig)
             engine = self._engine_factory(self._settings, rig)
             self._report_keyframes(engine)
         except CalibrationError as error:
@@ -242,6 +245,23 @@ class OdometryWorker:
         self._rig, self._engine = rig, engine
         self._announce(rig)
         return True
+
+    def _read_masks(self, rig: Rig) -> list[Mask]:
+        """The masks that hold for every frame.
+
+        Raises:
+            CalibrationError: one cannot be read, has another size, or one is missing.
+        """
+        paths = [path.strip() for path in self._settings.ros.mask_files.split(',') if path.strip()]
+        cameras = rig.cameras[::2]
+        if paths and len(paths) != len(cameras):
+            raise CalibrationError(
+                f'ros.mask_files names {len(paths)} files, {len(cameras)} are needed'
+            )
+        return [
+            read_mask(path, (camera.width, camera.height))
+            for path, camera in zip(paths, cameras, strict=False)
+        ]
 
     def _report_keyframes(self, engine: Engine) -> None:
         """Records of keyframes go to whoever makes a map."""
@@ -313,7 +333,9 @@ class OdometryWorker:
         topics = [stream.topic for stream in self._inputs.images]
         index = self._health.counts['processed']
         try:
-            frame = frame_from_messages(taken, self._settings.sensor, self._rig, topics, index)
+            frame = frame_from_messages(
+                taken, self._settings.sensor, self._rig, topics, index, self._masks
+            )
             frame = replace(frame, guess=self._guess_at(taken.stamp_ns))
             estimate = self._continuity.apply(self._engine.process(frame))
         except (SourceError, CalibrationError) as error:

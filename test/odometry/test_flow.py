@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -15,11 +17,14 @@ from mv_matcher_ros.datatypes import Camera, Frame, Rig, View
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.epipolar import homogeneous
 from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
-from mv_matcher_ros.odometry.flow import FlowTracker, Target, there_and_back
+from mv_matcher_ros.odometry.engine import OdometryEngine
+from mv_matcher_ros.odometry.flow import FlowTracker, Target, in_mask, there_and_back
 from mv_matcher_ros.odometry.observation import Observer
 from mv_matcher_ros.odometry.seeing import SeeingCameras
 from mv_matcher_ros.odometry.tracking import Tracker
 from mv_matcher_ros.odometry.window import Landmarks
+from mv_matcher_ros.worlds import presets
+from mv_matcher_ros.worlds.effects import PERFECT
 
 DEPTH = 2.0
 FOCAL = 300.0
@@ -138,3 +143,26 @@ def test_a_way_out_of_the_image_is_not_trusted() -> None:
     moved = image_at(0.12)  # everything moves 18 px to the left
     _, good = there_and_back(image, moved, xy, xy - np.float32([18.0, 0.0]))
     assert good.tolist() == [False, True]
+
+
+def test_points_that_move_behind_a_mask_are_followed_no_longer() -> None:
+    mask = np.zeros((48, 64), np.bool_)
+    mask[:, :32] = True
+    xy = np.array([[10.0, 10.0], [31.4, 5.0], [31.6, 5.0], [-0.6, 3.0], [10.0, 48.0]], np.float32)
+    assert in_mask(mask, xy).tolist() == [True, True, False, False, False]
+    assert not in_mask(mask, np.full((1, 2), np.nan, np.float32)).any()
+
+
+def test_nothing_masked_is_used_in_any_frame() -> None:
+    """Also between keyframes: flow knows the mask of each image."""
+    source = presets.room_loop('stereo', 12, (320, 240), effects=PERFECT)
+    engine = OdometryEngine(read_settings({'sensor': 'stereo'}), source.rig)
+    for number, frame in enumerate(source):
+        mask = np.ones((240, 320), np.bool_)
+        mask[:, 250 - 5 * number :] = False  # something comes closer from the right
+        first = replace(frame.views[0], mask=mask)
+        estimate = engine.process(replace(frame, views=(first, frame.views[1])))
+        if estimate.tracks is not None:
+            x = estimate.tracks.keypoints_xy[:, 0]
+            assert len(x) > 20
+            assert x.max() < 250 - 5 * number

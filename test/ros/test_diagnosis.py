@@ -50,6 +50,7 @@ def inputs_of(*streams: Stream, sets: int | None = None) -> Any:
     return SimpleNamespace(
         images=list(streams),
         infos=[],
+        masks=0,
         sets=count,
         complete=deque((t[0].received_s, tuple(a.stamp_ns for a in t)) for t in together),
         incompatible_qos={},
