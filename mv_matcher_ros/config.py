@@ -647,6 +647,11 @@ class RosSettings(Section):
         False,
         description='Look body <- camera up in TF once; without it poses are of the first camera.',
     )
+    calibration_file: str = Field(
+        '',
+        description='Calibration instead of camera_info, with the mounts of the cameras: any form '
+        'of docs/calibration.md; one file, or one for each camera, separated by commas.',
+    )
     tf_timeout_s: float = Field(
         1.0, ge=0.0, description='Without the camera in TF for longer, it is said.'
     )

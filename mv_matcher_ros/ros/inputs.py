@@ -68,10 +68,11 @@ class Arrival(NamedTuple):
 
 @dataclass
 class Stream:
-    """One input topic: its full name, how many messages came, and the last ones of them."""
+    """One input topic: its full name, how many messages came, their frame, and the last ones."""
 
     topic: str
     count: int = 0
+    frame: str = ''
     arrivals: deque[Arrival] = field(default_factory=lambda: deque(maxlen=_ARRIVALS_KEPT))
 
     @property
@@ -125,6 +126,8 @@ class Inputs:
             masks = mask_topics_of(settings.sensor, settings.stereo.pairs)
             self.images += [Stream(node.resolve_topic_name(name)) for name in masks]
             self.masks = len(masks)
+        if settings.ros.calibration_file:
+            infos = ()
         self.infos = [Stream(node.resolve_topic_name(name)) for name in infos]
         self.camera_infos: list[Any] = [None] * len(infos)
         self._filters = real_or_standin('message_filters')
@@ -226,6 +229,7 @@ class Inputs:
         allowed_ns = self._settings.ros.clock_jump_s * 1e9
         jumped_back = stream.stamp_ns is not None and stream.stamp_ns - stamp > allowed_ns
         stream.count += 1
+        stream.frame = message.header.frame_id
         stream.arrivals.append(Arrival(time.monotonic(), stamp))
         if jumped_back and self._sync is not None:
             # What waits has stamps of a later time, and the synchroniser always throws the

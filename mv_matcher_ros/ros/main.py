@@ -11,7 +11,9 @@ from mv_matcher_ros.config import leaves
 from mv_matcher_ros.ros.inputs import TOPICS
 from mv_matcher_ros.ros.node_process import run_node
 
-OUTPUTS = ('odometry', '/tf', 'path', '~/landmarks', '~/tracks', '~/state', '/diagnostics')
+OUTPUTS = (
+    'odometry', '/tf', 'path', '~/landmarks', '~/tracks', '~/state', '~/latency', '/diagnostics',
+)  # fmt: skip
 _SHOWN = (
     'sensor',
     'stereo.pairs',

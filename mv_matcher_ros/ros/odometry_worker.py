@@ -24,14 +24,14 @@ from mv_matcher_ros.errors import (
 from mv_matcher_ros.files.images import read_mask
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 from mv_matcher_ros.ros.adaptation import Adaptation
-from mv_matcher_ros.ros.calibration import is_rectified, rig_from_messages
 from mv_matcher_ros.ros.continuity import Continuity
 from mv_matcher_ros.ros.frames import Mask, frame_from_messages
 from mv_matcher_ros.ros.health import REPEAT_S, Health
 from mv_matcher_ros.ros.inputs import Inputs, MessageSet
 from mv_matcher_ros.ros.keyframe_messages import SentKeyframe
+from mv_matcher_ros.ros.live_rig import LiveRig
 from mv_matcher_ros.ros.mailbox import Mailbox
-from mv_matcher_ros.ros.mounting import CameraMounts, MotionGuess
+from mv_matcher_ros.ros.mounting import MotionGuess
 from mv_matcher_ros.ros.publishers import Publishers
 from mv_matcher_ros.runner import Engine
 
@@ -60,9 +60,8 @@ class OdometryWorker:
         reset_wanted: begin anew before the next frame.
 
     Raises:
-        SettingsError: several stereo pairs, and TF is not asked where they are; or the frame of
-            the guess is that of odom.
-        MvMatcherError: tf2_msgs is not installed.
+        SettingsError: the frame of the guess is that of odom.
+        MvMatcherError: tf2_msgs is not installed, or the cameras cannot be known (`LiveRig`).
     """
 
     def __init__(
@@ -91,15 +90,7 @@ class OdometryWorker:
         self.adaptation = Adaptation(settings, self._logger)
         self.paused = threading.Event()
         self.reset_wanted = threading.Event()
-        self._mounts: CameraMounts | None = None
-        if settings.ros.extrinsics_from_tf and settings.ros.frames.body:
-            self._mounts = CameraMounts(node, settings.ros.frames.body, settings.ros.tf_timeout_s)
-        elif settings.sensor == 'stereo' and settings.stereo.pairs > 1:
-            raise SettingsError(
-                f'stereo.pairs is {settings.stereo.pairs}: how the pairs stand to each other '
-                'comes from TF: set ros.extrinsics_from_tf (and ros.frames.body)'
-            )
-
+        self._live_rig = LiveRig(node, settings)
         self._guess: MotionGuess | None = None
         if settings.ros.guess_frame:
             if settings.ros.guess_frame == settings.ros.frames.odom:
@@ -144,8 +135,7 @@ class OdometryWorker:
         """Stop for good."""
         self.stop()
         self.adaptation.close()
-        if self._mounts is not None:
-            self._mounts.close()
+        self._live_rig.close()
         if self._guess is not None:
             self._guess.close()
 
@@ -214,24 +204,12 @@ class OdometryWorker:
     def _build_engine(self) -> bool:
         """Make the rig and the engine once all for it is there; True when they are."""
         assert self._inputs is not None
-        infos = list(self._inputs.camera_infos)
-        if any(info is None for info in infos):
-            return False
-        frames = [info.header.frame_id or 'camera' for info in infos]
-        mounts: list[Array] | None = None
-        if self._mounts is not None:
-            found = self._mounts.look_up(frames)
-            if isinstance(found, str):
-                self._health.problem = found
-                return False
-            mounts = found
         try:
-            rig = rig_from_messages(
-                infos,
-                [stream.topic for stream in self._inputs.infos],
-                rectified=is_rectified(self._inputs.images[0].topic),
-                body_from_cameras=mounts,
-            )
+            known = self._live_rig.look(self._inputs)
+            if isinstance(known, str):
+                self._health.problem = known
+                return False
+            rig = known.rig
             self._masks = self._read_masks(rig)
             engine = self._engine_factory(self._settings, rig)
             self._report_keyframes(engine)
@@ -240,7 +218,7 @@ class OdometryWorker:
             return False
         self._health.problem = ''
         self._continuity = Continuity(rig.odom_from_first_body)
-        self._outputs.body = frames[0] if mounts is None else self._settings.ros.frames.body
+        self._outputs.body = known.body
         self.adaptation.begin(rig)
         self._rig, self._engine = rig, engine
         self._announce(rig)

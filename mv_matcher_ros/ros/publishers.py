@@ -50,7 +50,7 @@ class Publishers:
         from nav_msgs.msg import Odometry, Path
         from rclpy.qos import DurabilityPolicy, QoSProfile
         from sensor_msgs.msg import Image, PointCloud2
-        from std_msgs.msg import String, UInt8MultiArray
+        from std_msgs.msg import Float32, String, UInt8MultiArray
 
         self._node = node
         self.settings = settings
@@ -67,6 +67,7 @@ class Publishers:
             )
             self._keyframes = node.create_publisher(UInt8MultiArray, KEYFRAMES, history)
         self._state = node.create_publisher(String, '~/state', _STATE_DEPTH)
+        self._latency = node.create_publisher(Float32, '~/latency', 10)
         self.diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._poses: deque[Any] = deque(maxlen=settings.ros.path_length)
         self._path_s = 0.0
@@ -97,6 +98,7 @@ class Publishers:
             self._odometry.publish(odometry)
             self._publish_tf(frame, estimate)
         self._state.publish(state_message(estimate, counters, latency_ms))
+        self._publish_latency(estimate.stamp_ns)
         if estimate.odom_from_body is not None:
             self._publish_path(estimate)
         if estimate.landmarks is not None:
@@ -142,6 +144,14 @@ class Publishers:
         if self._tf is not None and self.settings.ros.publish_tf and self._tf_is_ours(child):
             odom = self.settings.ros.frames.odom
             self._tf.sendTransform(transform_message(estimate.stamp_ns, odom, child, pose))
+
+    def _publish_latency(self, stamp_ns: int) -> None:
+        """Milliseconds since the stamp of the image, by the clock of this node."""
+        from std_msgs.msg import Float32
+
+        if self._latency.get_subscription_count():
+            since_ns = self._node.get_clock().now().nanoseconds - stamp_ns
+            self._latency.publish(Float32(data=since_ns * 1e-6))
 
     def _publish_path(self, estimate: Estimate) -> None:
         from geometry_msgs.msg import PoseStamped

@@ -14,6 +14,7 @@ import pytest
 from nav_msgs.msg import Odometry, Path
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image, PointCloud2
+from std_msgs.msg import Float32
 from std_srvs.srv import Trigger
 
 from mv_matcher_ros.datatypes import Status
@@ -370,3 +371,13 @@ def test_thread_settings_reach_the_worker(bench: Any, camcorder: Callable[..., A
     bench.wait(lambda: seen, 'a frame')
     torch.set_num_threads(before)
     assert seen == [(1, 'odometry')]
+
+
+def test_latency_is_that_since_the_stamp(bench: Any, camcorder: Callable[..., Any]) -> None:
+    bench.start(LOSSLESS)
+    latencies, states = bench.collect(Float32, 'odometry/latency'), bench.states()
+    camera, now = camcorder(), bench.tester.get_clock().now
+    camera.shoot(now().nanoseconds - 250 * MS)
+    bench.wait(lambda: latencies, 'a latency')
+    assert 250.0 < latencies[0].data < 2000.0
+    assert states[0]['latency_ms'] < latencies[0].data - 249.0

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cameras of the live node from a file: without camera_info, with mounts, with TF for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from geometry_msgs.msg import TransformStamped
+from nav_msgs.msg import Odometry
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import Image
+from tf2_msgs.msg import TFMessage
+
+from mv_matcher_ros.errors import CalibrationError
+from mv_matcher_ros.ros.conversions import message_from_image
+from mv_matcher_ros.ros.messages import header_message, transform_message
+
+pytestmark = pytest.mark.ros
+MS = 10**6
+LOSSLESS = {'ros.lossless': True}
+
+
+@pytest.fixture
+def stereo_file(tmp_path: Path) -> str:
+    """Two cameras on a body with axes of its own, 0.2 m above it."""
+    left = np.eye(4)
+    left[:3, :3] = [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
+    left[2, 3] = 0.2
+    right = left.copy()
+    right[1, 3] = -0.1
+    camera = {'width': 64, 'height': 48, 'intrinsics': [60.0, 60.0, 31.5, 23.5]}
+    content = {
+        'body_axes': 'rep103',
+        'cameras': {
+            'left': {**camera, 'body_from_camera': left.ravel().tolist()},
+            'right': {**camera, 'body_from_camera': right.ravel().tolist()},
+        },
+    }
+    path = tmp_path / 'rig.yaml'
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def shoot(bench: Any, topics: tuple[str, ...], stamp: int) -> None:
+    """Images without any camera_info."""
+    for topic in topics:
+        publisher = bench.publisher(Image, topic)
+        header = header_message(stamp, f'{topic.split("/")[0]}_optical')
+        publisher.publish(message_from_image(np.full((48, 64), 90, np.uint8), 'mono8', header))
+
+
+def test_no_camera_info_is_needed(bench: Any, stereo_file: str) -> None:
+    bench.start({'sensor': 'stereo', 'ros.calibration_file': stereo_file, **LOSSLESS})
+    odometry = bench.collect(Odometry, 'odometry')
+    shoot(bench, ('left/image', 'right/image'), 100 * MS)
+    bench.wait(lambda: odometry, 'odometry')
+    rig = bench.engines[0].rig
+    assert rig.baseline_m == pytest.approx(0.1)
+    assert rig.cameras[0].body_from_camera[2, 3] == pytest.approx(0.2)
+    assert odometry[0].child_frame_id == 'base_link'
+
+
+def test_where_the_first_camera_sits_may_come_from_tf(bench: Any, stereo_file: str) -> None:
+    bench.start(
+        {
+            'sensor': 'stereo',
+            'ros.calibration_file': stereo_file,
+            'ros.extrinsics_from_tf': True,
+            **LOSSLESS,
+        }
+    )
+    odometry = bench.collect(Odometry, 'odometry')
+    mount = np.eye(4)
+    mount[0, 3] = 0.5
+    transform: TransformStamped = transform_message(0, 'base_link', 'left_optical', mount)
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    bench.publisher(TFMessage, '/tf_static', latched).publish(TFMessage(transforms=[transform]))
+    shoot(bench, ('left/image', 'right/image'), 100 * MS)
+    bench.wait(lambda: odometry, 'odometry')
+    left, right = bench.engines[0].rig.cameras
+    np.testing.assert_allclose(left.body_from_camera, mount, atol=1e-12)
+    # The right one where the file says that it is, seen from the left one.
+    np.testing.assert_allclose(right.body_from_camera[:3, 3], [0.6, 0.0, 0.0], atol=1e-12)
+
+
+def test_a_file_with_too_few_cameras_is_refused(
+    bench: Any, tmp_path: Path, camcorder: Callable[..., Any]
+) -> None:
+    path = tmp_path / 'one.yaml'
+    path.write_text('width: 64\nheight: 48\nintrinsics: [60, 60, 31.5, 23.5]\n')
+    with pytest.raises(CalibrationError, match='1 cameras, stereo needs 2'):
+        bench.start({'sensor': 'stereo', 'ros.calibration_file': str(path)})
+    with pytest.raises(CalibrationError, match='nowhere'):
+        bench.start({'ros.calibration_file': '/nowhere.yaml'})
