@@ -94,6 +94,7 @@ setup(
             'mv-matcher = mv_matcher_ros.cli:main',
             'odometry_node = mv_matcher_ros.ros.main:odometry',
             'mapping_node = mv_matcher_ros.ros.map_main:mapping',
+            'slam_node = mv_matcher_ros.ros.slam_main:slam',
             'bag_player = mv_matcher_ros.ros.bag_player:main',
             'trajectory_recorder = mv_matcher_ros.ros.trajectory_recorder:main',
         ]

@@ -67,10 +67,10 @@ def usage() -> str:
 def odometry(arguments: Sequence[str] | None = None) -> int:
     """Run the odometry node until SIGINT or SIGTERM; see `run_node`."""
 
-    def make() -> Any:
+    def make() -> Sequence[Any]:
         from mv_matcher_ros.ros.engine_node import OdometryNode
 
-        return OdometryNode()
+        return [OdometryNode()]
 
     return run_node('odometry', usage, make, arguments)
 

@@ -51,10 +51,10 @@ def usage() -> str:
 def mapping(arguments: Sequence[str] | None = None) -> int:
     """Run the mapping node until SIGINT or SIGTERM; see `run_node`."""
 
-    def make() -> Any:
+    def make() -> Sequence[Any]:
         from mv_matcher_ros.ros.mapping_node import MappingNode
 
-        return MappingNode()
+        return [MappingNode()]
 
     return run_node('mapping', usage, make, arguments)
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node as a process: arguments, signals, exit code."""
+"""Nodes as a process: arguments, signals, exit code."""
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,15 +16,17 @@ from mv_matcher_ros.ros.stopping import init, spin_until
 def run_node(
     name: str,
     usage: Callable[[], str],
-    make: Callable[[], Any],
+    make: Callable[[], Sequence[Any]],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Run a node until SIGINT or SIGTERM.
+    """Run a node, or several, until SIGINT or SIGTERM.
+
+    Each has an executor and a thread of its own: what one of them waits for holds no other up.
 
     Args:
         name: for messages.
         usage: what `--help` prints.
-        make: makes the node, importing what it needs; it has `close` and `failure`.
+        make: makes the nodes, importing what they need; they have `close` and `failure`.
         arguments: command line with ROS arguments; default `sys.argv`.
 
     Returns:
@@ -54,17 +57,25 @@ def run_node(
         return 2
     stop = init(arguments)
     try:
-        node = make()
+        nodes = make()
     except MvMatcherError as error:
         print(f'{name}: {error}', file=sys.stderr)
         rclpy.try_shutdown()
         return 2
+    others = [threading.Thread(target=spin_until, args=(n, stop.is_made)) for n in nodes[1:]]
+    for thread in others:
+        thread.start()
     try:
-        spin_until(node, lambda: stop.made)
+        spin_until(nodes[0], stop.is_made)
     finally:
-        node.close()
-        node.destroy_node()
+        for node in nodes:
+            node.close()
+        for thread in others:
+            thread.join()
+        for node in nodes:
+            node.destroy_node()
         rclpy.try_shutdown()
-    if node.failure is None:
+    failures = [node.failure for node in nodes if node.failure is not None]
+    if not failures:
         return 0
-    return 2 if isinstance(node.failure, MvMatcherError) else 1
+    return 2 if isinstance(failures[0], MvMatcherError) else 1

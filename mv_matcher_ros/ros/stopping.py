@@ -27,6 +27,10 @@ class StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._take)
 
+    def is_made(self) -> bool:
+        """Whether one of them has come."""
+        return self.made
+
     def _take(self, number: int, frame: object) -> None:
         self.made = True
 

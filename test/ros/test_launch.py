@@ -177,7 +177,8 @@ def test_parameter_files_are_settings(mode: str, repository: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    'name', ['odometry_node', 'mapping_node', 'bag_player', 'trajectory_recorder']
+    'name',
+    ['odometry_node', 'mapping_node', 'slam_node', 'bag_player', 'trajectory_recorder'],
 )
 def test_executables_run_the_module_that_exists(
     repository: Path, name: str, tmp_path: Path

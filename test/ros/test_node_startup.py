@@ -280,6 +280,6 @@ def test_unknown_parameter_ends_the_start(bench: Any) -> None:
 
 def test_several_stereo_pairs_need_tf(bench: Any) -> None:
     """Nothing else says how the pairs stand to each other."""
-    said = r'stereo\.pairs is 2: how the pairs stand to each other comes from TF or a file: set ros\.extrinsics'
+    said = r'stereo\.pairs is 2: how the pairs stand to each other comes from TF or a file: set'
     with pytest.raises(SettingsError, match=said):
         bench.start({'sensor': 'stereo', 'stereo.pairs': 2})

@@ -149,6 +149,23 @@ def test_lossless_over_dds_equals_offline(
     assert 0 < summary['latency_ms']['p50'] <= summary['latency_ms']['p95'] < 30_000
 
 
+def test_odometry_and_mapping_in_one_process(start: Start, bench: Any, tmp_path: Path) -> None:
+    """Keyframes get from one to the other, each saves what is its own, and both end at once."""
+    from std_msgs.msg import String
+
+    folder = tmp_path / 'map'
+    given = {'mapping.folder': str(folder), 'keyframes.map_lag': '1'}
+    node = start('slam_main', *parameters('stereo', **given))
+    bench.tester.create_subscription(String, 'mapping/state', (mapped := []).append, 100)
+    source = Recorded('stereo', 16)
+    BagPlayer(bench.lonely, source, Playback(lossless=True, timeout_s=START_S)).play()
+    bench.wait(lambda: mapped, 'a keyframe on the map')
+    assert json.loads(mapped[0].data)['counts']['keyframes'] >= 1
+    code, _, error = end(node)
+    assert (code, 'Traceback' in error) == (0, False), error
+    assert (folder / 'map.json').is_file(), sorted(folder.iterdir())
+
+
 # Runs a module with a signal that arrives while the executor builds its next wait.
 SIGNALLED_WAIT = """
 import runpy, signal, sys, time
