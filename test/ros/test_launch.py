@@ -12,16 +12,18 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from rclpy.qos import DurabilityPolicy
 
 from mv_matcher_ros.config import Settings, leaves, load_settings, read_settings
 from mv_matcher_ros.ros import dds_profile
 from mv_matcher_ros.ros.bag_player import _parser
 from mv_matcher_ros.ros.inputs import TOPICS
+from mv_matcher_ros.ros.mapping_node import MappingNode
 
 pytestmark = pytest.mark.ros
 
@@ -238,12 +240,18 @@ def test_replay_plays_to_the_odometry_and_ends_with_the_player(
 
     node = played(file, bag='/data/07', sensor='mono')
     assert node.named['executable'] == 'bag_player'
-    assert [shutdown.named for shutdown in node.named['on_exit']] == [
-        {'reason': 'the player has ended'}
-    ]
     options = _parser().parse_args(node.named['arguments'])
     assert (options.source, options.sensor, options.rate) == ('/data/07', 'mono', 1.0)
     assert (options.lossless, options.clock) == (False, True)
+
+
+def test_a_player_that_fails_fails_the_launch(launch: Callable[[str], ModuleType]) -> None:
+    ended = played(launch('replay'), bag='a.mcap', sensor='mono').named['on_exit']
+    for code in (0, 130, -2):  # played, or ended by a signal
+        (shutdown,) = ended(SimpleNamespace(returncode=code), None)
+        assert shutdown.named == {'reason': 'the player has ended'}
+    with pytest.raises(RuntimeError, match='code 2'):
+        ended(SimpleNamespace(returncode=2), None)
 
 
 def test_replay_gives_the_player_what_it_is_given(launch: Callable[[str], ModuleType]) -> None:
@@ -272,19 +280,22 @@ def test_replay_gives_the_player_what_it_is_given(launch: Callable[[str], Module
     assert node.named['remappings'] == [('/tf_static', 'tf_static')]
 
 
+def arguments(launch: Callable[[str], ModuleType], mode: str) -> set[str]:
+    """Names of all arguments of a launch file, with those of what it includes."""
+    description = launch(mode).generate_launch_description()
+    names = set(declared(description))
+    for name in included(description):
+        names |= arguments(launch, name.removesuffix('.launch.py'))
+    return names
+
+
 @pytest.mark.parametrize('mode', ['odometry', 'mapping', 'localization', 'replay'])
 def test_every_mode_has_what_a_robot_needs(launch: Callable[[str], ModuleType], mode: str) -> None:
-    """Through what it includes, too."""
-    names, files = set(), [mode]
-    while files:
-        description = launch(files.pop()).generate_launch_description()
-        names |= set(declared(description))
-        files += [name.removesuffix('.launch.py') for name in included(description)]
     wanted = {
         'namespace', 'image', 'camera_info', 'odom_frame', 'body_frame', 'map_frame',
         'frame_prefix', 'params_file', 'sensor', 'use_sim_time', 'rviz', 'log_level',
     }  # fmt: skip
-    assert wanted <= names
+    assert wanted <= arguments(launch, mode)
 
 
 @pytest.mark.parametrize('mode', ['odometry', 'mapping', 'localization'])
@@ -327,6 +338,26 @@ def test_the_launch_files_name_executables_there_are(
         assert (repository / 'scripts' / node.named['executable']).is_file()
 
 
+def test_launch_lines_in_documents_have_arguments_there_are(
+    launch: Callable[[str], ModuleType], repository: Path
+) -> None:
+    lines = [
+        line
+        for path in [repository / 'README.md', *(repository / 'docs').glob('*.md')]
+        for block in re.findall(r'```bash\n(.*?)```', path.read_text(), re.DOTALL)
+        for line in block.replace('\\\n', ' ').splitlines()
+    ]
+    found = [
+        match
+        for line in lines
+        if (match := re.match(r'ros2 launch mv_matcher_ros (\w+)\.launch\.py([^#]*)', line))
+    ]
+    assert {match[1] for match in found} == {'odometry', 'mapping', 'localization', 'replay'}
+    for match in found:
+        given = re.findall(r'(\w+):=', match[2])
+        assert set(given) <= arguments(launch, match[1]), match[0]
+
+
 def test_parameter_file_is_accepted_and_changes_nothing(repository: Path) -> None:
     text = (repository / 'config' / 'odometry.yaml').read_text()
     assert load_settings(repository / 'config' / 'odometry.yaml') == Settings()
@@ -338,12 +369,35 @@ def test_parameter_file_is_accepted_and_changes_nothing(repository: Path) -> Non
     assert read_settings(content).detector.working_pixels == 300_000
 
 
-def test_rviz_shows_what_the_node_publishes(repository: Path) -> None:
-    content = yaml.safe_load((repository / 'config' / 'odometry.rviz').read_text())
-    displays = content['Visualization Manager']['Displays']
-    topics = {d['Topic']['Value'] for d in displays if 'Topic' in d}
-    assert topics == {'odometry', 'path', 'odometry/landmarks', 'odometry/tracks'}
-    assert content['Visualization Manager']['Global Options']['Fixed Frame'] == 'odom'
+@pytest.mark.parametrize('mode', ['odometry', 'mapping'])
+def test_rviz_shows_what_the_nodes_publish(bench: Any, repository: Path, mode: str) -> None:
+    """Every topic of a display is published under that name, with a QoS that fits."""
+    bench.start(namespace='robot1')
+    if mode == 'mapping':
+        bench.add(MappingNode(context=bench.contexts[1], namespace='robot1'))
+    writers = {
+        (writer.topic_name, writer.msg_type.__name__): writer.qos_profile
+        for node in bench.nodes
+        for writer in node.publishers
+    }
+    readers = {reader.topic_name for node in bench.nodes for reader in node.subscriptions}
+    content = yaml.safe_load((repository / 'config' / f'{mode}.rviz').read_text())
+    manager = content['Visualization Manager']
+    shown = [d for d in manager['Displays'] if 'Topic' in d]
+    assert len(shown) >= 4
+    for display in shown:
+        topic = display['Topic']
+        # Relative: RViz runs in the namespace of the nodes.
+        assert not topic['Value'].startswith('/')
+        kind = display['Class'].removeprefix('rviz_default_plugins/')
+        qos = writers[f'/robot1/{topic["Value"]}', kind]
+        wants_latched = topic['Durability Policy'] == 'Transient Local'
+        assert wants_latched == (qos.durability == DurabilityPolicy.TRANSIENT_LOCAL), topic
+    tools = [tool['Topic']['Value'] for tool in manager['Tools'] if 'Topic' in tool]
+    assert {f'/robot1/{topic}' for topic in tools} <= readers
+    default = 'map' if mode == 'mapping' else 'odom'
+    assert manager['Global Options']['Fixed Frame'] == default
+    assert getattr(Settings().ros.frames, default) == default
 
 
 def test_profile_is_found_valid_and_gives_way_to_the_users(
