@@ -169,7 +169,7 @@ def test_broadcast_and_listen(tf2: Any, bench: Any) -> None:
 
     buffer = tf2.Buffer()
     static = tf2.StaticTransformBroadcaster(bench.tester)
-    # Sent before anybody listens: /tf_static is latched. At once: that of Humble keeps the last call.
+    # Sent before anybody listens, as /tf_static is latched; at once: Humble's keeps the last call.
     static.sendTransform(
         [stamped('base_link', 'mast', pose(1.0)), stamped('mast', 'camera', pose(2.0))]
     )
