@@ -30,6 +30,7 @@ ARGUMENTS = (
     ('right_image', '', 'Stereo: image topic of the right camera.'),
     ('right_camera_info', '', 'Stereo: CameraInfo of it; empty: camera_info beside the image.'),
     ('depth', '', 'RGB-D: depth image topic, registered to the image.'),
+    ('remap', '', 'Other topics, e.g. of a second pair: "left_2/image:=/rear/left/image …".'),
     ('image_transport', '', 'raw or compressed.'),
     ('odom_frame', '', 'Frame the poses are in.'),
     ('body_frame', '', 'Frame whose pose is published, with extrinsics_from_tf:=true.'),
@@ -109,7 +110,10 @@ def inputs(given: dict[str, str]) -> list[tuple[str, str]]:
         'right/camera_info': info('right_camera_info', right),
         'depth': given['depth'],
     }
-    return [(name, topic) for name, topic in topics.items() if topic]
+    others = [tuple(rule.split(':=', 1)) for rule in given['remap'].split()]
+    if any(len(rule) != 2 for rule in others):
+        raise RuntimeError(f'remap:="{given["remap"]}": write FROM:=TO FROM:=TO …')
+    return [*((name, topic) for name, topic in topics.items() if topic), *others]
 
 
 def parameters(given: dict[str, str]) -> list[str | dict[str, str | bool]]:

@@ -22,7 +22,7 @@ from rclpy.qos import DurabilityPolicy
 from mv_matcher_ros.config import Settings, leaves, load_settings, read_settings
 from mv_matcher_ros.ros import dds_profile
 from mv_matcher_ros.ros.bag_player import _parser
-from mv_matcher_ros.ros.inputs import TOPICS
+from mv_matcher_ros.ros.inputs import TOPICS, topics_of
 from mv_matcher_ros.ros.mapping_node import MappingNode
 
 pytestmark = pytest.mark.ros
@@ -136,6 +136,16 @@ def test_topics_that_are_not_given_keep_the_names_of_the_node(launch_file: Modul
     given = dict.fromkeys((n for n, _, _ in launch_file.ARGUMENTS), '') | every
     known = {t for images, infos in TOPICS.values() for t in (*images, *infos)}
     assert dict(launch_file.inputs(given)).keys() == known
+
+
+def test_a_second_pair_is_remapped_by_rules(launch_file: ModuleType) -> None:
+    rules = 'left_2/image:=/rear/l/image right_2/image:=/rear/r/image'
+    (node,) = started(launch_file, sensor='stereo', remap=rules)
+    images = dict(node.named['remappings'])
+    assert images == {'left_2/image': '/rear/l/image', 'right_2/image': '/rear/r/image'}
+    assert set(images) <= set(topics_of('stereo', 2)[0])
+    with pytest.raises(RuntimeError, match='write FROM:=TO'):
+        started(launch_file, remap='left_2/image')
 
 
 def test_frames_have_the_prefix_in_rviz_too(launch_file: ModuleType) -> None:
