@@ -2,8 +2,7 @@
 """Visual odometry, found on a map that does not change; arguments as for mapping.launch.py.
 
 ros2 launch mv_matcher_ros localization.launch.py sensor:=stereo map_folder:=~/maps/home \
-    image:=/left/image_rect camera_info:=/left/camera_info \
-    right_image:=/right/image_rect right_camera_info:=/right/camera_info rviz:=true
+    image:=/left/image_rect right_image:=/right/image_rect rviz:=true
 """
 
 from pathlib import Path

@@ -2,8 +2,10 @@
 """Visual odometry of a mono, stereo or RGB-D camera.
 
 ros2 launch mv_matcher_ros odometry.launch.py sensor:=stereo \
-    image:=/left/image_rect camera_info:=/left/camera_info \
-    right_image:=/right/image_rect right_camera_info:=/right/camera_info rviz:=true
+    image:=/left/image_rect right_image:=/right/image_rect rviz:=true
+
+What a launch file defines no other can import, so the other modes include this one, with other
+defaults: here is all that starts a node.
 """
 
 from pathlib import Path
@@ -18,42 +20,69 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 PACKAGE = 'mv_matcher_ros'
 CONFIG = Path(get_package_share_directory(PACKAGE)) / 'config'
 
-# name, default, description. Empty: as in the parameter file.
+# name, default, description. Empty: as in the parameter file; for a topic, the node's own name.
 ARGUMENTS = (
-    ('namespace', '', 'Namespace of the node and of all relative topics.'),
-    ('params_file', str(CONFIG / 'odometry.yaml'), 'YAML of parameter overrides.'),
+    ('namespace', '', 'Namespace of the nodes and of all relative topics.'),
+    ('params_file', str(CONFIG / 'odometry.yaml'), 'YAML of parameter overrides, for all nodes.'),
     ('sensor', '', 'mono, stereo or rgbd.'),
-    ('image', 'image', 'Image topic; stereo: of the left camera.'),
-    ('camera_info', 'camera_info', 'CameraInfo of it.'),
-    ('right_image', 'right/image', 'Stereo: image topic of the right camera.'),
-    ('right_camera_info', 'right/camera_info', 'Stereo: CameraInfo of it.'),
-    ('depth', 'depth', 'RGB-D: depth image topic, registered to the image.'),
+    ('image', '', 'Image topic; stereo: of the left camera.'),
+    ('camera_info', '', 'CameraInfo of it; empty: camera_info beside the image.'),
+    ('right_image', '', 'Stereo: image topic of the right camera.'),
+    ('right_camera_info', '', 'Stereo: CameraInfo of it; empty: camera_info beside the image.'),
+    ('depth', '', 'RGB-D: depth image topic, registered to the image.'),
+    ('remap', '', 'Other topics, e.g. of a second pair: "left_2/image:=/rear/left/image …".'),
     ('image_transport', '', 'raw or compressed.'),
     ('odom_frame', '', 'Frame the poses are in.'),
     ('body_frame', '', 'Frame whose pose is published, with extrinsics_from_tf:=true.'),
+    ('map_frame', '', 'Frame of the map.'),
+    ('frame_prefix', '', 'Before the names of these three frames, e.g. robot1/ for robot1/odom.'),
+    (
+        'tf_in_namespace',
+        'false',
+        'true: tf and tf_static in the namespace instead of /tf and /tf_static.',
+    ),
     (
         'extrinsics_from_tf',
         '',
         'true: look body <- camera up in TF; false: the camera is the body.',
     ),
     ('lossless', '', 'true: answer every frame (replay), false: only the newest one (live).'),
-    ('autostart', '', 'false: a lifecycle manager configures and activates the node.'),
+    ('mapping', 'false', 'true: a mapping node, too.'),
+    ('map_folder', '', 'Folder of the map: read at the start if it is there, and saved.'),
+    ('autostart', '', 'false: a lifecycle manager configures and activates the nodes.'),
     ('use_sim_time', 'false', 'Take the time from /clock.'),
     ('rviz', 'false', 'Open RViz.'),
-    ('rviz_config', str(CONFIG / 'odometry.rviz'), 'Its configuration.'),
+    (
+        'rviz_config',
+        '',
+        'Its configuration; empty: odometry.rviz or mapping.rviz of this package.',
+    ),
     ('log_level', 'info', 'debug, info, warn, error.'),
 )
-# Launch arguments that are parameters of the node, by their names there.
+# Launch arguments that are parameters of the nodes, by their names there.
 PARAMETERS = {
     'sensor': 'sensor',
     'image_transport': 'ros.image_transport',
     'odom_frame': 'ros.frames.odom',
     'body_frame': 'ros.frames.body',
+    'map_frame': 'ros.frames.map',
+    'frame_prefix': 'ros.frames.prefix',
     'extrinsics_from_tf': 'ros.extrinsics_from_tf',
     'lossless': 'ros.lossless',
+    'map_folder': 'mapping.folder',
     'autostart': 'ros.autostart',
 }
-FLAGS = ('extrinsics_from_tf', 'lossless', 'autostart', 'use_sim_time', 'rviz')
+FLAGS = (
+    'tf_in_namespace',
+    'extrinsics_from_tf',
+    'lossless',
+    'mapping',
+    'autostart',
+    'use_sim_time',
+    'rviz',
+)
+# A map of an hour is not written in the five seconds that launch gives by itself.
+SAVING_S = '60'
 
 
 def flag(name: str, text: str) -> bool:
@@ -63,45 +92,96 @@ def flag(name: str, text: str) -> bool:
     return text.lower() in ('true', '1')
 
 
-def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """The odometry node, and RViz if it is wanted."""
-    given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
-    use_sim_time = flag('use_sim_time', given['use_sim_time'])
+def inputs(given: dict[str, str]) -> list[tuple[str, str]]:
+    """Remappings of the odometry node's topics, of those that were given."""
+
+    def info(name: str, image: str) -> str:
+        # Where drivers put it (image_transport says so): camera_info in the image's namespace.
+        beside = f'{image.rpartition("/")[0]}/camera_info' if '/' in image else 'camera_info'
+        return given[name] or (beside if image else '')
+
+    left, right = given['image'], given['right_image']
+    topics = {
+        'image': left,
+        'camera_info': info('camera_info', left),
+        'left/image': left,
+        'left/camera_info': info('camera_info', left),
+        'right/image': right,
+        'right/camera_info': info('right_camera_info', right),
+        'depth': given['depth'],
+    }
+    others = [tuple(rule.split(':=', 1)) for rule in given['remap'].split()]
+    if any(len(rule) != 2 for rule in others):
+        raise RuntimeError(f'remap:="{given["remap"]}": write FROM:=TO FROM:=TO …')
+    return [*((name, topic) for name, topic in topics.items() if topic), *others]
+
+
+def parameters(given: dict[str, str]) -> list[str | dict[str, str | bool]]:
+    """The parameter file, and what was given besides."""
     # An argument that was not given must not override the parameter file.
-    overrides = {
+    overrides: dict[str, str | bool] = {
         parameter: flag(name, given[name]) if name in FLAGS else given[name]
         for name, parameter in PARAMETERS.items()
         if given[name]
     }
-    odometry = Node(
-        package=PACKAGE,
-        executable='odometry_node',
-        name='odometry',
-        namespace=given['namespace'],
-        parameters=[given['params_file'], {**overrides, 'use_sim_time': use_sim_time}],
-        remappings=[
-            ('image', given['image']),
-            ('camera_info', given['camera_info']),
-            ('left/image', given['image']),
-            ('left/camera_info', given['camera_info']),
-            ('right/image', given['right_image']),
-            ('right/camera_info', given['right_camera_info']),
-            ('depth', given['depth']),
-        ],
-        arguments=['--ros-args', '--log-level', given['log_level']],
-        output='screen',
-    )
-    if not flag('rviz', given['rviz']):
-        return [odometry]
-    rviz = Node(
-        package='rviz2',
-        executable='rviz2',
-        namespace=given['namespace'],
-        arguments=['-d', given['rviz_config']],
-        parameters=[{'use_sim_time': use_sim_time}],
-        output='log',
-    )
-    return [odometry, rviz]
+    if flag('mapping', given['mapping']):
+        overrides['ros.publish_keyframes'] = True
+    overrides['use_sim_time'] = flag('use_sim_time', given['use_sim_time'])
+    return [given['params_file'], overrides]
+
+
+def fixed_frame(given: dict[str, str], mapping: bool) -> list[str]:
+    """Options of RViz where its configuration has another name for the frame."""
+    default = 'map' if mapping else 'odom'
+    frame = given['frame_prefix'] + (given[f'{default}_frame'] or default)
+    return [] if frame == default else ['-f', frame]
+
+
+def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """The odometry node; the mapping node and RViz if they are wanted."""
+    given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
+    mapping, rviz = flag('mapping', given['mapping']), flag('rviz', given['rviz'])
+    own_tf = flag('tf_in_namespace', given['tf_in_namespace'])
+    tf = [('/tf', 'tf'), ('/tf_static', 'tf_static')] if own_tf else []
+    both = {
+        'package': PACKAGE,
+        'namespace': given['namespace'],
+        'parameters': parameters(given),
+        'arguments': ['--ros-args', '--log-level', given['log_level']],
+        'output': 'screen',
+    }
+    started = [
+        Node(
+            executable='odometry_node',
+            name='odometry',
+            remappings=[*inputs(given), *tf],
+            **both,
+        )
+    ]
+    if mapping:
+        started.append(
+            Node(
+                executable='mapping_node',
+                name='mapping',
+                remappings=[('keyframes', 'odometry/keyframes'), *tf],
+                sigterm_timeout=SAVING_S,
+                **both,
+            )
+        )
+    if rviz:
+        own = CONFIG / ('mapping.rviz' if mapping else 'odometry.rviz')
+        started.append(
+            Node(
+                package='rviz2',
+                executable='rviz2',
+                namespace=given['namespace'],
+                arguments=['-d', given['rviz_config'] or str(own), *fixed_frame(given, mapping)],
+                parameters=[{'use_sim_time': flag('use_sim_time', given['use_sim_time'])}],
+                remappings=tf,
+                output='log',
+            )
+        )
+    return started
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -608,6 +608,11 @@ class FrameSettings(Section):
         description='Frame whose pose is published, with `ros.extrinsics_from_tf`; '
         'without that, or empty: the first camera.',
     )
+    prefix: str = Field(
+        '',
+        description='Before these names, e.g. `robot1/` for `robot1/odom`; the names of the '
+        "cameras' frames come from their drivers, with theirs.",
+    )
 
 
 class RosSettings(Section):

@@ -10,9 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mv_matcher_ros import cli
-from mv_matcher_ros.config import leaves
+from mv_matcher_ros.config import leaves, read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')])
@@ -36,6 +37,15 @@ def test_settings_named_in_documents_exist() -> None:
                 ('.py', '.md', '.yaml', '.json', '.safetensors')
             ):
                 assert name in known, f'{path.name} names the setting {name}'
+
+
+def test_parameters_of_our_nodes_in_documents_are_settings() -> None:
+    blocks = [b for p in DOCUMENTS for b in re.findall(r'```yaml\n(.*?)```', p.read_text(), re.S)]
+    files = [content for b in blocks if isinstance(content := yaml.safe_load(b), dict)]
+    ours = [file[name] for file in files for name in ('odometry', 'mapping') if name in file]
+    assert ours
+    for node in ours:
+        read_settings(node['ros__parameters'])
 
 
 def test_links_between_documents_lead_somewhere() -> None:

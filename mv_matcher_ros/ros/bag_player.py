@@ -40,6 +40,20 @@ def _parser() -> argparse.ArgumentParser:
         'without it no mounts are played; folders that know their body: its name, default '
         f'{default.body_frame}',
     )
+    add('--frame-prefix', default=default.frame_prefix, help='before the names of all frames')
+    add(
+        '--topic',
+        action='append',
+        default=[],
+        type=_named_topic,
+        metavar='KEY=TOPIC',
+        help='bags: image, right, depth, camera_info, … by name (repeatable)',
+    )
+    add(
+        '--calibration',
+        action='append',
+        help="calibration file to use instead of the recording's; one per camera if split",
+    )
     add('--state-topic', default=default.state_topic, help='where the node answers')
     add('--wait-for', action='append', default=[], help='recorder that must be ready (repeatable)')
     add('--timeout', type=float, default=default.timeout_s, help='seconds to wait for the node')
@@ -47,6 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     add('--end', type=int, help='frame to stop before')
     add('--stride', type=int, default=1, help='play every n-th frame')
     return parser
+
+
+def _named_topic(words: str) -> tuple[str, str]:
+    """image=/cam0/image_raw → ('image', '/cam0/image_raw')."""
+    key, _, name = words.partition('=')
+    if not key or not name:
+        raise argparse.ArgumentTypeError(f'{words}: write KEY=TOPIC, e.g. image=/cam0/image_raw')
+    return key, name
 
 
 def _opened(options: argparse.Namespace) -> Recording:
@@ -60,6 +82,8 @@ def _opened(options: argparse.Namespace) -> Recording:
         options.start,
         options.end,
         options.stride,
+        topics=dict(options.topic),
+        calibration=options.calibration,
         body_frame=body_frame,
         pairs=options.pairs,
     )
@@ -81,6 +105,7 @@ def _checked(options: argparse.Namespace) -> Playback:
         clock=options.clock,
         compressed=options.compressed,
         body_frame=options.body_frame or Playback().body_frame,
+        frame_prefix=options.frame_prefix,
         state_topic=options.state_topic,
         wait_for=tuple(options.wait_for),
         timeout_s=options.timeout,

@@ -27,7 +27,8 @@ def declare(node: Any) -> Settings:
         node: rclpy node that was just constructed.
 
     Returns:
-        The settings with the overrides applied.
+        The settings with the overrides applied; names of frames have their prefix, parameters
+        are as given.
 
     Raises:
         SettingsError: an override is unknown (the nearest known name is said), has the wrong type
@@ -45,7 +46,17 @@ def declare(node: Any) -> Settings:
     values = flatten(settings.model_dump())
     for name, info in leaves():
         node.declare_parameter(name, values[name], descriptor(name, info), ignore_override=True)
-    return settings
+    return _with_prefix(settings)
+
+
+def _with_prefix(settings: Settings) -> Settings:
+    """`settings` whose names of frames are those that are published."""
+    frames = settings.ros.frames
+    names = {'map': frames.map, 'odom': frames.odom, 'body': frames.body}
+    full = {key: frames.prefix + name for key, name in names.items() if name}
+    # The prefix is used up: who reads these settings again must not put it there twice.
+    found = frames.model_copy(update={**full, 'prefix': ''})
+    return settings.model_copy(update={'ros': settings.ros.model_copy(update={'frames': found})})
 
 
 def descriptor(name: str, info: Any) -> Any:

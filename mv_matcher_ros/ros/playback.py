@@ -34,6 +34,7 @@ class Playback:
         clock: publish /clock.
         compressed: play CompressedImage, `jpeg` or `png`; empty: raw images.
         body_frame: parent of the cameras on /tf_static, where the recording knows its body.
+        frame_prefix: before the names of that frame and of the cameras'.
         state_topic: where the node answers.
         wait_for: names of recorders that must say on `NAME/ready` that they hear the node.
         timeout_s: how long to wait for subscribers, and for an answer.
@@ -45,6 +46,7 @@ class Playback:
     clock: bool = False
     compressed: str = ''
     body_frame: str = 'base_link'
+    frame_prefix: str = ''
     state_topic: str = 'odometry/state'
     wait_for: tuple[str, ...] = ()
     timeout_s: float = 60.0
@@ -68,7 +70,7 @@ class BagPlayer:
         self._node = node
         self._source = source
         self._playback = playback
-        self._topics = PlayedTopics(node, source, playback.compressed)
+        self._topics = PlayedTopics(node, source, playback.compressed, playback.frame_prefix)
         self._clock = node.create_publisher(Clock, '/clock', 10) if playback.clock else None
         self._pending: list[int] = []
         self._published_ns: int | None = None

@@ -29,13 +29,14 @@ class PlayedTopics:
         node: rclpy node.
         source: recording.
         compressed: `jpeg` or `png`; empty: raw images. Depth is always PNG, in millimetres.
+        frame_prefix: before the names of all frames.
 
     Attributes:
         images, infos: the publishers, in the order of `topics_of`.
         frames: names of the cameras' optical frames; the recording's own are not played.
     """
 
-    def __init__(self, node: Any, source: Source, compressed: str) -> None:
+    def __init__(self, node: Any, source: Source, compressed: str, frame_prefix: str = '') -> None:
         from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
         self._node = node
@@ -49,14 +50,17 @@ class PlayedTopics:
         ]
         self.infos = [node.create_publisher(CameraInfo, topic, 10) for topic in infos]
         self._info_messages = messages_from_rig(source.rig)
-        self.frames = [topic.replace('/camera_info', '_camera') for topic in infos]
-        if len(self.frames) == 1:
-            self.frames = ['camera']
+        names = [topic.replace('/camera_info', '_camera') for topic in infos]
+        if len(names) == 1:
+            names = ['camera']
+        self._prefix = frame_prefix
+        self.frames = [frame_prefix + name for name in names]
 
     def broadcast_mounts(self, body_frame: str) -> None:
         """/tf_static, where the body is not the first camera, or there are several pairs."""
         if self._rig.body_axes != 'rep103' and len(self.frames) <= 2:
             return
+        body_frame = self._prefix + body_frame
         self._broadcaster = tf2().StaticTransformBroadcaster(self._node)
         self._broadcaster.sendTransform(
             [

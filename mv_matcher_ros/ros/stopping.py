@@ -3,16 +3,19 @@
 
 rclpy's own handlers shut the context down under a running wait, which then ends in whatever error
 comes first ("context is not valid"); Python's raises KeyboardInterrupt anywhere, a second one even
-while files are closed. `ros2 launch` sends two SIGINTs: one from the terminal, one of its own.
+while files are closed. `ros2 launch` sends two SIGINTs: one from the terminal, one of its own; the
+second may find a process that takes itself apart, where Python has put the default action back.
 """
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
 _POLL_S = 0.2  # a signal does not end a wait of the middleware
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
@@ -24,7 +27,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.made = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
             signal.signal(number, self._take)
 
     def is_made(self) -> bool:
@@ -48,6 +51,13 @@ def init_without_signals(arguments: Sequence[str] | None) -> None:
 
     given = None if arguments is None else list(arguments)
     rclpy.init(args=given, signal_handler_options=SignalHandlerOptions.NO)
+    atexit.register(_ignore_signals)
+
+
+def _ignore_signals() -> None:
+    """The process ends anyway, with the exit code that it has."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def spin_until(node: Any, over: Callable[[], bool]) -> None:

@@ -239,9 +239,12 @@ class Camcorder:
         bench: of the test.
         sensor: which topics.
         rig: default small pinhole cameras, stereo with 0.1 m baseline.
+        robot: namespace of its topics, and before the names of its frames.
     """
 
-    def __init__(self, bench: Bench, sensor: str = 'mono', rig: Rig | None = None) -> None:
+    def __init__(
+        self, bench: Bench, sensor: str = 'mono', rig: Rig | None = None, robot: str = ''
+    ) -> None:
         from sensor_msgs.msg import CameraInfo, Image
 
         from mv_matcher_ros.ros.calibration import messages_from_rig
@@ -255,9 +258,11 @@ class Camcorder:
         self.rig = rig
         self.infos = messages_from_rig(rig)
         images, infos = TOPICS[sensor]  # type: ignore[index]
-        self.images = [bench.publisher(Image, topic) for topic in images]
-        self.info_publishers = [bench.publisher(CameraInfo, topic) for topic in infos]
-        self.frame_ids = ['left_camera', 'right_camera'] if sensor == 'stereo' else ['camera']
+        before = f'{robot}/' if robot else ''
+        self.images = [bench.publisher(Image, before + topic) for topic in images]
+        self.info_publishers = [bench.publisher(CameraInfo, before + topic) for topic in infos]
+        names = ['left_camera', 'right_camera'] if sensor == 'stereo' else ['camera']
+        self.frame_ids = [before + name for name in names]
 
     def calibrate(self, stamp_ns: int = 0) -> None:
         """Publish the camera_info."""
@@ -290,7 +295,7 @@ class Camcorder:
 @pytest.fixture
 def camcorder(bench: Bench) -> Callable[..., Camcorder]:
     """Makes a `Camcorder` for the running node."""
-    return lambda sensor='mono', rig=None: Camcorder(bench, sensor, rig)
+    return lambda sensor='mono', rig=None, robot='': Camcorder(bench, sensor, rig, robot)
 
 
 @pytest.fixture

@@ -12,15 +12,18 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from rclpy.qos import DurabilityPolicy
 
 from mv_matcher_ros.config import Settings, leaves, load_settings, read_settings
 from mv_matcher_ros.ros import dds_profile
-from mv_matcher_ros.ros.inputs import TOPICS
+from mv_matcher_ros.ros.bag_player import _parser
+from mv_matcher_ros.ros.inputs import TOPICS, topics_of
+from mv_matcher_ros.ros.mapping_node import MappingNode
 
 pytestmark = pytest.mark.ros
 
@@ -32,7 +35,9 @@ class Recorded:
         self.arguments, self.named = arguments, named
 
     def perform(self, context: dict[str, str]) -> str:
-        return context[self.arguments[0]]
+        """What a LaunchConfiguration does."""
+        name = self.arguments[0]
+        return context[name] if 'default' not in self.named else context.get(name, '')
 
 
 def load(path: Path) -> ModuleType:
@@ -53,6 +58,7 @@ def launch(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
             'DeclareLaunchArgument',
             'IncludeLaunchDescription',
             'OpaqueFunction',
+            'Shutdown',
         ),
         'launch.launch_description_sources': ('PythonLaunchDescriptionSource',),
         'launch.substitutions': ('LaunchConfiguration',),
@@ -99,10 +105,12 @@ def test_arguments_reach_the_node(launch_file: ModuleType) -> None:
         sensor='stereo',
         image='/l/image_rect',
         right_image='/r/image_rect',
+        right_camera_info='/r/info',
         extrinsics_from_tf='true',
         body_frame='base_footprint',
         namespace='robot',
         rviz='true',
+        log_level='debug',
     )
     assert odometry.named['parameters'][1] == {
         'sensor': 'stereo',
@@ -112,19 +120,65 @@ def test_arguments_reach_the_node(launch_file: ModuleType) -> None:
     }
     remapped = dict(odometry.named['remappings'])
     assert remapped['left/image'] == '/l/image_rect'
+    assert remapped['left/camera_info'] == '/l/camera_info'  # where drivers put it
     assert remapped['right/image'] == '/r/image_rect'
-    assert {t for images, infos in TOPICS.values() for t in (*images, *infos)} == set(remapped)
+    assert remapped['right/camera_info'] == '/r/info'
+    assert odometry.named['arguments'][-1] == 'debug'
     assert odometry.named['namespace'] == rviz.named['namespace'] == 'robot'
     with pytest.raises(RuntimeError, match='rviz:=maybe'):
         started(launch_file, rviz='maybe')
 
 
+def test_topics_that_are_not_given_keep_the_names_of_the_node(launch_file: ModuleType) -> None:
+    """They are those of the player: what it plays arrives without a remapping."""
+    assert launch_file.inputs(dict.fromkeys((n for n, _, _ in launch_file.ARGUMENTS), '')) == []
+    every = {'image': 'a', 'right_image': 'b', 'depth': 'c'}
+    given = dict.fromkeys((n for n, _, _ in launch_file.ARGUMENTS), '') | every
+    known = {t for images, infos in TOPICS.values() for t in (*images, *infos)}
+    assert dict(launch_file.inputs(given)).keys() == known
+
+
+def test_a_second_pair_is_remapped_by_rules(launch_file: ModuleType) -> None:
+    rules = 'left_2/image:=/rear/l/image right_2/image:=/rear/r/image'
+    (node,) = started(launch_file, sensor='stereo', remap=rules)
+    images = dict(node.named['remappings'])
+    assert images == {'left_2/image': '/rear/l/image', 'right_2/image': '/rear/r/image'}
+    assert set(images) <= set(topics_of('stereo', 2)[0])
+    with pytest.raises(RuntimeError, match='write FROM:=TO'):
+        started(launch_file, remap='left_2/image')
+
+
+def test_frames_have_the_prefix_in_rviz_too(launch_file: ModuleType) -> None:
+    odometry, rviz = started(launch_file, frame_prefix='robot1/', rviz='true')
+    assert odometry.named['parameters'][1]['ros.frames.prefix'] == 'robot1/'
+    assert rviz.named['arguments'][-2:] == ['-f', 'robot1/odom']
+    mapping = started(launch_file, map_frame='site', mapping='true', rviz='true')[-1]
+    assert mapping.named['arguments'][-2:] == ['-f', 'site']
+    _, plain = started(launch_file, rviz='true')
+    assert '-f' not in plain.named['arguments']
+
+
+def test_tf_can_stay_in_the_namespace(launch_file: ModuleType) -> None:
+    tf = [('/tf', 'tf'), ('/tf_static', 'tf_static')]
+    found = started(launch_file, tf_in_namespace='true', mapping='true', rviz='true')
+    assert all(node.named['remappings'][-2:] == tf for node in found)
+    assert all(not set(tf) & set(node.named['remappings']) for node in started(launch_file))
+
+
+def declared(description: Any) -> dict[str, Any]:
+    """Arguments that a description declares itself, and their defaults."""
+    return {
+        entity.arguments[0]: entity.named['default_value']
+        for entity in description.arguments[0]
+        if 'default_value' in entity.named
+    }
+
+
 def test_launch_description_declares_every_argument(launch_file: ModuleType) -> None:
-    description = launch_file.generate_launch_description()
-    declared = [entity.arguments[0] for entity in description.arguments[0][:-1]]
-    assert declared == [name for name, _, _ in launch_file.ARGUMENTS]
-    parameters = set(launch_file.PARAMETERS.values())
-    assert parameters <= {name for name, _ in leaves()}
+    names = [name for name, _, _ in launch_file.ARGUMENTS]
+    assert list(declared(launch_file.generate_launch_description())) == names
+    assert set(launch_file.PARAMETERS.values()) <= {name for name, _ in leaves()}
+    assert {*launch_file.PARAMETERS, *launch_file.FLAGS} <= set(names)
 
 
 def included(description: Any) -> list[str]:
@@ -137,24 +191,29 @@ def included(description: Any) -> list[str]:
 
 
 def test_mapping_is_odometry_and_a_mapping_node(
-    launch: Callable[[str], ModuleType], repository: Path
+    launch: Callable[[str], ModuleType], launch_file: ModuleType, repository: Path
 ) -> None:
-    file = launch('mapping')
-    (node,) = started(file, map_folder='/maps/home', namespace='robot')
+    description = launch('mapping').generate_launch_description()
+    assert included(description) == ['odometry.launch.py']
+    defaults = declared(description)
+    assert defaults['mapping'] == 'true'
+    assert Path(defaults['params_file']) == repository / 'config' / 'mapping.yaml'
+    assert set(defaults) <= {name for name, _, _ in launch_file.ARGUMENTS}
+
+    odometry, node = started(
+        launch_file, mapping='true', map_folder='/maps/home', namespace='robot', autostart='false'
+    )
     assert node.named['executable'] == 'mapping_node'
     assert dict(node.named['remappings']) == {'keyframes': 'odometry/keyframes'}
-    assert node.named['parameters'] == [
-        str(repository / 'config' / 'mapping.yaml'),
-        {'mapping.folder': '/maps/home', 'use_sim_time': False},
-    ]
-    assert set(file.PARAMETERS.values()) <= {name for name, _ in leaves()}
-    assert included(file.generate_launch_description()) == ['odometry.launch.py']
-    # Both files are told the same things by the same names.
-    known = {name for name, _, _ in launch('odometry').ARGUMENTS}
-    shared = {
-        'params_file', 'namespace', 'autostart', 'use_sim_time', 'rviz_config', 'log_level',
-    }  # fmt: skip
-    assert {name for name, _, _ in file.ARGUMENTS} & known == shared
+    overrides = node.named['parameters'][1]
+    assert overrides == {
+        'mapping.folder': '/maps/home',
+        'ros.publish_keyframes': True,  # whatever file is given
+        'ros.autostart': False,
+        'use_sim_time': False,
+    }
+    assert odometry.named['parameters'] == node.named['parameters']
+    assert odometry.named['namespace'] == node.named['namespace'] == 'robot'
 
 
 def test_localization_is_mapping_with_other_settings(
@@ -162,9 +221,91 @@ def test_localization_is_mapping_with_other_settings(
 ) -> None:
     description = launch('localization').generate_launch_description()
     assert included(description) == ['mapping.launch.py']
-    declared = description.arguments[0][0]
-    assert declared.arguments == ('params_file',)
-    assert Path(declared.named['default_value']) == repository / 'config' / 'localization.yaml'
+    (file,) = declared(description).values()
+    assert Path(file) == repository / 'config' / 'localization.yaml'
+
+
+def played(file: ModuleType, **given: str) -> Recorded:
+    """The player that a replay with these arguments starts."""
+    own = {name: default for name, default, _ in file.ARGUMENTS if default is not None}
+    (node,) = file.player({**own, **given})
+    return node
+
+
+def test_replay_plays_to_the_odometry_and_ends_with_the_player(
+    launch: Callable[[str], ModuleType], launch_file: ModuleType
+) -> None:
+    file = launch('replay')
+    description = file.generate_launch_description()
+    assert included(description) == ['odometry.launch.py']
+    defaults = declared(description)
+    assert [name for name, default in defaults.items() if default is None] == ['bag', 'sensor']
+    # Whatever topics the bag has, from the player to the node they have the node's names.
+    known = {name for name, _, _ in launch_file.ARGUMENTS}
+    include = description.arguments[0][-1]
+    assert dict(include.named['launch_arguments']) == dict.fromkeys(file.TOPICS, '')
+    assert set(file.TOPICS) <= known
+    # All that it asks for by name is declared somewhere.
+    assert set(file.OPTIONS) <= known | set(defaults)
+
+    node = played(file, bag='/data/07', sensor='mono')
+    assert node.named['executable'] == 'bag_player'
+    options = _parser().parse_args(node.named['arguments'])
+    assert (options.source, options.sensor, options.rate) == ('/data/07', 'mono', 1.0)
+    assert (options.lossless, options.clock) == (False, True)
+
+
+def test_a_player_that_fails_fails_the_launch(launch: Callable[[str], ModuleType]) -> None:
+    ended = played(launch('replay'), bag='a.mcap', sensor='mono').named['on_exit']
+    for code in (0, 130, -2):  # played, or ended by a signal
+        (shutdown,) = ended(SimpleNamespace(returncode=code), None)
+        assert shutdown.named == {'reason': 'the player has ended'}
+    with pytest.raises(RuntimeError, match='code 2'):
+        ended(SimpleNamespace(returncode=2), None)
+
+
+def test_replay_gives_the_player_what_it_is_given(launch: Callable[[str], ModuleType]) -> None:
+    node = played(
+        launch('replay'),
+        bag='a.mcap',
+        sensor='stereo',
+        namespace='robot1',
+        image='/cam0/image_raw',
+        right_image='/cam1/image_raw',
+        frame_prefix='robot1/',
+        body_frame='imu',
+        image_transport='compressed',
+        tf_in_namespace='true',
+        use_sim_time='false',
+        lossless='true',
+        start='10',
+        end='20',
+    )
+    options = _parser().parse_args(node.named['arguments'])
+    assert options.topic == [('image', '/cam0/image_raw'), ('right', '/cam1/image_raw')]
+    assert (options.frame_prefix, options.body_frame) == ('robot1/', 'imu')
+    assert (options.lossless, options.clock, options.compressed) == (True, False, 'jpeg')
+    assert (options.start, options.end) == (10, 20)
+    assert node.named['namespace'] == 'robot1'
+    assert node.named['remappings'] == [('/tf_static', 'tf_static')]
+
+
+def arguments(launch: Callable[[str], ModuleType], mode: str) -> set[str]:
+    """Names of all arguments of a launch file, with those of what it includes."""
+    description = launch(mode).generate_launch_description()
+    names = set(declared(description))
+    for name in included(description):
+        names |= arguments(launch, name.removesuffix('.launch.py'))
+    return names
+
+
+@pytest.mark.parametrize('mode', ['odometry', 'mapping', 'localization', 'replay'])
+def test_every_mode_has_what_a_robot_needs(launch: Callable[[str], ModuleType], mode: str) -> None:
+    wanted = {
+        'namespace', 'image', 'camera_info', 'odom_frame', 'body_frame', 'map_frame',
+        'frame_prefix', 'params_file', 'sensor', 'use_sim_time', 'rviz', 'log_level',
+    }  # fmt: skip
+    assert wanted <= arguments(launch, mode)
 
 
 @pytest.mark.parametrize('mode', ['odometry', 'mapping', 'localization'])
@@ -200,11 +341,32 @@ def test_executables_run_the_module_that_exists(
     assert run.stdout.split() == ['-m', module[1], '--ros-args']
 
 
-def test_the_launch_file_names_an_executable_there_is(
-    launch_file: ModuleType, repository: Path
+def test_the_launch_files_name_executables_there_are(
+    launch: Callable[[str], ModuleType], launch_file: ModuleType, repository: Path
 ) -> None:
-    (node,) = started(launch_file)
-    assert (repository / 'scripts' / node.named['executable']).is_file()
+    player = played(launch('replay'), bag='a.mcap', sensor='mono')
+    for node in [*started(launch_file, mapping='true'), player]:
+        assert (repository / 'scripts' / node.named['executable']).is_file()
+
+
+def test_launch_lines_in_documents_have_arguments_there_are(
+    launch: Callable[[str], ModuleType], repository: Path
+) -> None:
+    lines = [
+        line
+        for path in [repository / 'README.md', *(repository / 'docs').glob('*.md')]
+        for block in re.findall(r'```bash\n(.*?)```', path.read_text(), re.DOTALL)
+        for line in block.replace('\\\n', ' ').splitlines()
+    ]
+    found = [
+        match
+        for line in lines
+        if (match := re.match(r'ros2 launch mv_matcher_ros (\w+)\.launch\.py([^#]*)', line))
+    ]
+    assert {match[1] for match in found} == {'odometry', 'mapping', 'localization', 'replay'}
+    for match in found:
+        given = re.findall(r'(\w+):=', match[2])
+        assert set(given) <= arguments(launch, match[1]), match[0]
 
 
 def test_parameter_file_is_accepted_and_changes_nothing(repository: Path) -> None:
@@ -218,12 +380,35 @@ def test_parameter_file_is_accepted_and_changes_nothing(repository: Path) -> Non
     assert read_settings(content).detector.working_pixels == 300_000
 
 
-def test_rviz_shows_what_the_node_publishes(repository: Path) -> None:
-    content = yaml.safe_load((repository / 'config' / 'odometry.rviz').read_text())
-    displays = content['Visualization Manager']['Displays']
-    topics = {d['Topic']['Value'] for d in displays if 'Topic' in d}
-    assert topics == {'odometry', 'path', 'odometry/landmarks', 'odometry/tracks'}
-    assert content['Visualization Manager']['Global Options']['Fixed Frame'] == 'odom'
+@pytest.mark.parametrize('mode', ['odometry', 'mapping'])
+def test_rviz_shows_what_the_nodes_publish(bench: Any, repository: Path, mode: str) -> None:
+    """Every topic of a display is published under that name, with a QoS that fits."""
+    bench.start(namespace='robot1')
+    if mode == 'mapping':
+        bench.add(MappingNode(context=bench.contexts[1], namespace='robot1'))
+    writers = {
+        (writer.topic_name, writer.msg_type.__name__): writer.qos_profile
+        for node in bench.nodes
+        for writer in node.publishers
+    }
+    readers = {reader.topic_name for node in bench.nodes for reader in node.subscriptions}
+    content = yaml.safe_load((repository / 'config' / f'{mode}.rviz').read_text())
+    manager = content['Visualization Manager']
+    shown = [d for d in manager['Displays'] if 'Topic' in d]
+    assert len(shown) >= 4
+    for display in shown:
+        topic = display['Topic']
+        # Relative: RViz runs in the namespace of the nodes.
+        assert not topic['Value'].startswith('/')
+        kind = display['Class'].removeprefix('rviz_default_plugins/')
+        qos = writers[f'/robot1/{topic["Value"]}', kind]
+        wants_latched = topic['Durability Policy'] == 'Transient Local'
+        assert wants_latched == (qos.durability == DurabilityPolicy.TRANSIENT_LOCAL), topic
+    tools = [tool['Topic']['Value'] for tool in manager['Tools'] if 'Topic' in tool]
+    assert {f'/robot1/{topic}' for topic in tools} <= readers
+    default = 'map' if mode == 'mapping' else 'odom'
+    assert manager['Global Options']['Fixed Frame'] == default
+    assert getattr(Settings().ros.frames, default) == default
 
 
 def test_profile_is_found_valid_and_gives_way_to_the_users(

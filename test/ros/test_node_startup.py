@@ -235,7 +235,8 @@ def test_mounts_come_from_tf_and_missing_ones_are_named(
     rig = bench.engines[0].rig
     assert rig.body_axes == 'rep103'
     np.testing.assert_allclose(rig.cameras[0].body_from_camera[:3, 3], [0.3, 0, 0.5])
-    np.testing.assert_allclose(rig.cameras[0].body_from_camera[:3, :3] @ [0, 0, 1], [1, 0, 0])
+    forward = rig.cameras[0].body_from_camera[:3, :3] @ [0, 0, 1]
+    np.testing.assert_allclose(forward, [1, 0, 0], atol=1e-12)
     assert odometry[0].child_frame_id == 'base_link'
     (transform,) = transforms[0].transforms
     assert (transform.header.frame_id, transform.child_frame_id) == ('odom', 'base_link')

@@ -75,6 +75,29 @@ def test_a_body_frame_that_leads_nowhere_is_refused(
     assert (code, 'leave --body-frame out' in error) == (2, True), error
 
 
+def test_calibration_and_topics_are_those_of_the_recording(
+    bench: Any, play: Played, bag: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / 'images'
+    images.mkdir()
+    for index in range(FRAMES):
+        cv2.imwrite(str(images / f'{index}.png'), np.full((48, 64), 90, np.uint8))
+    calibration = tmp_path / 'camera.yaml'
+    calibration.write_text('width: 64\nheight: 48\nintrinsics: [61, 62, 31, 23]\nrate_hz: 10\n')
+    bench.start(LOSSLESS)
+    words = ['--lossless', '--timeout', 20]
+    code, _, error = play(images, '--calibration', calibration, *words)
+    assert code == 0, error
+    (engine,) = bench.engines
+    assert engine.rig.cameras[0].intrinsics == (61, 62, 31, 23)
+    code, _, error = play(images, '--calibration', calibration, '--topic', 'image=/a')
+    assert (code, 'topics and body_frame are for bags' in error) == (2, True), error
+    code, _, error = play(bag, '--topic', 'image=/nowhere')
+    assert (code, '/nowhere' in error) == (2, True), error
+    with pytest.raises(SystemExit):
+        play(bag, '--topic', 'image')
+
+
 def unmounted(folder: Path) -> Path:
     """A KITTI sequence of one image: nothing there says where the camera sits."""
     (folder / 'image_0').mkdir(parents=True)

@@ -204,6 +204,24 @@ def test_a_signal_in_the_middle_of_a_wait_ends_cleanly(
         assert (tmp_path / 'odometry.tum').read_text() == ''
 
 
+# A second signal, while Python takes the process apart.
+SIGNALLED_END = """
+import os, signal, sys
+
+class Late:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGINT):
+        kill(process, number)
+
+sys.late = Late()
+"""
+
+
+def test_a_signal_at_the_very_end_does_not_change_the_exit_code(start_code: Start) -> None:
+    process = start_code(SIGNALLED_END + SIGNALLED_WAIT, 'SIGINT', 'main')
+    _, error = process.communicate(timeout=START_S)
+    assert (process.returncode, 'Traceback' in error) == (0, False), error
+
+
 def test_recorder_reads_what_was_sent_before_the_signal(
     start: Start, bench: Any, tmp_path: Path
 ) -> None:
