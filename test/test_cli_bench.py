@@ -88,6 +88,18 @@ def test_creep_wants_metres(capsys: pytest.CaptureFixture[str]) -> None:
     assert '--sensor stereo or rgbd' in capsys.readouterr().err
 
 
+def test_rig_command(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ['rig', 'room_loop', '--seeds', '1', '--frames', '20', '--width', '160']
+    (run,) = measured(words, capsys)['rig']['room_loop']
+    assert list(run) == ['together', 'pair 1', 'pair 2']
+    assert all(figures['posed'] == 1.0 for figures in run.values())
+    assert run['together']['motion_deg'] < run['pair 1']['motion_deg']
+    assert cli.exit_code(['bench', 'rig', 'room']) == 2
+    assert 'not a rendered loop' in capsys.readouterr().err
+    assert cli.exit_code(['bench', *words, '--set', 'stereo.pairs=2']) == 2
+    assert 'say --pairs' in capsys.readouterr().err
+
+
 def test_recovery_takes_the_largest_change_of_each_status() -> None:
     track, lost = Status.TRACKING, Status.LOST
     found = changes_of_odom(

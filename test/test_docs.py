@@ -77,7 +77,7 @@ def test_readme_names_every_topic_of_the_node() -> None:
     from mv_matcher_ros.ros import inputs
 
     table = text_of('docs/ros.md')
-    for images, infos in inputs.TOPICS.values():
+    for images, infos in (*inputs.TOPICS.values(), inputs.topics_of('stereo', 2)):
         for topic in (*images, *infos):
             assert f'`{topic}`' in table, topic
 
@@ -129,7 +129,7 @@ def test_examples_of_the_node_name_parameters_and_topics_there_are() -> None:
         given = dict(value.split(':=') for option, value in pairs if option == '-p')
         remapped = {value.split(':=')[0] for option, value in pairs if option == '-r'}
         assert set(given) <= known, words
-        images, infos = inputs.TOPICS[given['sensor']]
+        images, infos = inputs.topics_of(given['sensor'], int(given.get('stereo.pairs', 1)))
         assert remapped in (set(), {*images, *infos}), words
 
 

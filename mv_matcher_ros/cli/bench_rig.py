@@ -48,6 +48,8 @@ def rig(
     from mv_matcher_ros.cli.faults import Clip
 
     settings = settings_from(config, assignments, 'stereo')
+    if 'pairs' in settings.stereo.model_fields_set:
+        raise SettingsError('stereo.pairs is what `bench rig` varies: say --pairs')
     for name in worlds or ():
         if name not in LOOPS:
             raise SourceError(f'{name}: not a rendered loop; known: {", ".join(LOOPS)}')
@@ -87,8 +89,6 @@ def _measured(clip: Clip, settings: Settings) -> dict[str, float]:
         relative_pose_errors,
     )
 
-    if 'pairs' in settings.stereo.model_fields_set:
-        raise SettingsError('stereo.pairs is what `bench rig` varies: say --pairs')
     stereo = settings.stereo.model_copy(update={'pairs': len(clip.rig.cameras) // 2})
     settings = settings.model_copy(update={'stereo': stereo})
     assert clip.truth is not None
