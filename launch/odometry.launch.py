@@ -46,9 +46,12 @@ ARGUMENTS = (
         '',
         'true: look body <- camera up in TF; false: the camera is the body.',
     ),
+    ('calibration_file', '', 'Calibration instead of camera_info; docs/calibration.md.'),
+    ('guess_frame', '', 'Frame in which wheel odometry says on TF where the body is.'),
     ('lossless', '', 'true: answer every frame (replay), false: only the newest one (live).'),
     ('mapping', 'false', 'true: a mapping node, too.'),
     ('map_folder', '', 'Folder of the map: read at the start if it is there, and saved.'),
+    ('one_process', 'false', 'true: odometry and mapping share a process: less memory, slower.'),
     ('autostart', '', 'false: a lifecycle manager configures and activates the nodes.'),
     ('use_sim_time', 'false', 'Take the time from /clock.'),
     ('rviz', 'false', 'Open RViz.'),
@@ -68,6 +71,8 @@ PARAMETERS = {
     'map_frame': 'ros.frames.map',
     'frame_prefix': 'ros.frames.prefix',
     'extrinsics_from_tf': 'ros.extrinsics_from_tf',
+    'calibration_file': 'ros.calibration_file',
+    'guess_frame': 'ros.guess_frame',
     'lossless': 'ros.lossless',
     'map_folder': 'mapping.folder',
     'autostart': 'ros.autostart',
@@ -77,6 +82,7 @@ FLAGS = (
     'extrinsics_from_tf',
     'lossless',
     'mapping',
+    'one_process',
     'autostart',
     'use_sim_time',
     'rviz',
@@ -150,24 +156,16 @@ def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         'arguments': ['--ros-args', '--log-level', given['log_level']],
         'output': 'screen',
     }
-    started = [
-        Node(
-            executable='odometry_node',
-            name='odometry',
-            remappings=[*inputs(given), *tf],
-            **both,
-        )
-    ]
-    if mapping:
-        started.append(
-            Node(
-                executable='mapping_node',
-                name='mapping',
-                remappings=[('keyframes', 'odometry/keyframes'), *tf],
-                sigterm_timeout=SAVING_S,
-                **both,
-            )
-        )
+    topics = [*inputs(given), *tf]
+    saving = {'sigterm_timeout': SAVING_S}
+    if mapping and flag('one_process', given['one_process']):
+        started = [Node(executable='slam_node', remappings=topics, **saving, **both)]
+    else:
+        started = [Node(executable='odometry_node', name='odometry', remappings=topics, **both)]
+        if mapping:
+            keyframes = ('keyframes', 'odometry/keyframes')
+            maps = {'remappings': [keyframes, *tf], **saving, **both}
+            started.append(Node(executable='mapping_node', name='mapping', **maps))
     if rviz:
         own = CONFIG / ('mapping.rviz' if mapping else 'odometry.rviz')
         started.append(

@@ -216,6 +216,14 @@ def test_mapping_is_odometry_and_a_mapping_node(
     assert odometry.named['namespace'] == node.named['namespace'] == 'robot'
 
 
+def test_one_process_for_both(launch_file: ModuleType) -> None:
+    (node,) = started(launch_file, mapping='true', one_process='true', image='/eye')
+    assert node.named['executable'] == 'slam_node'
+    assert 'name' not in node.named  # it would rename both
+    assert ('image', '/eye') in node.named['remappings']
+    assert 'sigterm_timeout' in node.named
+
+
 def test_localization_is_mapping_with_other_settings(
     launch: Callable[[str], ModuleType], repository: Path
 ) -> None:
