@@ -94,6 +94,7 @@ def _measure(
         'answered': live['answers'],
         'unanswered': player['published'] - live['answers'],
         'with_pose': live['odometry_messages'],
+        'first_pose_s': live['first_pose_s'],
         'processed_hz': live['rate_hz'],
         'status': live['statuses'],
         'latency_ms': live['latency_ms'],
@@ -148,6 +149,7 @@ def _show(measured: Mapping[str, Any]) -> None:
         ('frames answered', f'{measured["answered"]} ({statuses})'),
         ('frames dropped', measured['unanswered']),
         ('poses', measured['with_pose']),
+        ('first image sent to first odometry received', _seconds(measured['first_pose_s'])),
         ('processed rate', None if rate is None else f'{rate:.2f} Hz'),
         ('latency p50 / p95, image sent to odometry received', _pair(latency)),
         ('the same frames, inside the node alone', _pair(inside)),
@@ -174,6 +176,10 @@ def _fitted(measured: Mapping[str, Any]) -> str:
 
 def _pair(values: Mapping[str, Any]) -> str | None:
     return None if values['p50'] is None else f'{values["p50"]:.1f} / {values["p95"]:.1f} ms'
+
+
+def _seconds(value: float | None) -> str | None:
+    return None if value is None else f'{value:.2f} s'
 
 
 def _metres(value: float | None) -> str | None:

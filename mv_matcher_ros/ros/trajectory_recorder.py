@@ -86,6 +86,8 @@ class TrajectoryRecorder:
         self._statuses: Counter[str] = Counter()
         self._last_state: dict[str, Any] = {}
         self._answered_ns: list[int] = []
+        self._first_sent_ns: int | None = None
+        self._first_pose_ns: int | None = None
         self.odometry_messages = 0
         self.last_s: float | None = None
         self.heard_s = time.monotonic()
@@ -121,12 +123,16 @@ class TrajectoryRecorder:
         self._node.get_logger().info(said)
 
     def _on_camera_info(self, message: Any, times: Times) -> None:
+        if self._first_sent_ns is None:
+            self._first_sent_ns = times.sent_ns
         self._measure(stamp_ns(message.header.stamp), self._sent_ns, times.sent_ns)
 
     def _on_odometry(self, message: Any, times: Times) -> None:
         from mv_matcher_ros.files.trajectory import tum_row
 
         stamp = stamp_ns(message.header.stamp)
+        if self._first_pose_ns is None:
+            self._first_pose_ns = times.arrived_ns
         self._measure(stamp, self._arrived_ns, times.arrived_ns)
         self._rows.write(tum_row(stamp, matrix_from_pose(message.pose.pose)))
         self.odometry_messages += 1
@@ -156,7 +162,13 @@ class TrajectoryRecorder:
         """What was seen so far: counts, statuses, rate, latencies, the node's own counters."""
         times_ns = self._answered_ns
         span_s = (times_ns[-1] - times_ns[0]) * 1e-9 if len(times_ns) > 1 else 0.0
+        first_ns, pose_ns = self._first_sent_ns, self._first_pose_ns
+        # From the first camera_info, with which the first image comes, to the first pose.
+        first_s = None
+        if first_ns is not None and pose_ns is not None:
+            first_s = round((pose_ns - first_ns) * 1e-9, 3)
         return {
+            'first_pose_s': first_s,
             'odometry_messages': self.odometry_messages,
             'answers': sum(self._statuses.values()),
             'statuses': dict(self._statuses),

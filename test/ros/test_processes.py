@@ -290,6 +290,7 @@ def test_both_latencies_are_of_the_same_frames(bench: Any, tmp_path: Path) -> No
     summary = recorder.summary()
     recorder.close()
     assert (summary['answers'], summary['odometry_messages']) == (3, 2)
+    assert summary['first_pose_s'] == 1.01  # the first frame got none
     assert summary['latency_ms'] == {'p50': 10.0, 'p95': 10.0, 'max': 10.0, 'samples': 2}
     assert summary['latency_in_node_ms'] == {'p50': 8.0, 'p95': 8.0, 'max': 8.0, 'samples': 2}
 
