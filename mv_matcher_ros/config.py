@@ -652,6 +652,11 @@ class RosSettings(Section):
         False,
         description='Look body <- camera up in TF once; without it poses are of the first camera.',
     )
+    rectified: Literal['auto', 'always', 'never'] = Field(
+        'auto',
+        description='Whether the images are rectified: P of camera_info holds, and there is no '
+        'distortion. auto: if the topic is called so (`image_rect`).',
+    )
     calibration_file: str = Field(
         '',
         description='Calibration instead of camera_info, with the mounts of the cameras: any form '

@@ -7,17 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mv_matcher_ros.cli import fault_images
 from mv_matcher_ros.cli.faults import Clip, Drive, Fault, Outcome, drive, names
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera, Frame, Rig, Status, View
 
-Image = NDArray[Any]
 # A faultless clip stays well below this share of its path; beyond it the fault has left its mark.
 MAX_ERROR_OF_PATH = 0.05
 NONE = range(0)
@@ -28,12 +27,14 @@ def faulty_part(clip: Clip) -> range:
     return range(len(clip) // 2, len(clip) // 2 + max(len(clip) // 4, 1))
 
 
-def _images(frame: Frame, change: Callable[[Image], Image]) -> Frame:
+def _images(frame: Frame, change: Callable[[fault_images.Image], fault_images.Image]) -> Frame:
     views = tuple(View(change(v.image), v.depth, v.mask) for v in frame.views)
     return replace(frame, views=views)
 
 
-def _passing(name: str, change: Callable[[Image], Image], must_say: bool) -> Fault:
+def _passing(
+    name: str, change: Callable[[fault_images.Image], fault_images.Image], must_say: bool
+) -> Fault:
     """Images are spoilt for a while: odom must not jump, and tracking goes on afterwards."""
 
     def apply(clip: Clip, place: Path, settings: Settings) -> Outcome:
@@ -135,14 +136,48 @@ def _mounted(camera: Camera, pose: NDArray[np.float64]) -> Camera:
     return replace(camera, body_from_camera=pose)
 
 
-def _noisy(image: Image) -> Image:
-    noise = np.random.default_rng(int(image[::16, ::16].sum())).normal(0.0, 60.0, image.shape)
-    return np.clip(image + noise, 0, 255).astype(np.uint8)
+def _some_missing(clip: Clip, place: Path, settings: Settings) -> Outcome:
+    kept = np.random.default_rng(3).random(len(clip)) > 0.3
+    kept[[0, -1]] = True
+    thinned = clip.with_frames(lambda i, f: f if kept[i] else None)
+    return _survived(drive(thinned, settings), clip)
 
 
-def _blurred(image: Image) -> Image:
-    width = max(3, image.shape[1] // 20)
-    return cv2.blur(image, (width, 1)).astype(np.uint8)
+def _flickering(clip: Clip, place: Path, settings: Settings) -> Outcome:
+    """The exposure jumps up and down every other frame."""
+    hit = faulty_part(clip)
+    looks = [fault_images.brighter(0.4), fault_images.brighter(2.2)]
+    faulty = clip.with_frames(lambda i, f: _images(f, looks[i // 2 % 2]) if i in hit else f)
+    return _survived(drive(faulty, settings), clip)
+
+
+def _crowded(clip: Clip, place: Path, settings: Settings) -> Outcome:
+    """Something large walks by and hides 40 % of the image."""
+    hit = faulty_part(clip)
+
+    def change(number: int, frame: Frame) -> Frame:
+        hide = fault_images.crowd(number, 0.4, 20)
+        views = tuple(
+            replace(view, image=hide[place](view.image)) for place, view in enumerate(frame.views)
+        )
+        return replace(frame, views=views)
+
+    faulty = clip.with_frames(lambda i, f: change(i, f) if i in hit else f)
+    return _survived(drive(faulty, settings), clip)
+
+
+def _right_covered(clip: Clip, place: Path, settings: Settings) -> Outcome:
+    if clip.sensor != 'stereo':
+        return Outcome('left out: only for stereo', True)
+    hit = faulty_part(clip)
+
+    def change(frame: Frame) -> Frame:
+        left, right = frame.views[:2]
+        dark = replace(right, image=fault_images.black(right.image))
+        return replace(frame, views=(left, dark, *frame.views[2:]))
+
+    faulty = clip.with_frames(lambda i, f: change(f) if i in hit else f)
+    return _survived(drive(faulty, settings), clip)
 
 
 FRAME_FAULTS: tuple[Fault, ...] = (
@@ -154,11 +189,16 @@ FRAME_FAULTS: tuple[Fault, ...] = (
         ('not rectified', 'pose of the second camera contradicts'),
     ),
     _rig_fault('wrong baseline (direction)', _sideways_baseline, ("baseline's direction",)),
-    _passing('black images for a while', lambda image: np.zeros_like(image), True),
-    _passing('covered lens', lambda image: np.full_like(image, 90), True),
-    _passing('motion blur', _blurred, False),
-    _passing('strong noise', _noisy, False),
-    _passing('twice as bright', lambda i: np.clip(i * 2.0, 0, 255).astype(np.uint8), False),
+    _passing('black images for a while', fault_images.black, True),
+    _passing('covered lens', fault_images.covered, True),
+    _passing('white wall', fault_images.wall, True),
+    _passing('motion blur', fault_images.blurred, False),
+    _passing('strong noise', fault_images.noisy, False),
+    _passing('twice as bright', fault_images.brighter(2.0), False),
+    Fault('exposure jumps', 'no jump, goes on', _flickering),
+    Fault('something hides 40 %', 'no jump, goes on', _crowded),
+    Fault('right lens covered', 'no jump, goes on', _right_covered),
     Fault('frames missing', 'no jump, goes on', _gap),
+    Fault('30 % of the frames missing', 'no jump, goes on', _some_missing),
     Fault('image frozen', 'no jump, goes on', _frozen),
 )

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from mv_matcher_ros.cli import wire_shots
+from mv_matcher_ros.cli import fault_images, wire_shots
 from mv_matcher_ros.cli.wire_shots import Shot
 
 BEGIN_S = 5.0
@@ -82,23 +82,23 @@ def _some_dropped(shots: list[Shot]) -> list[Shot]:
     return [s for s, keep in zip(shots, kept, strict=True) if keep or s.at_s < BEGIN_S]
 
 
-def _unlit(look: Callable[[wire_shots.Image], wire_shots.Image]) -> Change:
+def _unlit(look: Callable[[fault_images.Image], fault_images.Image]) -> Change:
     return _during(_LONG_S, lambda _, shot: replace(shot.showing(look), lit=False))
 
 
 def _one_unlit(view: int) -> Change:
     """Poses come from the first camera; what the second one adds is depth."""
     return _during(
-        _LONG_S, lambda _, s: replace(s.showing(wire_shots.black, [view]), lit=view != 0)
+        _LONG_S, lambda _, s: replace(s.showing(fault_images.black, [view]), lit=view != 0)
     )
 
 
 def _flicker(number: int, shot: Shot) -> Shot:
-    return shot.showing(wire_shots.brighter(2.2 if number // 5 % 2 else 0.4))
+    return shot.showing(fault_images.brighter(2.2 if number // 5 % 2 else 0.4))
 
 
 def _crowded(number: int, shot: Shot) -> Shot:
-    for view, hide in enumerate(wire_shots.crowd(number, 0.4, 40)[: len(shot.frame.views)]):
+    for view, hide in enumerate(fault_images.crowd(number, 0.4, 40)[: len(shot.frame.views)]):
         shot = shot.showing(hide, [view])
     return shot
 
@@ -147,7 +147,7 @@ def _burst(shots: list[Shot]) -> list[Shot]:
 
 
 def _small(number: int, shot: Shot) -> Shot:
-    return replace(shot.showing(wire_shots.half_size), lit=False)
+    return replace(shot.showing(fault_images.half_size), lit=False)
 
 
 def _corrupt(number: int, shot: Shot) -> Shot:
@@ -166,9 +166,11 @@ WIRE_FAULTS: tuple[WireFault, ...] = (
     _dropped(3),
     _dropped(10),
     WireFault('30 % of the frames dropped', _some_dropped, BEGIN_S),
-    WireFault('black for 2 s', _unlit(wire_shots.black), _LONG, must_say=True),
+    WireFault('black for 2 s', _unlit(fault_images.black), _LONG, must_say=True),
     WireFault(
-        'motion blur for 2 s', _during(_LONG_S, lambda _, s: s.showing(wire_shots.blurred)), _LONG
+        'motion blur for 2 s',
+        _during(_LONG_S, lambda _, s: s.showing(fault_images.blurred)),
+        _LONG,
     ),
     WireFault('exposure jumps for 2 s', _during(_LONG_S, _flicker), _LONG),
     WireFault('left lens covered for 2 s', _one_unlit(0), _LONG, True, sensors=('stereo',)),
@@ -181,7 +183,7 @@ WIRE_FAULTS: tuple[WireFault, ...] = (
         sensors=('stereo', 'rgbd'),
     ),
     WireFault('something hides 40 % for 2 s', _during(_LONG_S, _crowded), _LONG),
-    WireFault('white wall for 2 s', _unlit(wire_shots.wall), _LONG, must_say=True),
+    WireFault('white wall for 2 s', _unlit(fault_images.wall), _LONG, must_say=True),
     WireFault('turn on the spot', _unchanged, BEGIN_S, scene='turn', sensors=('stereo', 'rgbd')),
     WireFault('standing still for 60 s', _unchanged, BEGIN_S, scene='still'),
     WireFault('frames overtake each other', _reordered, _LONG),

@@ -73,10 +73,14 @@ class LiveRig:
         rig = rig_from_messages(
             infos,
             [stream.topic for stream in inputs.infos],
-            rectified=is_rectified(inputs.images[0].topic),
+            rectified=self._rectified(inputs.images[0].topic),
             body_from_cameras=mounts,
         )
         return KnownRig(rig, frames[0] if mounts is None else self._settings.ros.frames.body)
+
+    def _rectified(self, topic: str) -> bool:
+        said = self._settings.ros.rectified
+        return is_rectified(topic) if said == 'auto' else said == 'always'
 
     def _by_file(self, rig: Rig, inputs: Inputs) -> KnownRig | str:
         """The cameras of a file; where the first one sits may come from TF."""

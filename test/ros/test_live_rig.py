@@ -13,7 +13,7 @@ import yaml
 from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 
 from mv_matcher_ros.errors import CalibrationError
@@ -97,3 +97,24 @@ def test_a_file_with_too_few_cameras_is_refused(
         bench.start({'sensor': 'stereo', 'ros.calibration_file': str(path)})
     with pytest.raises(CalibrationError, match='nowhere'):
         bench.start({'ros.calibration_file': '/nowhere.yaml'})
+
+
+@pytest.mark.parametrize(('said', 'focal'), [('auto', 60.0), ('always', 50.0), ('never', 60.0)])
+def test_images_may_be_rectified_without_being_called_so(
+    bench: Any, said: str, focal: float
+) -> None:
+    """Drivers that publish rectified images as image_raw: K is not theirs, P is."""
+    bench.start(
+        {'ros.rectified': said, **LOSSLESS}, cli_args=['--ros-args', '-r', 'image:=/eye/image_raw']
+    )
+    states = bench.states()
+    info = CameraInfo(width=64, height=48, header=header_message(1, 'eye'))
+    info.k = [60.0, 0.0, 31.5, 0.0, 60.0, 23.5, 0.0, 0.0, 1.0]
+    info.p = [50.0, 0.0, 31.5, 0.0, 0.0, 50.0, 23.5, 0.0, 0.0, 0.0, 1.0, 0.0]
+    info.d, info.distortion_model = [0.1, 0.0, 0.0, 0.0, 0.0], 'plumb_bob'
+    bench.publisher(CameraInfo, 'camera_info').publish(info)
+    shoot(bench, ('eye/image_raw',), 100 * MS)
+    bench.wait(lambda: states, 'an answer')
+    camera = bench.engines[0].rig.cameras[0]
+    assert camera.intrinsics[0] == focal
+    assert (camera.model == 'pinhole') == (said == 'always')
