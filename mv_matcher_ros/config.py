@@ -652,6 +652,11 @@ class RosSettings(Section):
         False,
         description='Look body <- camera up in TF once; without it poses are of the first camera.',
     )
+    depth_registered: bool = Field(
+        True,
+        description='The depth image belongs to the image pixel by pixel; off: it is of a camera '
+        'of its own, with `depth/camera_info` and a place on TF, and is moved (60 ms for VGA).',
+    )
     rectified: Literal['auto', 'always', 'never'] = Field(
         'auto',
         description='Whether the images are rectified: P of camera_info holds, and there is no '

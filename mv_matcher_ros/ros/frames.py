@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mv_matcher_ros.datatypes import Camera, Frame, Rig, Sensor, View
-from mv_matcher_ros.errors import CalibrationError
+from mv_matcher_ros.errors import CalibrationError, GeometryError
+from mv_matcher_ros.geometry.depth_registration import DepthRegistration
 from mv_matcher_ros.ros.conversions import depth_from_message, image_from_message
 from mv_matcher_ros.ros.inputs import MessageSet
 
@@ -25,6 +26,7 @@ def frame_from_messages(
     topics: Sequence[str],
     index: int,
     masks: Sequence[Mask] = (),
+    register: DepthRegistration | None = None,
 ) -> Frame:
     """Frame of the images that belong together.
 
@@ -34,6 +36,7 @@ def frame_from_messages(
         rig: the images must have the sizes of its cameras.
         topics: of the messages, named in errors.
         index: position in the stream.
+        register: moves depth that is of a camera of its own.
         masks: that hold for every frame, of the cameras that `mask_topics_of` lists; or none.
 
     Raises:
@@ -43,7 +46,8 @@ def frame_from_messages(
     """
     if sensor == 'rgbd':
         image = image_from_message(taken.images[0], topics[0])
-        views = [View(image, depth_from_message(taken.images[1], topics[1]))]
+        depth = depth_from_message(taken.images[1], topics[1])
+        views = [View(image, _registered(depth, register, topics[1]))]
     else:
         views = [
             View(image_from_message(message, topic))
@@ -56,7 +60,8 @@ def frame_from_messages(
         if depth.shape != image.shape[:2]:
             raise CalibrationError(
                 f'{topics[1]}: depth is {depth.shape[1]}x{depth.shape[0]}, the image on '
-                f'{topics[0]} is {image.shape[1]}x{image.shape[0]}: it must be registered to it'
+                f'{topics[0]} is {image.shape[1]}x{image.shape[0]}: it must be registered to it '
+                '(or set ros.depth_registered to false)'
             )
     first = max(len(views), 2 if sensor == 'rgbd' else 1)
     found = [_mask(m, t) for m, t in zip(taken.images[first:], topics[first:], strict=True)]
@@ -68,6 +73,15 @@ def frame_from_messages(
             together = mask if before is None else mask & before
             views[place] = replace(views[place], mask=together)
     return Frame(taken.stamp_ns, tuple(views), index)
+
+
+def _registered(
+    depth: NDArray[np.float32], register: DepthRegistration | None, topic: str
+) -> NDArray[np.float32]:
+    try:
+        return depth if register is None else register(depth)
+    except GeometryError as error:
+        raise CalibrationError(f'{topic}: {error}') from None
 
 
 def _mask(message: Any, topic: str) -> Mask:

@@ -23,6 +23,10 @@ TOPICS: dict[Sensor, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+# Of a depth camera whose images are not registered.
+DEPTH_INFO = 'depth/camera_info'
+
+
 def topics_of(sensor: Sensor, pairs: int = 1) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(image topics, camera_info topics); those of the second stereo pair `left_2/image`, …"""
     images, infos = TOPICS[sensor]
@@ -128,8 +132,10 @@ class Inputs:
             self.masks = len(masks)
         if settings.ros.calibration_file:
             infos = ()
+        if settings.sensor == 'rgbd' and not settings.ros.depth_registered:
+            infos = (*infos, DEPTH_INFO)
         self.infos = [Stream(node.resolve_topic_name(name)) for name in infos]
-        self.camera_infos: list[Any] = [None] * len(infos)
+        self.camera_infos: list[Any] = [None] * len(self.infos)
         self._filters = real_or_standin('message_filters')
         self._subscriptions: list[Any] = []
         self._sync: Any = None

@@ -12,6 +12,7 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Array, Camera, Rig
 from mv_matcher_ros.errors import CalibrationError, SettingsError
 from mv_matcher_ros.files.calibration import read_calibration
+from mv_matcher_ros.geometry.depth_registration import DepthRegistration
 from mv_matcher_ros.ros.calibration import is_rectified, rig_from_messages
 from mv_matcher_ros.ros.inputs import Inputs, topics_of
 from mv_matcher_ros.ros.mounting import CameraMounts
@@ -19,10 +20,11 @@ from mv_matcher_ros.ros.mounting import CameraMounts
 
 @dataclass(frozen=True)
 class KnownRig:
-    """The cameras, and the name of the frame that they are mounted on."""
+    """The cameras, the name of the frame that they are mounted on, and how depth is registered."""
 
     rig: Rig
     body: str
+    register: DepthRegistration | None = None
 
 
 class LiveRig:
@@ -39,10 +41,11 @@ class LiveRig:
     """
 
     def __init__(self, node: Any, settings: Settings) -> None:
-        self._settings = settings
+        self._node, self._settings = node, settings
         ros = settings.ros
         self._from_file = _cameras_of_file(settings) if ros.calibration_file else None
         self._mounts: CameraMounts | None = None
+        self._between: CameraMounts | None = None  # the two cameras of RGB-D
         if ros.extrinsics_from_tf and ros.frames.body:
             self._mounts = CameraMounts(node, ros.frames.body, ros.tf_timeout_s)
         elif settings.sensor == 'stereo' and settings.stereo.pairs > 1 and not self._from_file:
@@ -58,11 +61,33 @@ class LiveRig:
         Raises:
             CalibrationError: what the topics say is no calibration.
         """
-        if self._from_file is not None:
-            return self._by_file(self._from_file, inputs)
-        infos = list(inputs.camera_infos)
-        if any(info is None for info in infos):
+        if any(info is None for info in inputs.camera_infos):
             return ''
+        by_file = self._from_file is not None
+        known = self._by_file(inputs) if by_file else self._by_topics(inputs)
+        if isinstance(known, str) or self._settings.sensor != 'rgbd':
+            return known
+        return known if self._settings.ros.depth_registered else self._with_depth(known, inputs)
+
+    def _with_depth(self, known: KnownRig, inputs: Inputs) -> KnownRig | str:
+        """Where the depth camera is, seen from the other one, says TF."""
+        info, topic = inputs.camera_infos[-1], inputs.infos[-1].topic
+        optical = inputs.images[0].frame or inputs.camera_infos[0].header.frame_id
+        if self._between is None:
+            self._between = CameraMounts(self._node, optical, self._settings.ros.tf_timeout_s)
+        found = self._between.look_up([info.header.frame_id])
+        if isinstance(found, str):
+            return found
+        (depth_camera,) = rig_from_messages(
+            [info], [topic], rectified=self._rectified(inputs.images[1].topic)
+        ).cameras
+        register = DepthRegistration(depth_camera, known.rig.cameras[0], found[0])
+        return replace(known, register=register)
+
+    def _by_topics(self, inputs: Inputs) -> KnownRig | str:
+        infos = list(inputs.camera_infos)
+        if self._settings.sensor == 'rgbd':
+            infos = infos[:1]  # behind it may be that of the depth camera
         frames = [info.header.frame_id or 'camera' for info in infos]
         mounts: list[Array] | None = None
         if self._mounts is not None:
@@ -72,7 +97,7 @@ class LiveRig:
             mounts = found
         rig = rig_from_messages(
             infos,
-            [stream.topic for stream in inputs.infos],
+            [stream.topic for stream in inputs.infos[: len(infos)]],
             rectified=self._rectified(inputs.images[0].topic),
             body_from_cameras=mounts,
         )
@@ -82,8 +107,10 @@ class LiveRig:
         said = self._settings.ros.rectified
         return is_rectified(topic) if said == 'auto' else said == 'always'
 
-    def _by_file(self, rig: Rig, inputs: Inputs) -> KnownRig | str:
+    def _by_file(self, inputs: Inputs) -> KnownRig | str:
         """The cameras of a file; where the first one sits may come from TF."""
+        assert self._from_file is not None
+        rig = self._from_file
         if not inputs.images[0].count:
             return ''
         optical = inputs.images[0].frame or 'camera'
@@ -99,8 +126,9 @@ class LiveRig:
 
     def close(self) -> None:
         """Listen to TF no more."""
-        if self._mounts is not None:
-            self._mounts.close()
+        for mounts in (self._mounts, self._between):
+            if mounts is not None:
+                mounts.close()
 
 
 def _cameras_of_file(settings: Settings) -> Rig:

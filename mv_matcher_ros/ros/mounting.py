@@ -76,7 +76,7 @@ class CameraMounts:
                 if time.monotonic() - self._asked_s < self._patience_s:
                     return ''
                 return (
-                    f'no transform {self.body} <- {camera} in TF (ros.extrinsics_from_tf is set; '
+                    f'no transform {self.body} <- {camera} in TF ('
                     f'waited {self._patience_s:g} s and still wait): {error}'
                 )
             found.append(matrix_from_transform(answer.transform))

@@ -22,6 +22,7 @@ from mv_matcher_ros.errors import (
     SourceError,
 )
 from mv_matcher_ros.files.images import read_mask
+from mv_matcher_ros.geometry.depth_registration import DepthRegistration
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 from mv_matcher_ros.ros.adaptation import Adaptation
 from mv_matcher_ros.ros.continuity import Continuity
@@ -79,6 +80,7 @@ class OdometryWorker:
         self._engine: Engine | None = None
         self._rig: Rig | None = None
         self._masks: list[Mask] = []
+        self._register: DepthRegistration | None = None
         self._continuity: Continuity | None = None
         self._last_stamp_ns: int | None = None
         self._run = uuid.uuid4().hex
@@ -220,7 +222,7 @@ class OdometryWorker:
         self._continuity = Continuity(rig.odom_from_first_body)
         self._outputs.body = known.body
         self.adaptation.begin(rig)
-        self._rig, self._engine = rig, engine
+        self._rig, self._engine, self._register = rig, engine, known.register
         self._announce(rig)
         return True
 
@@ -312,7 +314,7 @@ class OdometryWorker:
         index = self._health.counts['processed']
         try:
             frame = frame_from_messages(
-                taken, self._settings.sensor, self._rig, topics, index, self._masks
+                taken, self._settings.sensor, self._rig, topics, index, self._masks, self._register
             )
             frame = replace(frame, guess=self._guess_at(taken.stamp_ns))
             estimate = self._continuity.apply(self._engine.process(frame))

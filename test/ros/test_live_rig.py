@@ -118,3 +118,58 @@ def test_images_may_be_rectified_without_being_called_so(
     camera = bench.engines[0].rig.cameras[0]
     assert camera.intrinsics[0] == focal
     assert (camera.model == 'pinhole') == (said == 'always')
+
+
+def test_depth_of_a_camera_of_its_own_is_moved_to_the_image(bench: Any) -> None:
+    bench.start({'sensor': 'rgbd', 'ros.depth_registered': False, **LOSSLESS})
+    states = bench.states()
+    apart = np.eye(4)
+    apart[0, 3] = 0.5  # the depth camera is half a metre to the right
+    transform = transform_message(0, 'eye', 'depth_eye', apart)
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    bench.publisher(TFMessage, '/tf_static', latched).publish(TFMessage(transforms=[transform]))
+    for topic, frame, size in (
+        ('camera_info', 'eye', (64, 48)),
+        ('depth/camera_info', 'depth_eye', (32, 24)),
+    ):
+        width, height = size
+        info = CameraInfo(width=width, height=height, header=header_message(1, frame))
+        k = [
+            float(width),
+            0.0,
+            (width - 1) / 2,
+            0.0,
+            float(width),
+            (height - 1) / 2,
+            0.0,
+            0.0,
+            1.0,
+        ]
+        info.k = k
+        bench.publisher(CameraInfo, topic).publish(info)
+    depth = np.full((24, 32), 2.0, np.float32)
+    publisher = bench.publisher(Image, 'depth')
+    image = bench.publisher(Image, 'image')
+    publisher.publish(message_from_image(depth, '32FC1', header_message(MS, 'depth_eye')))
+    grey = np.full((48, 64), 90, np.uint8)
+    image.publish(message_from_image(grey, 'mono8', header_message(MS, 'eye')))
+    bench.wait(lambda: states, 'an answer')
+    seen = bench.engines[0].frames[0].views[0].depth
+    assert seen.shape == (48, 64)
+    # 0.5 m at 2 m is a quarter of a focal length: 16 px of 64 on the left see nothing.
+    assert not seen[:, :14].any()
+    np.testing.assert_allclose(seen[2:-2, 18:62], 2.0, atol=1e-3)
+
+
+def test_where_the_depth_camera_is_has_to_be_known(bench: Any) -> None:
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    bench.start({'sensor': 'rgbd', 'ros.depth_registered': False, 'ros.tf_timeout_s': 0.1})
+    diagnostics = bench.collect(DiagnosticArray, '/diagnostics')
+    for topic, frame in (('camera_info', 'eye'), ('depth/camera_info', 'depth_eye')):
+        info = CameraInfo(width=64, height=48, header=header_message(1, frame))
+        info.k = [60.0, 0.0, 31.5, 0.0, 60.0, 23.5, 0.0, 0.0, 1.0]
+        bench.publisher(CameraInfo, topic).publish(info)
+    bench.wait(
+        lambda: any('eye <- depth_eye' in m.status[0].message for m in diagnostics), 'a complaint'
+    )
