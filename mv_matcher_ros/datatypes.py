@@ -288,6 +288,7 @@ class Estimate:
         latency_ms: time of each stage.
         tracks: for drawing, first view.
         landmarks: (P, 3) float32 local map in odom, for drawing; None unless it changed.
+        keyframes: (K, 4, 4) odom_from_body of the keyframes of the window, with `landmarks`.
     """
 
     stamp_ns: int
@@ -304,6 +305,7 @@ class Estimate:
     latency_ms: Mapping[str, float] = field(default_factory=dict)
     tracks: TrackView | None = None
     landmarks: NDArray[np.float32] | None = None
+    keyframes: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -441,6 +441,8 @@ class OdometryEngine:
         points = window.landmarks.position[window.landmarks.alive].float()
         self._rig_fault = self._mapper.rig_fault
         self._points = points.numpy()
+        poses = [keyframe.world_from_body.numpy().copy() for keyframe in window.keyframes]
+        self._keyframes = np.stack(poses) if poses else np.zeros((0, 4, 4))
         self._points_are_new = True
         self._map_counts = {'landmarks': len(points), 'keyframes': len(window.keyframes)}
 
@@ -551,6 +553,7 @@ class OdometryEngine:
             message=message,
             counts=counts,
             landmarks=self._points if self._points_are_new else None,
+            keyframes=self._keyframes if self._points_are_new else None,
         )
 
 

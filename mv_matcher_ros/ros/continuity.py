@@ -57,11 +57,18 @@ class Continuity:
         landmarks = estimate.landmarks
         if landmarks is not None:
             landmarks = (landmarks @ rotation.T + shift[:3, 3]).astype(np.float32)
+        keyframes = None if estimate.keyframes is None else shift @ estimate.keyframes
         covariance = estimate.covariance
         if covariance is not None and pose is not None:
             both = np.kron(np.eye(2), rotation)
             covariance = both @ covariance @ both.T + self._inherited(pose)
-        return replace(estimate, odom_from_body=pose, covariance=covariance, landmarks=landmarks)
+        return replace(
+            estimate,
+            odom_from_body=pose,
+            covariance=covariance,
+            landmarks=landmarks,
+            keyframes=keyframes,
+        )
 
     def _inherited(self, pose: Array) -> Array:
         """What the uncertain start adds: an error of its rotation swings the position about it."""

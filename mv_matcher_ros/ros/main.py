@@ -12,7 +12,8 @@ from mv_matcher_ros.ros.inputs import TOPICS
 from mv_matcher_ros.ros.node_process import run_node
 
 OUTPUTS = (
-    'odometry', '/tf', 'path', '~/landmarks', '~/tracks', '~/state', '~/latency', '/diagnostics',
+    'odometry', '/tf', 'path', '~/landmarks', '~/keyframe_poses', '~/tracks', '~/state',
+    '~/latency', '/diagnostics',
 )  # fmt: skip
 _SHOWN = (
     'sensor',

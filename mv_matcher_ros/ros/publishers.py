@@ -47,6 +47,7 @@ class Publishers:
 
     def __init__(self, node: Any, settings: Settings) -> None:
         from diagnostic_msgs.msg import DiagnosticArray
+        from geometry_msgs.msg import PoseArray
         from nav_msgs.msg import Odometry, Path
         from rclpy.qos import DurabilityPolicy, QoSProfile
         from sensor_msgs.msg import Image, PointCloud2
@@ -58,6 +59,7 @@ class Publishers:
         self._odometry = node.create_publisher(Odometry, 'odometry', 50)
         self._path = node.create_publisher(Path, 'path', 1)
         self._landmarks = node.create_publisher(PointCloud2, '~/landmarks', latched)
+        self._window = node.create_publisher(PoseArray, '~/keyframe_poses', latched)
         self._tracks = node.create_publisher(Image, '~/tracks', 1)
         self._keyframes: Any = None
         if settings.ros.publish_keyframes:
@@ -90,6 +92,8 @@ class Publishers:
         longer one. Without a pose there is no odometry and no TF: nothing stands in for an
         unknown pose.
         """
+        from geometry_msgs.msg import PoseArray
+
         frames = self.settings.ros.frames
         latency_ms = (time.monotonic() - received_s) * 1e3
         if estimate.odom_from_body is not None:
@@ -105,6 +109,10 @@ class Publishers:
             self._landmarks.publish(
                 cloud_message(estimate.stamp_ns, frames.odom, estimate.landmarks)
             )
+        if estimate.keyframes is not None:
+            header = header_message(estimate.stamp_ns, frames.odom)
+            poses = [pose_message(pose) for pose in estimate.keyframes]
+            self._window.publish(PoseArray(header=header, poses=poses))
         if self._tracks.get_subscription_count():
             header = header_message(estimate.stamp_ns, self.body)
             canvas = draw_tracks(frame.views[0].image, estimate)

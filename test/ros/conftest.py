@@ -66,6 +66,7 @@ class FakeEngine:
             is_keyframe=True,
             counts={'inliers': 50},
             landmarks=np.arange(12, dtype=np.float32).reshape(4, 3),
+            keyframes=np.stack([pose]),
         )
         return self.answer(frame, estimate)
 

@@ -105,6 +105,7 @@ def estimate_at(x: float, covariance: float = 0.01) -> Estimate:
         pose,
         np.eye(6) * covariance,
         landmarks=np.array([[x, 0, 0]], np.float32),
+        keyframes=np.stack([pose, np.eye(4)]),
     )
 
 
@@ -119,6 +120,8 @@ def test_odom_goes_on_after_a_reset() -> None:
     # POSE looks along +y, so 2 m ahead is 2 m in y.
     np.testing.assert_allclose(moved.odom_from_body[:3, 3], [1, 4, 3])
     np.testing.assert_allclose(moved.landmarks, [[1, 4, 3]])
+    np.testing.assert_allclose(moved.keyframes[0], moved.odom_from_body)
+    np.testing.assert_allclose(moved.keyframes[1], POSE)
     # The yaw that was uncertain at the reset swings the position sideways: (2 m)² · 0.04 rad².
     assert moved.covariance[0, 0] == pytest.approx(0.01 + 4 * 0.04)
     assert moved.covariance[1, 1] == pytest.approx(0.01)

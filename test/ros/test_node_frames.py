@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from geometry_msgs.msg import PoseArray
 from nav_msgs.msg import Odometry, Path
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image, PointCloud2
@@ -318,6 +319,10 @@ def test_path_landmarks_and_tracks(bench: Any, camcorder: Callable[..., Any]) ->
     bench.wait(lambda: clouds, 'landmarks from before somebody listened')
     assert clouds[0].header.frame_id == 'odom'
     assert clouds[0].width == 4
+    windows = bench.collect(PoseArray, 'odometry/keyframe_poses', latched)
+    bench.wait(lambda: windows, 'keyframes from before somebody listened')
+    assert windows[0].header.frame_id == 'odom'
+    assert len(windows[0].poses) == 1
 
     paths, images = bench.collect(Path, 'path'), bench.collect(Image, 'odometry/tracks')
     outputs = bench.nodes[0]._outputs
