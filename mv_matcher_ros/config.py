@@ -430,7 +430,11 @@ class CullingSettings(Section):
 class MapAdjustmentSettings(Section):
     """Bundle adjustment of a whole map, at its end."""
 
-    enabled: bool = Field(True, description='Adjust the map once there are no more keyframes.')
+    enabled: bool = Field(
+        True,
+        description='Adjust the map once there are no more keyframes; not that of several stereo '
+        'pairs, of which it holds what the first one saw.',
+    )
     group: int = Field(
         60, ge=4, le=400, description='Keyframes adjusted together; half of them overlap.'
     )

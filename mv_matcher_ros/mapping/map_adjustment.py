@@ -48,7 +48,11 @@ def adjust_map(world: Map, settings: MapAdjustmentSettings) -> Adjusted:
 
     The first keyframe of the largest part that hangs together stays; scales of keyframes stay.
     Steps of the map's edges become those of the result: a graph that is made of it agrees with it.
+    A map of several stereo pairs is left alone: it holds what the first camera saw, and all pairs
+    together knew the poses better than that.
     """
+    if len(world.rig.cameras) > 2:
+        return Adjusted(0.0, 0.0, 0)
     keys = list(world.keyframes)
     count = settings.group
     groups = [keys[i : i + count] for i in range(0, len(keys), max(count // 2, 1))]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,15 @@ def test_everything_goes_back_to_where_it_was() -> None:
         ), axis=1)  # fmt: skip
         assert np.median(apart) < 0.02
     np.testing.assert_array_equal(world.pose[0], were[0])
+
+
+def test_a_map_of_several_pairs_is_left_as_all_of_them_saw_it() -> None:
+    world = made_map(8)
+    disturbed(world)
+    world.rig = replace(world.rig, cameras=world.rig.cameras[:1] * 4)
+    before = dict(world.pose)
+    adjust_map(world, MapAdjustmentSettings())
+    assert errors(world, before) == 0.0
 
 
 def test_groups_in_turn_come_nearer_and_nearer() -> None:
