@@ -266,17 +266,11 @@ class OdometryEngine:
         """The frame by flow; if that is poor, by flow from the keyframe in work."""
         assert self._motion is not None
         followed = self._by_flow(frame, clock)
-        if self._beside.busy and self._worth_waiting(frame, followed):
+        few = self.settings.keyframes.min_tracked
+        if self._beside.busy and (followed is None or followed.tracked.inliers < few):
             self._adopt(clock)
             followed = self._by_flow(frame, clock)
         return followed if self._believed(frame, followed) else None
-
-    def _worth_waiting(self, frame: Frame, followed: Followed | None) -> bool:
-        """Whether the keyframe in work may do better; live, only where nothing else will do: each
-        frame that waits makes the next one harder to follow."""
-        if self._live:
-            return not self._believed(frame, followed)
-        return followed is None or followed.tracked.inliers < self.settings.keyframes.min_tracked
 
     def _believed(self, frame: Frame, followed: Followed | None) -> bool:
         assert self._motion is not None

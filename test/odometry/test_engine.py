@@ -360,3 +360,27 @@ class TestGuess:
             for r in (guided, alone)
         ]
         assert step[0] == pytest.approx(step[1], rel=0.2)
+
+
+class TestLate:
+    """Live, on a machine that is too slow: track first, make keyframes when there is time."""
+
+    @staticmethod
+    def searched(took_s: float) -> tuple[Estimate, Estimate]:
+        """A frame whose pose has to be searched for, after one that took so long, and the next."""
+        source = presets.room_loop('stereo', 40, SIZE, effects=SHARP)
+        engine = OdometryEngine(settings('stereo'), source.rig, live=True)
+        for number in range(8):
+            engine.process(source.frame(number))
+        engine._flow.reset()  # nothing can be followed
+        engine._took_s = took_s
+        return engine.process(source.frame(12)), engine.process(source.frame(13))
+
+    def test_the_keyframe_waits_for_a_frame_that_can_be_followed(self) -> None:
+        late, following = self.searched(took_s=0.25)
+        assert (late.status, late.is_keyframe) == (Status.TRACKING, False)
+        assert (following.status, following.is_keyframe) == (Status.TRACKING, True)
+
+    def test_a_camera_that_is_slow_itself_is_not_waited_for(self) -> None:
+        prompt, _ = self.searched(took_s=0.01)
+        assert (prompt.status, prompt.is_keyframe) == (Status.TRACKING, True)
