@@ -29,7 +29,7 @@ MOST_RECOVERY_S = 1.0
 MOST_RESTART_S = 20.0
 _MOST_GROWTH_MB = 60.0
 # odom moves at most so much faster than the body ever did, and this far at once.
-_FASTER, _AT_ONCE_M = 1.5, 0.03
+_FASTER, _AT_ONCE_M = 2.0, 0.05
 _MEASURED = ('TRACKING', 'RELOCALISED')
 
 

@@ -178,23 +178,25 @@ class OdometryEngine:
         )
         return (said, '') if all(faults) else ('', said)
 
-    def _observe(self, frame: Frame, fault: str, clock: Stopwatch) -> tuple[Observation, str]:
-        """What is detected in the seeing views, and what is wrong with them."""
+    def _observe(self, frame: Frame, clock: Stopwatch) -> tuple[Observation, str]:
+        """What is detected in the seeing views, and what is wrong with them; empty if nothing."""
         with clock('observe'):
             observation = self._observer.observe(frame)
-        if not fault and len(observation) < self.settings.image_quality.min_keypoints:
-            fault = (
-                f'image without texture: {len(observation)} keypoints, '
-                f'{self.settings.image_quality.min_keypoints} are needed '
-                '(image_quality.min_keypoints)'
-            )
-        return observation, fault
+        if len(observation) >= self.settings.image_quality.min_keypoints:
+            return observation, ''
+        return observation, (
+            f'image without texture: {len(observation)} keypoints, '
+            f'{self.settings.image_quality.min_keypoints} are needed '
+            '(image_quality.min_keypoints)'
+        )
 
     # ------------------------------------------------------------------ start
 
     def _start(self, frame: Frame, fault: str, clock: Stopwatch) -> Estimate:
         waiting = Status.LOST if self._before_loss is not None else Status.INITIALISING
-        observation, fault = self._observe(frame, fault, clock)
+        if fault:
+            return self._unknown(frame, waiting, fault)
+        observation, fault = self._observe(frame, clock)
         if fault:
             return self._unknown(frame, waiting, fault)
         with clock('initialise'):
@@ -253,8 +255,11 @@ class OdometryEngine:
         followed = None if fault or self._lost else self._followed(frame, clock)
         if followed is not None:
             return self._known_by_flow(frame, followed)
+        if fault:
+            self._flow.reset()
+            return self._coast(frame, fault, blind=True)
         self._adopt(clock)
-        observation, fault = self._observe(frame, fault, clock)
+        observation, fault = self._observe(frame, clock)
         with clock('track'):
             tracked = None if fault else self._track(frame, observation)
         if tracked is None:

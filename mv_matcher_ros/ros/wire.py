@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class State:
     message: str
     latency_ms: float
     counters: dict[str, int]
+    counts: dict[str, int] = field(default_factory=dict)
+    stages_ms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,8 @@ class Wire:
                 said['message'],
                 said['latency_ms'],
                 said['counters'],
+                said['counts'],
+                said['stages_ms'],
             )
         )
 
