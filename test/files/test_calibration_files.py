@@ -143,9 +143,14 @@ def test_the_example_of_the_documents_is_read(tmp_path: Path) -> None:
     page = Path(__file__).resolve().parents[2] / 'docs' / 'calibration.md'
     blocks = page.read_text(encoding='utf-8').split('```yaml\n')[1:]
     examples = [read_calibration(written(tmp_path, b.split('```')[0])) for b in blocks]
-    assert [len(example.rig.cameras) for example in examples] == [1, 2]
+    assert [len(example.rig.cameras) for example in examples] == [1, 2, 4]
     assert examples[0].rate_hz == 30.0
     assert examples[1].rig.baseline_m == pytest.approx(0.12)
+    ahead, back = (examples[2].rig.pair(number) for number in range(2))
+    assert ahead.baseline_m == back.baseline_m == pytest.approx(0.12)
+    for rig, looks_at in ((ahead, (1, 0, 0)), (back, (-1, 0, 0))):
+        for camera in rig.cameras:
+            np.testing.assert_allclose(camera.body_from_camera[:3, 2], looks_at, atol=1e-12)
 
 
 def test_every_key_is_documented() -> None:
