@@ -389,6 +389,8 @@ class OdometryEngine:
             return
         begin = time.perf_counter()
         mapped, work_ms = self._beside.result()
+        if self._live:
+            self._mapper.keep_up(work_ms)
         if clock is not None:
             clock.add('wait', (time.perf_counter() - begin) * 1e3)
             clock.add('keyframe', work_ms)

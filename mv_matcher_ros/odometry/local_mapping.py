@@ -31,6 +31,8 @@ from mv_matcher_ros.odometry.window import Keyframe, Window
 # A feature detected this near (at 640 px width) to a followed one may be the same.
 ASSOCIATION_PX = 3.0
 START_ITERATIONS = 20
+# Live: a keyframe that takes this many times as long as it may, and the smallest window.
+LATE, FEWEST_KEYFRAMES = 1.5, 5
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class LocalMapper:
         if settings.sensor == 'stereo':
             self._stereo = StereoDepth(settings, rig, cameras, matcher, self._maker)
         self._recorder = KeyframeRecorder(settings.keyframes, self._metric)
+        self._most = settings.keyframes.window
         self.window = Window()
 
     def reset(self) -> None:
@@ -207,10 +210,21 @@ class LocalMapper:
             self._stereo.learn(window)
         before = window.keyframes[-2]
         step = se3.inverse(before.world_from_body) @ keyframe.world_from_body
-        if len(window.keyframes) > self._settings.keyframes.window:
+        while len(window.keyframes) > self._most:
             self._adjustment.drop_oldest(window)
         target = self.newest_target()
         return Mapped(frame, keyframe.world_from_body, covariance, step, target, tuple(records))
+
+    def keep_up(self, work_ms: float) -> None:
+        """Fewer keyframes where the last one took too long to be worked on, more where it did not.
+
+        Poses are worse by less than those of a map that comes too late.
+        """
+        most, due_ms = self._settings.keyframes.window, self._settings.keyframes.delay_s * 1e3
+        if work_ms > LATE * due_ms:
+            self._most = max(self._most - 1, min(FEWEST_KEYFRAMES, most))
+        elif work_ms < due_ms:
+            self._most = min(self._most + 1, most)
 
     def newest_target(self) -> Target:
         """The newest keyframe as something to be followed."""

@@ -387,3 +387,18 @@ class TestLate:
     def test_a_camera_that_is_slow_itself_is_not_waited_for(self) -> None:
         prompt, _ = self.searched(took_s=0.01)
         assert (prompt.status, prompt.is_keyframe) == (Status.TRACKING, True)
+
+    def test_a_window_that_takes_too_long_becomes_smaller_and_grows_again(self) -> None:
+        source = presets.room_loop('stereo', 60, SIZE, effects=SHARP)
+        few = {'keyframes.window': 8, 'keyframes.min_overlap': 0.99}  # many keyframes
+        engine = OdometryEngine(settings('stereo', **few), source.rig)
+
+        def keyframes(frames: range, work_ms: float) -> int:
+            for number in frames:
+                engine.process(source.frame(number))
+                engine._mapper.keep_up(work_ms)
+            return len(engine._mapper.window.keyframes)
+
+        assert keyframes(range(45), 250.0) == 8  # neither long nor short
+        assert keyframes(range(45, 53), 900.0) == 5
+        assert keyframes(range(53, 60), 50.0) > 5

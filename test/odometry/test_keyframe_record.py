@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mv_matcher_ros.config import Settings
-from mv_matcher_ros.datatypes import Estimate, Frame
+from mv_matcher_ros.datatypes import Estimate, Frame, View
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.odometry.engine import OdometryEngine
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
@@ -117,6 +117,9 @@ def test_a_long_loss_begins_another_segment() -> None:
         frame = replace(frame, stamp_ns=frame.stamp_ns + later)
         if 25 <= frame.index < 35:
             frame = replace(frame, views=tuple(replace(v, image=dark) for v in frame.views))
+        elif frame.index >= 35:  # another place: the world in a mirror, in which left is right
+            mirrored = [np.ascontiguousarray(v.image[:, ::-1]) for v in frame.views[::-1]]
+            frame = replace(frame, views=tuple(View(image) for image in mirrored))
         frames.append(frame)
     records, _ = recorded('stereo', frames, flight.rig)
     segments = [record.segment for record in records]
