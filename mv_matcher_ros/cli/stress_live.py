@@ -87,7 +87,7 @@ def _try(fault: WireFault, clip: Clip, settings: Settings) -> Verdict:
     return verdict
 
 
-@lru_cache(maxsize=1)  # faults of a scene stand together
+@lru_cache(maxsize=3)  # half a gigabyte; rendering takes longer than a fault
 def _scene(scene: str, sensor: Sensor) -> Clip:
     from mv_matcher_ros.cli.faults import Clip
     from mv_matcher_ros.worlds import presets
