@@ -98,6 +98,8 @@ class _Taken:
             self.tensor(f'{norm}.{part}')
             for part in ('weight', 'bias', 'running_mean', 'running_var')
         )
+        if any(part.shape != bias.shape for part in (gain, shift, mean, variance)):
+            raise ModelError(f'this is no such checkpoint: "{norm}" does not fit "{name}"')
         factor = gain / (variance + BATCH_NORM_EPSILON).sqrt()
         return weight * factor[:, None], (bias - mean) * factor + shift
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ FORMAT = '1'
 PUBLIC_SUFFIXES = ('.pth', '.pt')
 # Note of an adapted detector: hash of the one whose descriptors it still gives.
 DESCRIBES_AS = 'describes_as'
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ProfileType = TypeVar('ProfileType', bound=Section)
 
 
@@ -75,10 +77,10 @@ def load_matcher(path: Path | str) -> MatcherNetwork:
     """
     path = Path(path)
     if path.suffix in PUBLIC_SUFFIXES:
-        public = MatcherNetwork(MATCHERS['superglue'])
-        return filled(public, _converted(path, superglue_weights), path)
-    profile, tensors = _own(path, 'matcher', MatcherProfile)
-    return filled(MatcherNetwork(profile), tensors, path)
+        tensors = _converted(path, superglue_weights)
+        return _built(lambda: MatcherNetwork(MATCHERS['superglue']), tensors, path)
+    profile, own = _own(path, 'matcher', MatcherProfile)
+    return _built(lambda: MatcherNetwork(profile), own, path)
 
 
 def save_detector(
@@ -96,10 +98,10 @@ def load_detector(path: Path | str) -> DetectorNetwork:
     """
     path = Path(path)
     if path.suffix in PUBLIC_SUFFIXES:
-        public = DetectorNetwork(DETECTORS['superpoint'])
-        return filled(public, _converted(path, superpoint_weights), path)
-    profile, tensors = _own(path, 'detector', DetectorProfile)
-    return filled(DetectorNetwork(profile), tensors, path)
+        tensors = _converted(path, superpoint_weights)
+        return _built(lambda: DetectorNetwork(DETECTORS['superpoint']), tensors, path)
+    profile, own = _own(path, 'detector', DetectorProfile)
+    return _built(lambda: DetectorNetwork(profile), own, path)
 
 
 def save_place(
@@ -117,7 +119,7 @@ def load_place(path: Path | str) -> PlaceNetwork:
     """
     path = Path(path)
     profile, tensors = _own(path, 'place', PlaceProfile)
-    return filled(PlaceNetwork(profile), tensors, path)
+    return _built(lambda: PlaceNetwork(profile), tensors, path)
 
 
 def save_points(
@@ -135,7 +137,7 @@ def load_points(path: Path | str) -> PointInferenceNetwork:
     """
     path = Path(path)
     profile, tensors = _own(path, 'points', PointProfile)
-    return filled(PointInferenceNetwork(profile), tensors, path)
+    return _built(lambda: PointInferenceNetwork(profile), tensors, path)
 
 
 def _own(
@@ -154,17 +156,33 @@ def _converted(
         return convert(read_public(path))
     except ModelError as error:
         raise ModelError(f'{path}: {error}') from None
+    except (
+        RuntimeError,
+        IndexError,
+        TypeError,
+        ValueError,
+    ) as error:  # of tensors that do not go together
+        reason = f'its tensors do not fit together ({error})'
+        raise ModelError(f'{path}: this is no such checkpoint: {reason}') from None
 
 
 Network = TypeVar('Network', bound=nn.Module)
 
 
-def filled(network: Network, tensors: Mapping[str, Tensor], path: Path) -> Network:
+def _built(build: Callable[[], Network], tensors: Mapping[str, Tensor], path: Path) -> Network:
     """The network with these weights, in evaluation mode.
+
+    It takes no memory before its tensors are those of the file: a profile is a few words, and may
+    describe a network of any size.
 
     Raises:
         ModelError: a tensor is missing, left over or of another shape; names the first few.
     """
+    try:
+        with torch.device('meta'):
+            network = build()
+    except RuntimeError as error:
+        raise ModelError(f'{path}: no network is as its profile says: {error}') from None
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     faults = []
@@ -177,7 +195,8 @@ def filled(network: Network, tensors: Mapping[str, Tensor], path: Path) -> Netwo
         faults.append('of another shape: ' + ', '.join(shapes))
     if faults:
         raise ModelError(f'{path}: does not fit the network it names: ' + '; '.join(faults))
-    network.load_state_dict(dict(tensors), strict=True)
+    kept = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    network.load_state_dict(kept, strict=True, assign=True)
     return network.eval()
 
 
@@ -250,10 +269,11 @@ def read_weights(path: Path | str, kind: str) -> Weights:
         raise ModelError(f'{path}: does not say its {first(missing)}')
     if metadata['kind'] != kind:
         raise ModelError(f'{path}: holds a {metadata["kind"]}, a {kind} is needed')
+    _check_numbers(tensors, f'{path}: damaged')
     digest = tensors_hash(tensors)
     if digest != metadata['sha256']:
         raise ModelError(f'{path}: damaged: its tensors do not have the hash the file names')
-    notes: dict[str, str] = json.loads(metadata['notes'])
+    notes = _notes(metadata, path)
     return Weights(kind, metadata['profile'], tensors, notes, digest)
 
 
@@ -269,9 +289,29 @@ def read_notes(path: Path | str) -> dict[str, str]:
         return {}
     try:
         with safe_open(path, framework='pt') as file:
-            return dict(json.loads((file.metadata() or {}).get('notes', '{}')))
+            return _notes(file.metadata() or {}, path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f'{path}: not a readable file of weights: {error}') from None
+
+
+def _notes(metadata: Mapping[str, str], path: Path | str) -> dict[str, str]:
+    try:
+        notes = json.loads(metadata.get('notes', '{}'))
+    except (ValueError, RecursionError):
+        notes = None
+    if not isinstance(notes, dict):
+        raise ModelError(f'{path}: damaged: its notes are not words by name')
+    return {str(name): str(words) for name, words in notes.items()}
+
+
+def _check_numbers(tensors: Mapping[Any, Any], fault: str) -> None:
+    """Raise a ModelError that begins with `fault` unless all are dense finite real numbers."""
+    for name, tensor in tensors.items():
+        plain = torch.is_tensor(tensor) and tensor.layout == torch.strided and not tensor.is_meta
+        if not (isinstance(name, str) and plain and tensor.dtype in _REAL):
+            raise ModelError(f'{fault}: {name!r} holds no real numbers')
+        if not torch.isfinite(tensor.float()).all():  # as the networks have them
+            raise ModelError(f'{fault}: a number of {name!r} is not finite')
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -291,14 +331,28 @@ def read_public(path: Path) -> dict[str, Tensor]:
         ModelError: not a checkpoint of plain tensors.
     """
     try:
+        size = path.stat().st_size
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if sum(member.file_size for member in archive.infolist()) > size:
+                    raise ModelError('a compressed checkpoint: it could unpack to any size')
         content: Any = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise ModelError('no such checkpoint') from None
+    except ModelError:
+        raise
     except Exception as error:  # torch.load raises whatever pickle and zip raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if 'weights_only' in reason:  # and pages of advice to trust the file
+            reason = 'it holds more than tensors, which is not unpickled'
         raise ModelError(f'not a readable checkpoint: {reason}') from None
     if isinstance(content, dict) and isinstance(content.get('state_dict'), dict):
         content = content['state_dict']
     if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
         raise ModelError('not a checkpoint of plain tensors')
-    return content
+    # A tensor may be a view that repeats a few numbers as often as it likes.
+    if sum(tensor.numel() * tensor.element_size() for tensor in content.values()) > size:
+        raise ModelError('its tensors are larger than the file')
+    learned = {k: v for k, v in content.items() if not str(k).endswith('num_batches_tracked')}
+    _check_numbers(learned, 'not a checkpoint of plain tensors')
+    return learned
