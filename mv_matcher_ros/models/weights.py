@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -33,13 +32,13 @@ from mv_matcher_ros.models.profiles import (
     PlaceProfile,
     PointProfile,
 )
+from mv_matcher_ros.models.public_checkpoint import check_numbers, read_public
 from mv_matcher_ros.models.public_weights import first, superglue_weights, superpoint_weights
 
 FORMAT = '1'
 PUBLIC_SUFFIXES = ('.pth', '.pt')
 # Note of an adapted detector: hash of the one whose descriptors it still gives.
 DESCRIBES_AS = 'describes_as'
-_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ProfileType = TypeVar('ProfileType', bound=Section)
 
 
@@ -269,7 +268,7 @@ def read_weights(path: Path | str, kind: str) -> Weights:
         raise ModelError(f'{path}: does not say its {first(missing)}')
     if metadata['kind'] != kind:
         raise ModelError(f'{path}: holds a {metadata["kind"]}, a {kind} is needed')
-    _check_numbers(tensors, f'{path}: damaged')
+    check_numbers(tensors, f'{path}: damaged')
     digest = tensors_hash(tensors)
     if digest != metadata['sha256']:
         raise ModelError(f'{path}: damaged: its tensors do not have the hash the file names')
@@ -304,16 +303,6 @@ def _notes(metadata: Mapping[str, str], path: Path | str) -> dict[str, str]:
     return {str(name): str(words) for name, words in notes.items()}
 
 
-def _check_numbers(tensors: Mapping[Any, Any], fault: str) -> None:
-    """Raise a ModelError that begins with `fault` unless all are dense finite real numbers."""
-    for name, tensor in tensors.items():
-        plain = torch.is_tensor(tensor) and tensor.layout == torch.strided and not tensor.is_meta
-        if not (isinstance(name, str) and plain and tensor.dtype in _REAL):
-            raise ModelError(f'{fault}: {name!r} holds no real numbers')
-        if not torch.isfinite(tensor.float()).all():  # as the networks have them
-            raise ModelError(f'{fault}: a number of {name!r} is not finite')
-
-
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of tensors in order of their names."""
     digest = hashlib.sha256()
@@ -322,37 +311,3 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def read_public(path: Path) -> dict[str, Tensor]:
-    """The tensors of somebody else's checkpoint; executes nothing of it.
-
-    Raises:
-        ModelError: not a checkpoint of plain tensors.
-    """
-    try:
-        size = path.stat().st_size
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if sum(member.file_size for member in archive.infolist()) > size:
-                    raise ModelError('a compressed checkpoint: it could unpack to any size')
-        content: Any = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise ModelError('no such checkpoint') from None
-    except ModelError:
-        raise
-    except Exception as error:  # torch.load raises whatever pickle and zip raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if 'weights_only' in reason:  # and pages of advice to trust the file
-            reason = 'it holds more than tensors, which is not unpickled'
-        raise ModelError(f'not a readable checkpoint: {reason}') from None
-    if isinstance(content, dict) and isinstance(content.get('state_dict'), dict):
-        content = content['state_dict']
-    if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
-        raise ModelError('not a checkpoint of plain tensors')
-    # A tensor may be a view that repeats a few numbers as often as it likes.
-    if sum(tensor.numel() * tensor.element_size() for tensor in content.values()) > size:
-        raise ModelError('its tensors are larger than the file')
-    learned = {k: v for k, v in content.items() if not str(k).endswith('num_batches_tracked')}
-    _check_numbers(learned, 'not a checkpoint of plain tensors')
-    return learned
