@@ -102,6 +102,9 @@ class BagReader:
                 if item is None:
                     return
                 connection, recorded_ns, data = item
+                # Of connections that share a number, which is damage, rosbags gives either.
+                if connection.topic not in topics or connection.msgtype not in types:
+                    continue
                 message = decode(data, connection.msgtype)
             except Exception as error:  # as above
                 raise _damaged(self.path, error) from None

@@ -656,3 +656,19 @@ def test_messages_of_another_type_on_a_topic_are_not_read(tmp_path: Path, rng: A
         bag.image('/tf_static', START_NS, grey(rng))
         bag.image('/camera/image_raw', START_NS, grey(rng))
     assert len(list(open_source(tmp_path / 'bag'))) == 1
+
+
+def test_connections_that_share_a_number_are_not_taken_for_each_other(
+    tmp_path: Path, rng: Any
+) -> None:
+    with Writer(tmp_path / 'a.bag', ros1=True) as bag:
+        static = bag.transform(START_NS, 'base', 'cam', np.eye(4))
+        bag.send('/tf_static', 'tf2_msgs/msg/TFMessage', START_NS, transforms=[static])
+        bag.image('/camera/image_raw', START_NS, grey(rng))
+        bag.info('/camera/camera_info', START_NS)
+    content = (tmp_path / 'a.bag').read_bytes()
+    index = content.rindex(b'topic=/tf_static')
+    number = content.rindex(b'conn=', 0, index) + 5
+    assert content[number] == 0
+    (tmp_path / 'a.bag').write_bytes(content[:number] + b'\1' + content[number + 1 :])
+    assert len(list(open_source(tmp_path / 'a.bag'))) == 1
