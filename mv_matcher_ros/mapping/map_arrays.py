@@ -108,7 +108,6 @@ def check_arrays(arrays: Arrays) -> None:
         'segment': arrays['segment'] < 0,
         'landmark': (landmark < -1) | (landmark >= len(anchor)),
         'anchor': (anchor != -1) & ~np.isin(anchor, keys),
-        'edge_keys': ~np.isin(arrays['edge_keys'], keys),
         **{
             name: ~_similarities(arrays[name])
             for name in ('odom_from_body', 'map_from_body', 'edge_step')
@@ -127,7 +126,7 @@ def _similarities(poses: Array) -> NDArray[np.bool_]:
     scale = np.cbrt(np.linalg.det(known[:, :3, :3]))
     turn = known[:, :3, :3] / np.maximum(scale, 1e-9)[:, None, None]
     rigid = np.abs(turn @ turn.swapaxes(1, 2) - np.eye(3)).max((1, 2), initial=0.0) < 1e-3
-    last: NDArray[np.bool_] = (known[:, 3] == (0, 0, 0, 1)).all(1)
+    last: NDArray[np.bool_] = np.all(np.abs(known[:, 3] - (0, 0, 0, 1)) < 1e-6, 1)
     return finite & rigid & last & (scale > 1e-9)
 
 
@@ -161,12 +160,13 @@ def landmarks_of(arrays: Arrays) -> Landmarks:
 
 
 def edges_of(arrays: Arrays) -> list[Edge]:
-    """Steps between keyframes."""
+    """Steps between keyframes; those to keyframes that the map has let go are left out."""
+    there = np.isin(arrays['edge_keys'], arrays['key']).all(1)
     return [
         Edge(a, b, np.array(step), np.array(covariance), bool(loop))
         for (a, b), step, covariance, loop in zip(
-            arrays['edge_keys'].tolist(), arrays['edge_step'], arrays['edge_covariance'],
-            arrays['edge_loop'], strict=True,
+            arrays['edge_keys'][there].tolist(), arrays['edge_step'][there],
+            arrays['edge_covariance'][there], arrays['edge_loop'][there], strict=True,
         )
     ]  # fmt: skip
 

@@ -54,7 +54,7 @@ def save_map(world: Map, folder: Path | str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         before = _version_of(folder)
-        name = f'{1 + (int(before) if before else 0):04d}'
+        name = f'{1 + int(before or 0) % 10**8:04d}'
         shutil.rmtree(folder / name, ignore_errors=True)  # of a save that was interrupted
         (folder / name).mkdir()
         for array, values in arrays_of(world).items():

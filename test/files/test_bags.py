@@ -632,10 +632,10 @@ def test_transforms_that_are_none_are_left_out_and_said(tmp_path: Path, make_sou
     back = open_source(tmp_path / 'bag')
     assert back.truth is not None
     assert len(back.truth) == len(source.truth) - 2
-    assert sorted(back.faults) == [
+    assert set(back.faults) >= {
         '/tf_static with a transform that is not one, left out',
         'ground truth with a pose that is not one',
-    ]
+    }
 
 
 def test_a_calibration_that_is_no_number_is_refused(tmp_path: Path, rng: Any) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,7 @@ def test_saving_follows_no_link_and_removes_nobody_elses_folders(tmp_path: Path)
     ('name', 'value'),
     [
         ('key', -1), ('key', 2**40), ('features', -1), ('features', 10**6), ('landmark', -2),
-        ('landmark', 10**6), ('anchor', 77), ('edge_keys', 9), ('map_from_body', np.nan),
+        ('landmark', 10**6), ('anchor', 77), ('map_from_body', np.nan),
         ('map_from_body', 0), ('odom_from_body', 1e300), ('edge_step', np.inf), ('segment', -5),
     ],
 )  # fmt: skip
@@ -217,3 +218,17 @@ def test_an_index_with_other_values_is_refused(tmp_path: Path, change: dict[str,
     (folder / INDEX).write_text(100_000 * '[')
     with pytest.raises(MvMatcherError, match='cannot be read'):
         load_map(folder)
+
+
+def test_steps_to_keyframes_that_are_gone_are_left_out(tmp_path: Path) -> None:
+    world = made_map(3)
+    world.edges.append(replace(world.edges[0], a=0, b=77, loop=True))
+    assert len(load_map(save_map(world, tmp_path / 'home')).edges) == 2
+
+
+def test_versions_never_end(tmp_path: Path) -> None:
+    folder = save_map(made_map(1), tmp_path / 'home')
+    said = json.loads((folder / INDEX).read_text())
+    (folder / said['arrays']).rename(folder / '999999999')
+    (folder / INDEX).write_text(json.dumps({**said, 'arrays': '999999999'}))
+    assert len(load_map(save_map(load_map(folder), folder))) == 1
