@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mv_matcher_ros.errors import ModelError
 
+COUNTER = 'num_batches_tracked'
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -45,15 +46,19 @@ def read_public(path: Path) -> dict[str, Tensor]:
     # A tensor may be a view that repeats a few numbers as often as it likes.
     if sum(tensor.numel() * tensor.element_size() for tensor in content.values()) > size:
         raise ModelError('its tensors are larger than the file')
-    learned = {k: v for k, v in content.items() if not str(k).endswith('num_batches_tracked')}
-    check_numbers(learned, 'not a checkpoint of plain tensors')
-    return learned
+    check_numbers(content, 'not a checkpoint of plain tensors')
+    return content
 
 
 def check_numbers(tensors: Mapping[Any, Any], fault: str) -> None:
-    """Raise a ModelError that begins with `fault` unless all are dense finite real numbers."""
+    """Raise a ModelError that begins with `fault` unless all are dense finite real numbers.
+
+    Counters of batch norms, which are whole, are nobody's weights.
+    """
     for name, tensor in tensors.items():
         plain = torch.is_tensor(tensor) and tensor.layout == torch.strided and not tensor.is_meta
+        if plain and tensor.dtype == torch.int64 and str(name).endswith(COUNTER):
+            continue
         if not (isinstance(name, str) and plain and tensor.dtype in _REAL):
             raise ModelError(f'{fault}: {name!r} holds no real numbers')
         if not torch.isfinite(tensor.float()).all():  # as the networks have them
