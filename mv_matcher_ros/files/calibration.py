@@ -283,7 +283,18 @@ def _opencv_matrix(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any,
     return loader.construct_mapping(node, deep=True)
 
 
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """Python refuses to write out what has thousands of digits, and so to say what is wrong."""
+    number = int(loader.construct_yaml_int(node))
+    if number.bit_length() > 64:
+        raise yaml.constructor.ConstructorError(
+            problem='a whole number of more than 64 bits', problem_mark=node.start_mark
+        )
+    return number
+
+
 _Loader.add_constructor('tag:yaml.org,2002:opencv-matrix', _opencv_matrix)
+_Loader.add_constructor('tag:yaml.org,2002:int', _whole_number)
 
 
 def _read_text(path: Path) -> str:

@@ -39,7 +39,7 @@ def test_other_jpegs(option: int) -> None:
 
 
 def huge_png() -> bytes:
-    """81 bytes that say they are three gigabytes."""
+    """68 bytes that say they are three gigabytes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         crc = zlib.crc32(kind + content)

@@ -152,7 +152,7 @@ def test_tensors_of_another_shape_are_named(file: Path) -> None:
 
 
 def test_a_network_of_any_size_is_not_built_to_say_that_it_does_not_fit(file: Path) -> None:
-    """A profile is a few words; its network would take 100 GB."""
+    """A profile is a few words; its network would take 85 GB."""
     large = {'width': 4096, 'attention_size': 4096, 'descriptor_size': 4096, 'blocks': 64}
     with_metadata(file, profile=SMALL.model_copy(update=large).model_dump_json())
     with pytest.raises(ModelError, match='does not fit the network it names'):
