@@ -34,6 +34,7 @@ train = [
 export = ['onnx>=1.16', 'onnxscript>=0.3']
 test = [
     'pytest>=7',
+    'hypothesis>=6.100',
     'scipy',
     'evo>=1.28',
     'pot>=0.9',

@@ -19,9 +19,9 @@ from mv_matcher_ros.errors import SettingsError
 
 
 class Section(BaseModel):
-    """A group of settings: immutable, unknown keys refused."""
+    """A group of settings: immutable, unknown keys and numbers that are not finite refused."""
 
-    model_config = ConfigDict(extra='forbid', frozen=True)
+    model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
 
 
 # Keypoints of a view that one graph takes.

@@ -27,6 +27,9 @@ Array = NDArray[np.float64]
 # Number of coefficients each model takes, in OpenCV's order; fewer are filled up with zeros.
 DISTORTION_SIZE: dict[str, int] = {'pinhole': 0, 'radtan': 5, 'rational': 8, 'equidistant': 4}
 
+# No camera has more pixels in a row or a column; what says so is damaged.
+LONGEST_SIDE = 65535
+
 # Axes of REP-103 (x forward, y left, z up) seen from an optical frame (x right, y down,
 # z forward).
 REP103_FROM_OPTICAL = np.array(
@@ -74,9 +77,12 @@ class Camera:
     name: str = 'camera'
 
     def __post_init__(self) -> None:
-        if self.width <= 0 or self.height <= 0:
+        if not (0 < self.width <= LONGEST_SIDE and 0 < self.height <= LONGEST_SIDE):
+            fault = (
+                'larger than images get' if min(self.width, self.height) > 0 else 'not positive'
+            )
             raise CalibrationError(
-                f'{self.name}: image size {self.width}x{self.height} is not positive'
+                f'{self.name}: image size {self.width}x{self.height} is {fault}'
             )
         fx, fy, cx, cy = self.intrinsics
         if not (fx > 0 and fy > 0 and np.isfinite([fx, fy, cx, cy]).all()):
@@ -89,6 +95,8 @@ class Camera:
                 f'{self.name}: distortion model "{self.model}" is unknown; '
                 f'known: {", ".join(DISTORTION_SIZE)}'
             )
+        if not np.isfinite(self.distortion).all():
+            raise CalibrationError(f'{self.name}: a distortion coefficient is not finite')
         size = DISTORTION_SIZE[self.model]
         if len(self.distortion) > size and any(self.distortion[size:]):
             raise CalibrationError(
@@ -99,8 +107,10 @@ class Camera:
             size - len(self.distortion)
         )
         pose = np.array(self.body_from_camera, dtype=np.float64)
-        if pose.shape != (4, 4) or not np.allclose(
-            pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-4
+        if (
+            pose.shape != (4, 4)
+            or not np.isfinite(pose).all()
+            or not np.allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-4)
         ):
             raise CalibrationError(f'{self.name}: body_from_camera is not a 4x4 rigid transform')
         pose.setflags(write=False)

@@ -5,9 +5,25 @@ Library code raises these and nothing else for faults of the input; the command 
 into one line and exit code 2. `assert` is kept for invariants of our own.
 """
 
+# Characters of a message: what it quotes of a file may be long.
+_LONGEST = 1000
+
 
 class MvMatcherError(Exception):
-    """Root of every error raised on purpose. The message says what, where, what to do."""
+    """Root of every error raised on purpose. The message says what, where, what to do.
+
+    It is one line of text whatever it quotes: names and values out of files may hold line ends and
+    sequences that a terminal obeys.
+    """
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if not message.isprintable():
+            shown = (c if c.isprintable() else repr(c)[1:-1] for c in ' '.join(message.split()))
+            message = ''.join(shown)
+        if len(message) > _LONGEST:
+            message = f'{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}'
+        return message
 
 
 class SettingsError(MvMatcherError):

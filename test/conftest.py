@@ -6,12 +6,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
 # Tensors of tests are small: a second thread costs more than it brings, and far more where other
 # processes want the cores too. Read when torch is imported, so it stands before that.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+# The same examples every time: what fails here fails everywhere, and CI does not fail by chance.
+hypothesis.settings.register_profile(
+    'same', derandomize=True, deadline=None, database=None, max_examples=50
+)
+hypothesis.settings.load_profile('same')
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = 'mv_matcher_ros'
 PACKAGE = ROOT / NAME
 
-EVERYONE_MAY_USE = {'datatypes', 'config', 'errors'}
+EVERYONE_MAY_USE = {'datatypes', 'config', 'errors', 'npy'}
 MAY_USE: dict[str, set[str]] = {
     'errors': set(),
     'config': set(),
     'datatypes': set(),
+    'npy': set(),
     'geometry': set(),
     'models': {'geometry'},
     'odometry': {'geometry', 'models'},

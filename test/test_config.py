@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as some
 from pydantic import ValidationError
 
 from mv_matcher_ros.config import (
@@ -51,6 +54,45 @@ def test_leaves_are_the_flattened_defaults() -> None:
 def test_flatten_and_unflatten_are_inverse() -> None:
     tree = Settings().model_dump()
     assert unflatten(flatten(tree)) == tree
+
+
+NAMES = some.text('abc_', min_size=1, max_size=3)
+LEAVES = some.integers() | some.booleans() | some.text() | some.lists(some.integers(), max_size=3)
+TREES = some.recursive(
+    LEAVES, lambda part: some.dictionaries(NAMES, part, min_size=1, max_size=4), max_leaves=12
+).filter(lambda tree: isinstance(tree, dict))
+
+
+@given(TREES)
+def test_any_tree_comes_back_flattened(tree: dict[str, Any]) -> None:
+    flat = flatten(tree)
+    assert unflatten(flat) == tree
+    assert flatten(unflatten(flat)) == flat
+
+
+@some.composite
+def overrides(draw: some.DrawFn) -> dict[str, Any]:
+    """Some settings at their default or at a bound."""
+    chosen = {}
+    defaults = flatten(Settings().model_dump())
+    for name, info in draw(some.lists(some.sampled_from(list(leaves())), max_size=6)):
+        bounds = [bound for m in info.metadata for bound in (getattr(m, 'le', None),)]
+        values = [defaults[name], *(bound for bound in bounds if bound is not None)]
+        chosen[name] = draw(some.sampled_from(values))
+    return chosen
+
+
+@given(overrides())
+def test_settings_come_back_from_yaml(chosen: dict[str, Any]) -> None:
+    """Nested, dotted, and in the form of ROS parameters."""
+    settings = read_settings(chosen)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 's.yaml'
+        for content in (
+            chosen, unflatten(chosen), {'/**': {'ros__parameters': chosen}}, settings.model_dump(),
+        ):  # fmt: skip
+            path.write_text(yaml.safe_dump(content))
+            assert load_settings(path) == settings
 
 
 def test_settings_cannot_be_changed() -> None:

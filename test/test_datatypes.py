@@ -38,6 +38,9 @@ def test_camera_matrix_and_focal_length() -> None:
     ('changes', 'fault'),
     [
         ({'intrinsics': (0.0, 0.0, 0.0, 0.0)}, 'not calibrated'),
+        ({'width': 65536}, 'larger than images get'),
+        ({'model': 'radtan', 'distortion': (0.1, float('nan'))}, 'coefficient is not finite'),
+        ({'body_from_camera': np.diag([1.0, 1, 1, np.inf])}, 'not a 4x4 rigid transform'),
         ({'intrinsics': (-500.0, 500.0, 1.0, 1.0)}, 'not calibrated'),
         ({'intrinsics': (500.0, 500.0, float('nan'), 1.0)}, 'not calibrated'),
         ({'intrinsics': (float('inf'), 500.0, 1.0, 1.0)}, 'not calibrated'),

@@ -72,7 +72,8 @@ def _sequences(root: Path) -> list[tuple[str, Path]]:
     from mv_matcher_ros.files.open import find_sequences
 
     found = find_sequences(root)
-    return [(str(f.relative_to(root)) if f != root else f.name, f) for f in found]
+    # `..` has a name only when it is resolved; as it stands it would lead out of --out.
+    return [(str(f.relative_to(root)) if f != root else f.resolve().name, f) for f in found]
 
 
 def _row(name: str, folder: Path, settings: Settings, out: Path, end: int | None) -> TableRow:

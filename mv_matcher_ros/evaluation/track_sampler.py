@@ -185,6 +185,9 @@ def read_samples(run_dir: Path | str) -> list[SampledFrame]:
         return []
     try:
         entries: list[dict[str, Any]] = json.loads(path.read_text(encoding='utf-8'))
-        return [SampledFrame(**entry) for entry in entries]
-    except (ValueError, TypeError) as error:
+        samples = [SampledFrame(**entry) for entry in entries]
+        if elsewhere := [s.file for s in samples if Path(s.file).parent != Path(FOLDER)]:
+            raise ValueError(f'{elsewhere[0]} is not in {FOLDER}')  # a report shows what it finds
+        return samples
+    except (ValueError, TypeError, RecursionError) as error:
         raise EvaluationError(f'{path}: not a list of frames ({error})') from None

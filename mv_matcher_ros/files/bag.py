@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mv_matcher_ros.errors import MissingDependencyError, SourceError
 from mv_matcher_ros.files.bag_messages import ImageForm, record
-from mv_matcher_ros.files.bag_topics import Topic
+from mv_matcher_ros.files.bag_topics import TF_TYPES, Topic
 from mv_matcher_ros.files.images import natural_key
 
 if TYPE_CHECKING:
@@ -82,11 +82,16 @@ class BagReader:
     ) -> None:
         self._stack.close()
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, Any]]:
-        """(topic, time of recording in ns, message) of some topics, in the order of recording."""
+    def messages(
+        self, topics: Collection[str], types: Collection[str]
+    ) -> Iterator[tuple[str, int, Any]]:
+        """(topic, time of recording in ns, message) of some topics, in the order of recording.
+
+        Nothing keeps a bag from having messages of other types on a topic: only `types` are read.
+        """
         streams = []
         for reader in self._readers:
-            chosen = [c for c in reader.connections if c.topic in topics]
+            chosen = [c for c in reader.connections if c.topic in topics and c.msgtype in types]
             if chosen:  # no connections would mean all of them
                 streams.append(reader.messages(connections=chosen))
         decode = self._types.deserialize_ros1 if self._ros1 else self._types.deserialize_cdr
@@ -97,18 +102,21 @@ class BagReader:
                 if item is None:
                     return
                 connection, recorded_ns, data = item
+                # Of connections that share a number, which is damage, rosbags gives either.
+                if connection.topic not in topics or connection.msgtype not in types:
+                    continue
                 message = decode(data, connection.msgtype)
             except Exception as error:  # as above
                 raise _damaged(self.path, error) from None
             yield connection.topic, recorded_ns, message
 
-    def first_message(self, topic: str) -> Any:
+    def first_message(self, topic: str, types: Collection[str]) -> Any:
         """The first message of a topic.
 
         Raises:
             SourceError: there is none.
         """
-        for _, _, message in self.messages((topic,)):
+        for _, _, message in self.messages((topic,), types):
             return message
         raise SourceError(f'{self.path}: no messages on {topic}')
 
@@ -245,7 +253,7 @@ def _ros2_types(typesys: Any) -> Any:
 def _ros1_types(typesys: Any) -> Any:
     """The types of Noetic, and those of /tf_static, which rosbags leaves out."""
     types = typesys.get_typestore(typesys.Stores.ROS1_NOETIC)
-    for name in ('tf2_msgs/msg/TFMessage', 'tf/msg/tfMessage'):
+    for name in TF_TYPES:
         definition = 'geometry_msgs/TransformStamped[] transforms'
         types.register(typesys.get_types_from_msg(definition, name))
     return types

@@ -13,7 +13,15 @@ from mv_matcher_ros.datatypes import Array, Camera, Rig, Trajectory
 from mv_matcher_ros.errors import CalibrationError, SourceError
 from mv_matcher_ros.files.bag import BagReader
 from mv_matcher_ros.files.bag_messages import TRUTH_FRAME
-from mv_matcher_ros.files.bag_topics import Choice, info_topic, is_rectified, truth_topic
+from mv_matcher_ros.files.bag_topics import (
+    CAMERA_INFO,
+    IMAGE_TYPES,
+    TF_TYPES,
+    Choice,
+    info_topic,
+    is_rectified,
+    truth_topic,
+)
 from mv_matcher_ros.files.calibration import Calibration
 from mv_matcher_ros.files.camera_info import (
     CameraInfo,
@@ -51,7 +59,7 @@ class BagSetup:
         self._named = named
         self._notes = notes
         self._where = str(reader.path)
-        self._tree = _static_tree(reader)
+        self._tree = self._static_tree()
         self._camera_frame = ''
 
     def rig(self, calibration: Calibration | None, body_frame: str | None) -> Rig:
@@ -152,16 +160,16 @@ class BagSetup:
 
     def _info(self, image: str, key: str) -> CameraInfo:
         topic = info_topic(image, self._reader.topics, self._named.get(key), self._where)
-        info = info_from_message(self._reader.first_message(topic))
+        info = info_from_message(self._reader.first_message(topic, (CAMERA_INFO,)))
         if info.frame and info.width and info.height:
             return info
-        message = self._reader.first_message(image)
+        message = self._reader.first_message(image, IMAGE_TYPES)
         height, width = view_image(message, image).shape[:2]
         frame = info.frame or str(message.header.frame_id)
         return replace(info, frame=frame, width=info.width or width, height=info.height or height)
 
     def _frame_of(self, image: str) -> str:
-        return str(self._reader.first_message(image).header.frame_id)
+        return str(self._reader.first_message(image, IMAGE_TYPES).header.frame_id)
 
     def truth(self, body_frame: str | None) -> Trajectory | None:
         """Ground truth of the body, if the bag has one; call after `rig`."""
@@ -171,7 +179,7 @@ class BagSetup:
         stamps: list[int] = []
         poses: list[Array] = []
         child = self._named.get('truth_frame', '')
-        for _, _, message in self._reader.messages((topic.name,)):
+        for _, _, message in self._reader.messages((topic.name,), (topic.type,)):
             stamp_ns = stamp_ns_of(message)
             child = child or str(getattr(message, 'child_frame_id', ''))
             try:
@@ -201,18 +209,21 @@ class BagSetup:
             return np.eye(4)
         return pose
 
+    def _static_tree(self) -> FrameTree:
+        tree = FrameTree()
+        for _, _, message in self._reader.messages(('/tf_static',), TF_TYPES):
+            for transform in message.transforms:
+                try:
+                    pose = _pose(transform)
+                except ValueError:
+                    self._note_once('/tf_static with a transform that is not one, left out')
+                    continue
+                tree.add(transform.header.frame_id, transform.child_frame_id, pose)
+        return tree
+
     def _note_once(self, message: str) -> None:
         if message not in self._notes:
             self._notes.append(message)
-
-
-def _static_tree(reader: BagReader) -> FrameTree:
-    tree = FrameTree()
-    for _, _, message in reader.messages(('/tf_static',)):
-        for transform in message.transforms:
-            pose = _rigid(transform.transform.translation, transform.transform.rotation)
-            tree.add(transform.header.frame_id, transform.child_frame_id, pose)
-    return tree
 
 
 def stamp_ns_of(message: Any) -> int:
@@ -231,5 +242,10 @@ def _pose(message: Any) -> Array:
 
 
 def _rigid(position: Any, q: Any) -> Array:
-    rotation = matrix_from_quaternion((q.x, q.y, q.z, q.w))
-    return rigid_transform(rotation, (position.x, position.y, position.z))
+    """(4, 4); raises ValueError where it is no transform."""
+    pose = rigid_transform(
+        matrix_from_quaternion((q.x, q.y, q.z, q.w)), (position.x, position.y, position.z)
+    )
+    if not np.isfinite(pose).all():
+        raise ValueError('a position is not finite')
+    return pose

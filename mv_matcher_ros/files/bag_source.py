@@ -10,7 +10,7 @@ from typing import Any
 from mv_matcher_ros.datatypes import Sensor, View
 from mv_matcher_ros.files.bag import BagReader
 from mv_matcher_ros.files.bag_setup import BagSetup, stamp_ns_of
-from mv_matcher_ros.files.bag_topics import check_named, choose_topics
+from mv_matcher_ros.files.bag_topics import IMAGE_TYPES, check_named, choose_topics
 from mv_matcher_ros.files.calibration import Calibration
 from mv_matcher_ros.files.image_list import RGBD_SLOP_NS, STEREO_SLOP_NS
 from mv_matcher_ros.files.image_messages import depth_image, view_image
@@ -116,7 +116,7 @@ class Bag(Recording):
         self, reader: BagReader, topics: tuple[str, ...]
     ) -> Iterator[tuple[str, int, Any]]:
         """Messages with the stamp of their header; where that is zero, the time of recording."""
-        for topic, recorded_ns, message in reader.messages(topics):
+        for topic, recorded_ns, message in reader.messages(topics, IMAGE_TYPES):
             stamp_ns = stamp_ns_of(message)
             if stamp_ns == 0 and recorded_ns != 0:
                 self._faults['stamp is zero, time of recording used'] += 1

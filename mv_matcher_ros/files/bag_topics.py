@@ -15,6 +15,8 @@ from mv_matcher_ros.files.recording import choose_sensor
 
 RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
+IMAGE_TYPES = (RAW, COMPRESSED)
+TF_TYPES = ('tf2_msgs/msg/TFMessage', 'tf/msg/tfMessage')
 TRUTH_TYPES = (
     'geometry_msgs/msg/PoseStamped',
     'geometry_msgs/msg/PoseWithCovarianceStamped',
@@ -122,7 +124,7 @@ def choose_topics(
         SourceError: a named topic is not there, or nothing fits.
     """
     further = [(f'image_{number}', f'right_{number}') for number in range(2, pairs + 1)]
-    images = {t.name: t for t in topics if t.type in (RAW, COMPRESSED) and t.count}
+    images = {t.name: t for t in topics if t.type in IMAGE_TYPES and t.count}
     for key in ('image', 'right', 'depth', *chain.from_iterable(further)):
         if key in named and named[key] not in images:
             raise SourceError(

@@ -23,6 +23,7 @@ of numbers (`plain_calibration`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from mv_matcher_ros.errors import CalibrationError
 from mv_matcher_ros.files.camera_info import (
     camera_from_info,
     distortion_model,
+    image_size,
     info_from_yaml,
     left_from_right,
     numbers,
@@ -134,8 +136,7 @@ def _from_rig(path: Path, content: Mapping[str, Any]) -> Calibration:
         raise CalibrationError(f'{where}: body_axes is "{axes}", not optical or rep103')
     built: list[Camera] = []
     for name, camera in described.items():
-        if not isinstance(camera, Mapping):
-            raise CalibrationError(f'{where}: camera "{name}" holds no keys')
+        require(camera, (), f'{where}: camera "{name}"')
         _refuse_unknown(camera, _CAMERA_KEYS, f'{where}: camera "{name}"')
         # A right camera lies beside the left one of its own pair.
         left = built[(len(built) - 1) // 2 * 2].body_from_camera if built else None
@@ -152,10 +153,6 @@ def _camera(content: Mapping[str, Any], name: str, where: str, left: Array | Non
     """One camera of our own form; `left` is the pose of the left camera, for `baseline_m`."""
     require(content, ('width', 'height', 'intrinsics'), where)
     intrinsics = numbers(content['intrinsics'], f'{where}: intrinsics')
-    if len(intrinsics) != 4:
-        raise CalibrationError(
-            f'{where}: intrinsics are fx fy cx cy, not {len(intrinsics)} values'
-        )
     distortion = numbers(content.get('distortion', ()), f'{where}: distortion')
     model = distortion_model(str(content.get('model', '')), distortion, where)
     pose = np.eye(4)
@@ -164,9 +161,8 @@ def _camera(content: Mapping[str, Any], name: str, where: str, left: Array | Non
     elif 'baseline_m' in content:
         baseline = numbers([content['baseline_m']], f'{where}: baseline_m')[0]
         pose = (np.eye(4) if left is None else left) @ rigid_transform(np.eye(3), (baseline, 0, 0))
-    return _build(
-        content['width'], content['height'], intrinsics, model, distortion, pose, name, where
-    )
+    size = content['width'], content['height']
+    return _build(size, intrinsics, model, distortion, pose, name, where)
 
 
 def _from_euroc(path: Path, content: Mapping[str, Any]) -> Calibration:
@@ -179,8 +175,7 @@ def _from_euroc(path: Path, content: Mapping[str, Any]) -> Calibration:
     pose = _pose(content['T_BS'], f'{where}: T_BS') if 'T_BS' in content else np.eye(4)
     intrinsics = numbers(content['intrinsics'], f'{where}: intrinsics')
     name = path.parent.name or path.stem
-    size = content['resolution']
-    camera = _build(size[0], size[1], intrinsics, model, distortion, pose, name, where)
+    camera = _build(content['resolution'], intrinsics, model, distortion, pose, name, where)
     rate = _positive(content, 'rate_hz', where)
     return Calibration(Rig((camera,), 'rep103' if 'T_BS' in content else 'optical'), rate)
 
@@ -189,7 +184,8 @@ def _from_kalibr(where: str, content: Mapping[str, Any]) -> Calibration:
     """Kalibr's camchain: `T_cn_cnm1` leads from one camera to the next; the first is the body."""
     cameras: list[Camera] = []
     body_from_previous = np.eye(4)
-    for name in sorted(key for key in content if key.startswith('cam') and key[3:].isdigit()):
+    names = (key for key in content if re.fullmatch(r'cam\d+', str(key)))
+    for name in sorted(names):
         camera, place = content[name], f'{where}: {name}'
         require(camera, ('resolution', 'intrinsics'), place)
         if camera.get('camera_model', 'pinhole') != 'pinhole':
@@ -204,17 +200,14 @@ def _from_kalibr(where: str, content: Mapping[str, Any]) -> Calibration:
         model = distortion_model(str(camera.get('distortion_model', '')), distortion, place)
         size, intrinsics = camera['resolution'], numbers(camera['intrinsics'], place)
         cameras.append(
-            _build(
-                size[0], size[1], intrinsics, model, distortion, body_from_previous, name, place
-            )
+            _build(size, intrinsics, model, distortion, body_from_previous, name, place)
         )
     _check_apart(cameras, where)
     return Calibration(Rig(tuple(cameras)))
 
 
 def _build(
-    width: Any,
-    height: Any,
+    size: Any,
     intrinsics: Sequence[float],
     model: Any,
     distortion: Sequence[float],
@@ -223,16 +216,14 @@ def _build(
     where: str,
 ) -> Camera:
     """A Camera whose faults are said with the file."""
-    try:
-        fx, fy, cx, cy = intrinsics
-        coefficients = () if model == 'pinhole' else tuple(distortion)
-        camera = Camera(
-            int(width), int(height), (fx, fy, cx, cy), model, coefficients, pose, where
-        )
-    except (TypeError, ValueError):
+    if len(intrinsics) != 4:
         raise CalibrationError(
-            f'{where}: size and intrinsics are not numbers as expected'
-        ) from None
+            f'{where}: intrinsics are fx fy cx cy, not {len(intrinsics)} values'
+        )
+    fx, fy, cx, cy = intrinsics
+    width, height = image_size(size, where)
+    coefficients = () if model == 'pinhole' else tuple(distortion)
+    camera = Camera(width, height, (fx, fy, cx, cy), model, coefficients, pose, where)
     return replace(camera, name=name)
 
 
@@ -256,6 +247,8 @@ def _check_apart(cameras: Sequence[Camera], where: str) -> None:
 
 def require(content: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
     """Raise a CalibrationError that names the first of `keys` missing in `content`."""
+    if not isinstance(content, Mapping):
+        raise CalibrationError(f'{where}: holds no keys')
     for key in keys:
         if content.get(key) is None:
             raise CalibrationError(f'{where}: missing key "{key}"')
@@ -281,12 +274,26 @@ def _positive(content: Mapping[str, Any], key: str, where: str) -> float | None:
 class _Loader(yaml.SafeLoader):
     """YAML that also takes OpenCV's matrices for what they are: mappings with `data`."""
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """No `<<`: mappings merged into each other can make ten lines need all memory there is."""
+
 
 def _opencv_matrix(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """Python refuses to write out what has thousands of digits, and so to say what is wrong."""
+    number = int(loader.construct_yaml_int(node))
+    if number.bit_length() > 64:
+        raise yaml.constructor.ConstructorError(
+            problem='a whole number of more than 64 bits', problem_mark=node.start_mark
+        )
+    return number
+
+
 _Loader.add_constructor('tag:yaml.org,2002:opencv-matrix', _opencv_matrix)
+_Loader.add_constructor('tag:yaml.org,2002:int', _whole_number)
 
 
 def _read_text(path: Path) -> str:
@@ -303,9 +310,8 @@ def _as_yaml(path: Path, text: str) -> dict[str, Any]:
         # OpenCV writes `%YAML:1.0`, which is no YAML directive.
         text = '\n'.join(line for line in text.splitlines() if not line.startswith('%YAML:'))
         content = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        line = str(error).replace('\n', ' ')
-        raise CalibrationError(f'{path}: not YAML: {line}') from None
+    except Exception as error:  # not only YAMLError: what int, datetime and recursion raise, too
+        raise CalibrationError(f'{path}: not YAML: {error}') from None
     if not isinstance(content, dict):
         raise CalibrationError(
             f'{path}: a calibration file holds "key: value" lines ({KEYS_ARE_IN}), or one row '

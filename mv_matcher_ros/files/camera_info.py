@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ _MODELS: dict[str, DistortionModel] = {
     'none': 'pinhole',
     'pinhole': 'pinhole',
 }
+# Of one key of a calibration file; the longest that is known has 16.
+_MOST_NUMBERS = 64
 _ROS_NAMES = {
     'pinhole': 'plumb_bob',
     'radtan': 'plumb_bob',
@@ -244,14 +248,15 @@ def info_from_yaml(content: Mapping[str, Any], where: str) -> CameraInfo:
     for key in ('image_width', 'image_height', 'camera_matrix'):
         if key not in content:
             raise CalibrationError(f'{where}: missing key "{key}"')
+    width, height = image_size((content['image_width'], content['image_height']), where)
     coefficients: tuple[float, ...] = ()
     if 'distortion_coefficients' in content:
         coefficients = tuple(
             numbers(content['distortion_coefficients'], f'{where}: distortion_coefficients')
         )
     return CameraInfo(
-        width=int(content['image_width']),
-        height=int(content['image_height']),
+        width=width,
+        height=height,
         k=matrix('camera_matrix', 3, 3),
         d=coefficients,
         model=str(content.get('distortion_model', '')),
@@ -271,9 +276,36 @@ def numbers(value: Any, where: str) -> list[float]:
             raise CalibrationError(f'{where}: missing key "data"')
         value = value['data']
     try:
-        flat = [float(v) for v in np.asarray(value, dtype=np.float64).ravel()]
-    except (TypeError, ValueError):
-        raise CalibrationError(f'{where}: {value!r} is not a list of numbers') from None
+        flat = list(islice(_flat(value), _MOST_NUMBERS + 1))
+    except (TypeError, ValueError, OverflowError):
+        shown = reprlib.repr(value)
+        raise CalibrationError(f'{where}: {shown} is not a list of numbers') from None
+    if len(flat) > _MOST_NUMBERS:
+        raise CalibrationError(f'{where}: more than {_MOST_NUMBERS} numbers')
     if not np.isfinite(flat).all():
         raise CalibrationError(f'{where}: a number is not finite')
     return flat
+
+
+def _flat(value: Any, depth: int = 0) -> Iterator[float]:
+    """One by one: aliases make a few lines of YAML a list of any length, or one within itself."""
+    if not isinstance(value, list | tuple):
+        yield float(value)
+    elif depth == 2:
+        raise ValueError('a list of lists of lists')
+    else:
+        for one in value:
+            yield from _flat(one, depth + 1)
+
+
+def image_size(value: Any, where: str) -> tuple[int, int]:
+    """(width, height) of a YAML value.
+
+    Raises:
+        CalibrationError: not two whole numbers.
+    """
+    size = numbers(value, f'{where}: image size')
+    if len(size) != 2 or any(side != int(side) for side in size):
+        shown = reprlib.repr(value)
+        raise CalibrationError(f'{where}: {shown} is not the size of an image, width and height')
+    return int(size[0]), int(size[1])

@@ -78,7 +78,7 @@ def view_image(message: Any, what: str) -> NDArray[np.uint8]:
     pixels = _raw_pixels(message, what)
     code = _ENCODINGS[encoding][2]
     if code is not None:
-        pixels = cv2.cvtColor(np.ascontiguousarray(pixels), code)
+        pixels = _converted(np.ascontiguousarray(pixels), code, what)
     return as_view_image(pixels, what)
 
 
@@ -120,13 +120,23 @@ def _raw_pixels(message: Any, what: str) -> NDArray[Any]:
     return pixels.astype(dtype.newbyteorder('='))
 
 
+def _converted(pixels: NDArray[Any], code: int, what: str) -> NDArray[Any]:
+    try:
+        return cv2.cvtColor(pixels, code)
+    except cv2.error:  # a row of 4:2:2 with half a pair, a mosaic of one pixel, of floats
+        size = f'{pixels.shape[1]}x{pixels.shape[0]}'
+        raise UnreadableImageError(
+            f'{what}: {size} {pixels.dtype} pixels do not have the colours of their encoding'
+        ) from None
+
+
 def _view_of_compressed(message: Any, what: str) -> NDArray[np.uint8]:
     """JPEG and PNG of image_transport; `format` reads e.g. `bayer_rggb8; jpeg compressed bgr8`."""
     pixels: NDArray[Any] = decode(message.data, what)
     stored, _, rest = str(message.format).partition(';')
     code = _ENCODINGS.get(stored.strip(), (0, '', None))[2]
     if stored.startswith('bayer') and pixels.ndim == 2 and 'bgr8' not in rest and code is not None:
-        pixels = cv2.cvtColor(pixels, code)
+        pixels = _converted(pixels, code, what)
     return as_view_image(pixels, what)
 
 
@@ -146,6 +156,8 @@ def _depth_of_compressed(message: Any, what: str) -> NDArray[np.float32]:
     pixels = decode(data[12:], what)
     if not text.startswith('32FC1'):
         return as_depth(pixels, 1000.0, what)
+    if pixels.ndim != 2:
+        raise UnreadableImageError(f'{what}: a depth image of {pixels.shape[2]} channels')
     quantised = pixels.astype(np.float32)
     with np.errstate(divide='ignore', invalid='ignore'):
         depth = np.float32(a) / (quantised - np.float32(b))

@@ -11,10 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mv_matcher_ros.errors import CalibrationError, SourceError
+from mv_matcher_ros.files.image_size import stored_size
+from mv_matcher_ros.npy import array_from_npy
 
 IMAGE_SUFFIXES = frozenset(
     ('.png', '.jpg', '.jpeg', '.bmp', '.pgm', '.ppm', '.tif', '.tiff', '.webp')
 )
+# No camera's image has more; decoding one takes up to eight bytes a pixel.
+MOST_PIXELS = 1 << 26
 
 
 class UnreadableImageError(SourceError):
@@ -49,9 +53,15 @@ def decode(data: bytes | NDArray[np.uint8], what: str) -> NDArray[np.generic]:
     """Pixels of an encoded image exactly as stored (depth, channels).
 
     Raises:
-        UnreadableImageError: not an image, or cut off.
+        UnreadableImageError: not an image, cut off, or larger than any camera's.
     """
     buffer = np.frombuffer(data, dtype=np.uint8)
+    size = stored_size(buffer.data)
+    if size is not None and size[0] * size[1] > MOST_PIXELS:
+        raise UnreadableImageError(
+            f'{what}: says that it has {size[0]}x{size[1]} pixels; no more than {MOST_PIXELS} are '
+            'decoded'
+        )
     # OpenCV fills what is missing of a cut JPEG with grey and calls it a success; some versions do
     # so for PNG.
     head, tail = bytes(buffer[:4]), bytes(buffer[-4096:])
@@ -59,7 +69,7 @@ def decode(data: bytes | NDArray[np.uint8], what: str) -> NDArray[np.generic]:
         head == b'\x89PNG' and b'IEND' not in tail
     )
     image = None
-    if len(buffer) and not cut:
+    if size is not None and not cut:
         try:
             image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
         except cv2.error:
@@ -77,8 +87,8 @@ def read_pixels(path: Path) -> NDArray[np.generic]:
     """
     if path.suffix.lower() == '.npy':
         try:
-            return np.asarray(np.load(path, allow_pickle=False))
-        except (OSError, ValueError, EOFError):
+            return array_from_npy(path.read_bytes())
+        except (OSError, ValueError):
             raise UnreadableImageError(f'{path}: cannot be read as a numpy array') from None
     try:
         data = path.read_bytes()
@@ -101,6 +111,8 @@ def as_view_image(pixels: NDArray[np.generic], what: str) -> NDArray[np.uint8]:
         pixels = pixels[:, :, :3]
     if pixels.ndim == 3 and pixels.shape[2] in (1, 2):  # grey, grey with transparency
         pixels = pixels[:, :, 0]
+    if pixels.ndim == 3 and pixels.shape[2] != 3:
+        raise UnreadableImageError(f'{what}: {pixels.shape[2]} channels are no camera image')
     return frozen(pixels, np.uint8)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mv_matcher_ros.datatypes import Camera
 from mv_matcher_ros.errors import CalibrationError
-from mv_matcher_ros.files.camera_info import distortion_model
+from mv_matcher_ros.files.camera_info import distortion_model, image_size
 from mv_matcher_ros.files.text import read_lines, read_rows
 
 FORM = 'fx fy cx cy [k1 k2 p1 p2 k3 [width height]]'
@@ -45,7 +45,7 @@ def read_row(
     if len(values) not in (4, 9, 11):
         raise CalibrationError(f'{path}: {len(values)} values; expected "{FORM}"')
     if len(values) == 11:
-        width, height = int(values[9]), int(values[10])
+        width, height = image_size(values[9:], str(path))
     elif size is None:
         raise CalibrationError(
             f'{path}: the row has no image size; append "k1 k2 p1 p2 k3 width height" (zeros '

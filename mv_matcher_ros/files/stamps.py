@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
 
 # Seconds since 1970 have 10 digits; a whole number of 16 digits or more can only be nanoseconds.
 NANOSECOND_DIGITS = 16
+_LATEST_S = (1 << 63) // 10**9 + 1
 
 
 def stamp_from_text(text: str) -> int:
@@ -19,18 +20,23 @@ def stamp_from_text(text: str) -> int:
     A double holds a stamp of today to 200 ns only, so the digits are read as they stand.
 
     Raises:
-        ValueError: `text` is not a finite number.
+        ValueError: `text` is not a number, or none that 64 bits hold in nanoseconds.
     """
     digits = text.lstrip('+-')
-    if digits.isdigit() and len(digits) >= NANOSECOND_DIGITS:
-        return int(text)
     try:
-        seconds = Decimal(text)
-    except InvalidOperation:
+        if digits.isdigit() and NANOSECOND_DIGITS <= len(digits) < 20:
+            stamp_ns = int(text)
+        else:
+            seconds = Decimal(text)
+            # Compared first: a short exponent makes a number of a million digits.
+            if not -_LATEST_S < seconds < _LATEST_S:
+                raise ValueError
+            stamp_ns = int(seconds.scaleb(9).to_integral_value())
+    except (ArithmeticError, ValueError):  # of Decimal and of int
         raise ValueError(f'"{text}" is not a time stamp') from None
-    if not seconds.is_finite():
+    if abs(stamp_ns) >= 1 << 63:
         raise ValueError(f'"{text}" is not a time stamp')
-    return int(seconds.scaleb(9).to_integral_value())
+    return stamp_ns
 
 
 def text_from_stamp(stamp_ns: int) -> str:

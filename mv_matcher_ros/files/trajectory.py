@@ -23,6 +23,8 @@ from mv_matcher_ros.files.rotations import (
 from mv_matcher_ros.files.stamps import stamp_from_text, text_from_stamp
 from mv_matcher_ros.files.text import read_rows
 
+# Beyond it lies no pose, and the squares of numbers are none.
+_LARGEST = 1e100
 # TartanAir's camera frame is x forward, y right, z down; the optical frame is x right, y down, z
 # forward.
 NED_FROM_OPTICAL = np.array(
@@ -155,6 +157,8 @@ def _numbers(path: Path, line: int, fields: Sequence[str]) -> list[float]:
         raise SourceError(f'{path}:{line}: {error}') from None
     if not np.isfinite(numbers).all():
         raise SourceError(f'{path}:{line}: a number is not finite')
+    if np.abs(numbers).max() > _LARGEST:
+        raise SourceError(f'{path}:{line}: a number is larger than {_LARGEST:g}')
     return numbers
 
 

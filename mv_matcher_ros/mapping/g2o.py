@@ -22,6 +22,9 @@ from mv_matcher_ros.geometry.se3 import matrix_from_quaternion_xyzw, quaternion_
 
 VERTEX, EDGE, FIX = 'VERTEX_SE3:QUAT', 'EDGE_SE3:QUAT', 'FIX'
 FIELDS = {VERTEX: 8, EDGE: 30}
+_KEYS = 1 << 62
+# Elements beyond it are no measurement, and their squares no numbers.
+_LARGEST = 1e100
 _UPPER = np.triu_indices(6)
 
 
@@ -132,9 +135,12 @@ def _rows(path: Path) -> Iterator[tuple[str, str, list[str]]]:
 
 def _key(where: str, text: str) -> int:
     try:
-        return int(text)
+        key = int(text)
     except ValueError:
-        raise SourceError(f'{where}: "{text}" is not the number of a vertex') from None
+        key = -1
+    if not 0 <= key < _KEYS:
+        raise SourceError(f'{where}: "{text}" is not the number of a vertex')
+    return key
 
 
 def _numbers(where: str, fields: Sequence[str]) -> Array:
@@ -145,6 +151,8 @@ def _numbers(where: str, fields: Sequence[str]) -> Array:
         raise SourceError(f'{where}: {error}') from None
     if not np.isfinite(numbers).all():
         raise SourceError(f'{where}: a number is not finite')
+    if np.abs(numbers).max() > _LARGEST:
+        raise SourceError(f'{where}: a number is larger than {_LARGEST:g}')
     if np.linalg.norm(numbers[3:7]) < 1e-6:
         raise SourceError(f'{where}: the quaternion is zero')
     return numbers

@@ -11,33 +11,35 @@ killed while saving leaves the map as it was. Large arrays stay in their files u
 from __future__ import annotations
 
 import json
+import operator
 import os
+import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mv_matcher_ros.datatypes import Camera, Rig
-from mv_matcher_ros.errors import MvMatcherError
-from mv_matcher_ros.mapping.keyframe import MapKeyframe
-from mv_matcher_ros.mapping.landmarks import Landmarks
-from mv_matcher_ros.mapping.map import Edge, Map
+from mv_matcher_ros.datatypes import Camera, Rig, Sensor
+from mv_matcher_ros.errors import CalibrationError, MvMatcherError
+from mv_matcher_ros.mapping.map import Map
+from mv_matcher_ros.mapping.map_arrays import (
+    ARRAYS,
+    Arrays,
+    arrays_of,
+    check_arrays,
+    check_form,
+    edges_of,
+    keyframes_of,
+    landmarks_of,
+)
+from mv_matcher_ros.npy import mapped_npy
 
 FORMAT = 2  # 1 had descriptors in half precision
 INDEX = 'map.json'
-Arrays = dict[str, NDArray[Any]]
-# What is kept of each feature, one row each, and the shape of a row; keyframes follow one another.
-FEATURES: dict[str, tuple[type, tuple[int, ...]]] = {
-    'keypoints_xy': (np.float32, (2,)),
-    'descriptors': (np.int8, (0,)),
-    'scores': (np.float16, ()),
-    'sigma_px': (np.float16, ()),
-    'inverse_depth': (np.float32, ()),
-    'inverse_depth_sigma': (np.float32, ()),
-    'landmark': (np.int32, ()),
-}
+# Name of a version's folder: a number. Nothing else that stands in the index leads anywhere.
+_VERSION = re.compile(r'[0-9]{1,9}')
 
 
 def save_map(world: Map, folder: Path | str) -> Path:
@@ -52,16 +54,16 @@ def save_map(world: Map, folder: Path | str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         before = _version_of(folder)
-        name = f'{1 + (int(before) if before else 0):04d}'
+        name = f'{1 + int(before or 0) % 10**8:04d}'
         shutil.rmtree(folder / name, ignore_errors=True)  # of a save that was interrupted
         (folder / name).mkdir()
-        for array, values in _arrays(world).items():
+        for array, values in arrays_of(world).items():
             with (folder / name / f'{array}.npy').open('wb') as file:
                 np.save(file, values, allow_pickle=False)
                 _to_disk(file.fileno())
         _replace(folder / INDEX, {**_described(world), 'arrays': name})
         for other in folder.iterdir():
-            if other.is_dir() and other.name != name:
+            if other.is_dir() and _VERSION.fullmatch(other.name) and other.name != name:
                 shutil.rmtree(other, ignore_errors=True)
     except OSError as error:
         raise MvMatcherError(f'{folder}: the map cannot be written: {error.strerror}') from None
@@ -81,13 +83,24 @@ def load_map(folder: Path | str) -> Map:
             f'{folder}: a map of format {said.get("format")}, this version reads {FORMAT}'
         )
     try:
-        arrays = {
-            path.stem: np.load(path, mmap_mode='r', allow_pickle=False)
-            for path in sorted((folder / said['arrays']).glob('*.npy'))
-        }
+        version = folder / _version(said)
+        arrays = {name: _array(version / f'{name}.npy', name) for name in ARRAYS}
+        check_arrays(arrays)
         return _map(said, arrays)
-    except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
-        raise MvMatcherError(f'{folder}: the map is damaged: {error!r}') from None
+    except KeyError as error:
+        raise MvMatcherError(f'{folder}: the map is damaged: no {error} in {INDEX}') from None
+    except (CalibrationError, OSError, ValueError, OverflowError, TypeError) as error:
+        raise MvMatcherError(f'{folder}: the map is damaged: {error}') from None
+
+
+def _array(path: Path, name: str) -> NDArray[Any]:
+    """One of the arrays, still in its file; its type and shape are what they should be."""
+    try:
+        array = mapped_npy(path)
+    except ValueError as error:
+        raise ValueError(f'{path.name}: {error}') from None
+    check_form(name, array)
+    return array
 
 
 # ------------------------------------------------------------------- the index
@@ -117,15 +130,30 @@ def _described(world: Map) -> dict[str, Any]:
     }
 
 
-def _rig(said: dict[str, Any]) -> Rig:
-    cameras = tuple(
-        Camera(
-            one['size'][0], one['size'][1], tuple(one['intrinsics']), one['model'],
-            tuple(one['distortion']), np.array(one['body_from_camera']), one['name'],
-        )
-        for one in said['cameras']
+def _map(said: dict[str, Any], arrays: Arrays) -> Map:
+    origin = {int(segment): str(name) for segment, name in dict(said['origin']).items()}
+    sensor = said['sensor']
+    if sensor not in get_args(Sensor):
+        raise ValueError(f'sensor {sensor!r}')
+    keyframes, poses = keyframes_of(arrays)
+    return Map(
+        _rig(said), sensor, str(said['detector']), keyframes, landmarks_of(arrays), poses,
+        edges_of(arrays), origin,
     )  # fmt: skip
-    return Rig(cameras, said['body_axes'])
+
+
+def _rig(said: dict[str, Any]) -> Rig:
+    cameras = []
+    for one in said['cameras']:
+        width, height = map(operator.index, one['size'])
+        fx, fy, cx, cy = map(float, one['intrinsics'])
+        distortion = tuple(map(float, one['distortion']))
+        pose = np.array(one['body_from_camera'], np.float64)
+        model, name = one['model'], str(one['name'])
+        cameras.append(Camera(width, height, (fx, fy, cx, cy), model, distortion, pose, name))
+    if not 1 <= len(cameras) <= 2 or said['body_axes'] not in ('optical', 'rep103'):
+        raise ValueError(f'{len(cameras)} cameras on a body with axes {said["body_axes"]!r}')
+    return Rig(tuple(cameras), said['body_axes'])
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -133,27 +161,45 @@ def _read_index(folder: Path) -> dict[str, Any]:
         said = json.loads((folder / INDEX).read_text(encoding='utf-8'))
     except (FileNotFoundError, NotADirectoryError):
         raise MvMatcherError(f'{folder}: no map ({INDEX} is missing)') from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MvMatcherError(f'{folder / INDEX}: cannot be read: {error}') from None
     if not isinstance(said, dict):
         raise MvMatcherError(f'{folder / INDEX}: does not describe a map')
     return said
 
 
+def _version(said: dict[str, Any]) -> str:
+    """Name of the folder of arrays.
+
+    Raises:
+        ValueError: the index names none, or a place elsewhere.
+    """
+    name = said.get('arrays')
+    if not (isinstance(name, str) and _VERSION.fullmatch(name)):
+        raise ValueError(f'{name!r} is not the number of a version')
+    return name
+
+
 def _version_of(folder: Path) -> str:
-    return str(_read_index(folder)['arrays']) if (folder / INDEX).exists() else ''
+    if not (folder / INDEX).exists():
+        return ''
+    try:
+        return _version(_read_index(folder))
+    except ValueError as error:
+        raise MvMatcherError(f'{folder / INDEX}: {error}; name another folder') from None
 
 
 def _holds_something_else(folder: Path) -> bool:
     """Files that are neither a map nor what an interrupted first save leaves."""
     if (folder / INDEX).exists():
         return False
-    return any(not (p.is_dir() and p.name.isdigit()) for p in folder.iterdir())
+    return any(not (p.is_dir() and _VERSION.fullmatch(p.name)) for p in folder.iterdir())
 
 
 def _replace(path: Path, said: dict[str, Any]) -> None:
     aside = path.with_suffix('.new')
-    with aside.open('w', encoding='utf-8') as file:
+    aside.unlink(missing_ok=True)  # it might be a link that leads elsewhere
+    with aside.open('x', encoding='utf-8') as file:
         json.dump(said, file, indent=2)
         file.write('\n')
         file.flush()
@@ -163,79 +209,3 @@ def _replace(path: Path, said: dict[str, Any]) -> None:
 
 def _to_disk(descriptor: int) -> None:
     os.fsync(descriptor)
-
-
-# ------------------------------------------------------------------ the arrays
-
-
-def _arrays(world: Map) -> Arrays:
-    frames = list(world.keyframes.values())
-    count = len(world.landmarks)
-    loops = world.edges
-    return {
-        'key': np.array([k.key for k in frames], np.int64),
-        'stamp_ns': np.array([k.stamp_ns for k in frames], np.int64),
-        'segment': np.array([k.segment for k in frames], np.int32),
-        'odom_from_body': _stacked([k.odom_from_body for k in frames], (4, 4)),
-        'map_from_body': _stacked([world.pose[k.key] for k in frames], (4, 4)),
-        'place': _stacked([k.place for k in frames], (0,), np.float32),
-        'features': np.array([len(k) for k in frames], np.int64),
-        **{
-            name: _joined([getattr(k, name) for k in frames], kind, row)
-            for name, (kind, row) in FEATURES.items()
-        },
-        'anchor': world.landmarks.anchor[:count],
-        'position': world.landmarks.position[:count],
-        'covariance': world.landmarks.covariance[:count],
-        'edge_keys': np.array([[e.a, e.b] for e in loops], np.int64).reshape(-1, 2),
-        'edge_loop': np.array([e.loop for e in loops], np.bool_),
-        'edge_step': _stacked([e.a_from_b for e in loops], (4, 4)),
-        'edge_covariance': _stacked([e.covariance for e in loops], (7, 7)),
-    }
-
-
-def _map(said: dict[str, Any], arrays: Arrays) -> Map:
-    ends = np.cumsum(arrays['features'])
-    keyframes, poses = {}, {}
-    for number, key in enumerate(arrays['key'].tolist()):
-        rows = slice(int(ends[number] - arrays['features'][number]), int(ends[number]))
-        features = {name: arrays[name][rows] for name in FEATURES}
-        keyframes[key] = MapKeyframe(
-            key=key,
-            stamp_ns=int(arrays['stamp_ns'][number]),
-            segment=int(arrays['segment'][number]),
-            odom_from_body=np.array(arrays['odom_from_body'][number]),
-            place=np.array(arrays['place'][number]),
-            **features,
-        )
-        if len(features['landmark']) != len(features['keypoints_xy']):
-            raise ValueError(f'keyframe {key} has fewer features than it says')
-        poses[key] = np.array(arrays['map_from_body'][number])
-    seen = np.zeros(len(arrays['anchor']), np.int32)
-    everyone = arrays['landmark']
-    np.add.at(seen, everyone[everyone >= 0], 1)
-    landmarks = Landmarks(
-        np.array(arrays['anchor']), np.array(arrays['position']),
-        np.array(arrays['covariance']), seen,
-    )  # fmt: skip
-    edges = [
-        Edge(a, b, np.array(step), np.array(covariance), bool(loop))
-        for (a, b), step, covariance, loop in zip(
-            arrays['edge_keys'].tolist(), arrays['edge_step'], arrays['edge_covariance'],
-            arrays['edge_loop'], strict=True,
-        )
-    ]  # fmt: skip
-    origin = {int(segment): str(name) for segment, name in said['origin'].items()}
-    return Map(
-        _rig(said), said['sensor'], said['detector'], keyframes, landmarks, poses, edges, origin
-    )
-
-
-def _stacked(
-    values: list[NDArray[Any]], shape: tuple[int, ...], kind: type = np.float64
-) -> NDArray[Any]:
-    return np.stack(values).astype(kind) if values else np.zeros((0, *shape), kind)
-
-
-def _joined(values: list[NDArray[Any]], kind: type, row: tuple[int, ...]) -> NDArray[Any]:
-    return np.concatenate(values).astype(kind) if values else np.zeros((0, *row), kind)

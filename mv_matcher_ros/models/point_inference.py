@@ -227,6 +227,8 @@ class PointLayer(nn.Module):
     def __init__(self, profile: PointProfile) -> None:
         super().__init__()
         width, size = profile.width, profile.attention_size
+        if size % profile.heads:
+            raise ModelError(f'{profile.heads} heads do not divide the attention size {size}')
         self.heads = profile.heads
         self.query, self.key, self.value = (nn.Linear(width, size) for _ in range(3))
         self.merge = nn.Linear(size, width)

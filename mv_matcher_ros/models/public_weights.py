@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.models.profiles import MATCHERS
+from mv_matcher_ros.models.public_checkpoint import COUNTER
 
 BATCH_NORM_EPSILON = 1e-5
 HEADS = MATCHERS['superglue'].heads
@@ -81,7 +82,7 @@ class _Taken:
     """A checkpoint that notices what was used of it."""
 
     def __init__(self, public: Mapping[str, Tensor]) -> None:
-        self._left = {k: v for k, v in public.items() if not k.endswith('num_batches_tracked')}
+        self._left = {k: v for k, v in public.items() if not k.endswith(COUNTER)}
 
     def tensor(self, name: str) -> Tensor:
         if name not in self._left:
@@ -98,6 +99,8 @@ class _Taken:
             self.tensor(f'{norm}.{part}')
             for part in ('weight', 'bias', 'running_mean', 'running_var')
         )
+        if any(part.shape != bias.shape for part in (gain, shift, mean, variance)):
+            raise ModelError(f'this is no such checkpoint: "{norm}" does not fit "{name}"')
         factor = gain / (variance + BATCH_NORM_EPSILON).sqrt()
         return weight * factor[:, None], (bias - mean) * factor + shift
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -32,6 +32,7 @@ from mv_matcher_ros.models.profiles import (
     PlaceProfile,
     PointProfile,
 )
+from mv_matcher_ros.models.public_checkpoint import check_numbers, read_public
 from mv_matcher_ros.models.public_weights import first, superglue_weights, superpoint_weights
 
 FORMAT = '1'
@@ -75,10 +76,10 @@ def load_matcher(path: Path | str) -> MatcherNetwork:
     """
     path = Path(path)
     if path.suffix in PUBLIC_SUFFIXES:
-        public = MatcherNetwork(MATCHERS['superglue'])
-        return filled(public, _converted(path, superglue_weights), path)
-    profile, tensors = _own(path, 'matcher', MatcherProfile)
-    return filled(MatcherNetwork(profile), tensors, path)
+        tensors = _converted(path, superglue_weights)
+        return _built(lambda: MatcherNetwork(MATCHERS['superglue']), tensors, path)
+    profile, own = _own(path, 'matcher', MatcherProfile)
+    return _built(lambda: MatcherNetwork(profile), own, path)
 
 
 def save_detector(
@@ -96,10 +97,10 @@ def load_detector(path: Path | str) -> DetectorNetwork:
     """
     path = Path(path)
     if path.suffix in PUBLIC_SUFFIXES:
-        public = DetectorNetwork(DETECTORS['superpoint'])
-        return filled(public, _converted(path, superpoint_weights), path)
-    profile, tensors = _own(path, 'detector', DetectorProfile)
-    return filled(DetectorNetwork(profile), tensors, path)
+        tensors = _converted(path, superpoint_weights)
+        return _built(lambda: DetectorNetwork(DETECTORS['superpoint']), tensors, path)
+    profile, own = _own(path, 'detector', DetectorProfile)
+    return _built(lambda: DetectorNetwork(profile), own, path)
 
 
 def save_place(
@@ -117,7 +118,7 @@ def load_place(path: Path | str) -> PlaceNetwork:
     """
     path = Path(path)
     profile, tensors = _own(path, 'place', PlaceProfile)
-    return filled(PlaceNetwork(profile), tensors, path)
+    return _built(lambda: PlaceNetwork(profile), tensors, path)
 
 
 def save_points(
@@ -135,7 +136,7 @@ def load_points(path: Path | str) -> PointInferenceNetwork:
     """
     path = Path(path)
     profile, tensors = _own(path, 'points', PointProfile)
-    return filled(PointInferenceNetwork(profile), tensors, path)
+    return _built(lambda: PointInferenceNetwork(profile), tensors, path)
 
 
 def _own(
@@ -154,17 +155,33 @@ def _converted(
         return convert(read_public(path))
     except ModelError as error:
         raise ModelError(f'{path}: {error}') from None
+    except (
+        RuntimeError,
+        IndexError,
+        TypeError,
+        ValueError,
+    ) as error:  # of tensors that do not go together
+        reason = f'its tensors do not fit together ({error})'
+        raise ModelError(f'{path}: this is no such checkpoint: {reason}') from None
 
 
 Network = TypeVar('Network', bound=nn.Module)
 
 
-def filled(network: Network, tensors: Mapping[str, Tensor], path: Path) -> Network:
+def _built(build: Callable[[], Network], tensors: Mapping[str, Tensor], path: Path) -> Network:
     """The network with these weights, in evaluation mode.
+
+    It takes no memory before its tensors are those of the file: a profile is a few words, and may
+    describe a network of any size.
 
     Raises:
         ModelError: a tensor is missing, left over or of another shape; names the first few.
     """
+    try:
+        with torch.device('meta'):
+            network = build()
+    except RuntimeError as error:
+        raise ModelError(f'{path}: no network is as its profile says: {error}') from None
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     faults = []
@@ -177,7 +194,8 @@ def filled(network: Network, tensors: Mapping[str, Tensor], path: Path) -> Netwo
         faults.append('of another shape: ' + ', '.join(shapes))
     if faults:
         raise ModelError(f'{path}: does not fit the network it names: ' + '; '.join(faults))
-    network.load_state_dict(dict(tensors), strict=True)
+    kept = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    network.load_state_dict(kept, strict=True, assign=True)
     return network.eval()
 
 
@@ -250,10 +268,11 @@ def read_weights(path: Path | str, kind: str) -> Weights:
         raise ModelError(f'{path}: does not say its {first(missing)}')
     if metadata['kind'] != kind:
         raise ModelError(f'{path}: holds a {metadata["kind"]}, a {kind} is needed')
+    check_numbers(tensors, f'{path}: damaged')
     digest = tensors_hash(tensors)
     if digest != metadata['sha256']:
         raise ModelError(f'{path}: damaged: its tensors do not have the hash the file names')
-    notes: dict[str, str] = json.loads(metadata['notes'])
+    notes = _notes(metadata, path)
     return Weights(kind, metadata['profile'], tensors, notes, digest)
 
 
@@ -269,9 +288,19 @@ def read_notes(path: Path | str) -> dict[str, str]:
         return {}
     try:
         with safe_open(path, framework='pt') as file:
-            return dict(json.loads((file.metadata() or {}).get('notes', '{}')))
+            return _notes(file.metadata() or {}, path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f'{path}: not a readable file of weights: {error}') from None
+
+
+def _notes(metadata: Mapping[str, str], path: Path | str) -> dict[str, str]:
+    try:
+        notes = json.loads(metadata.get('notes', '{}'))
+    except (ValueError, RecursionError):
+        notes = None
+    if not isinstance(notes, dict):
+        raise ModelError(f'{path}: damaged: its notes are not words by name')
+    return {str(name): str(words) for name, words in notes.items()}
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -282,23 +311,3 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def read_public(path: Path) -> dict[str, Tensor]:
-    """The tensors of somebody else's checkpoint; executes nothing of it.
-
-    Raises:
-        ModelError: not a checkpoint of plain tensors.
-    """
-    try:
-        content: Any = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise ModelError('no such checkpoint') from None
-    except Exception as error:  # torch.load raises whatever pickle and zip raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f'not a readable checkpoint: {reason}') from None
-    if isinstance(content, dict) and isinstance(content.get('state_dict'), dict):
-        content = content['state_dict']
-    if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
-        raise ModelError('not a checkpoint of plain tensors')
-    return content

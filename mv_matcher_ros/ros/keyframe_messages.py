@@ -13,21 +13,45 @@ from __future__ import annotations
 
 import array
 import io
+import zipfile
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mv_matcher_ros.datatypes import DISTORTION_SIZE, Camera, Features, Rig, Sensor
+from mv_matcher_ros.datatypes import (
+    DISTORTION_SIZE,
+    LONGEST_SIDE,
+    Camera,
+    Features,
+    Rig,
+    Sensor,
+)
 from mv_matcher_ros.errors import SourceError
+from mv_matcher_ros.npy import array_from_npy
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 from mv_matcher_ros.odometry.observation import Observation
 
 FORMAT = 1
 # Coefficients of distortion at most.
 MOST = max(DISTORTION_SIZE.values())
+# What there is of each feature, and the shape of it; 0 stands for any number.
+_ROWS: dict[str, tuple[int, ...]] = {
+    'keypoints_xy': (2,),
+    'descriptors': (0,),
+    'scores': (),
+    'sigma_px': (),
+    'plane_xy': (2,),
+    'sigma': (),
+    'inverse_depth': (),
+    'inverse_depth_sigma': (),
+    'landmark': (),
+    'points': (3,),
+    'point_covariance': (3, 3),
+}
+_FINITE = ('segment_from_body', 'odom_from_body', 'step_covariance')
 # One message at most is so large: what is larger is no keyframe.
 LARGEST_BYTES = 64 << 20
 
@@ -78,8 +102,7 @@ def keyframe_from_message(message: Any) -> SentKeyframe:
     if len(data) > LARGEST_BYTES:
         raise SourceError(f'keyframe message: {len(data)} bytes are no keyframe')
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = _unpacked(data)
         found = int(arrays['format'])
         if found != FORMAT:
             raise SourceError(
@@ -87,12 +110,20 @@ def keyframe_from_message(message: Any) -> SentKeyframe:
                 'version on both sides'
             )
         return _sent(arrays)
-    except (KeyError, ValueError, OSError, EOFError) as error:
-        raise SourceError(f'keyframe message: cannot be read: {error}') from None
-    except Exception as error:  # zipfile raises its own
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f'keyframe message: is no keyframe: {error}') from None
+    except SourceError:
+        raise
+    except Exception as error:  # of zipfile, zlib, struct; of arrays of another shape or type
+        reason = str(error) or type(error).__name__
+        raise SourceError(f'keyframe message: cannot be read: {reason}') from None
+
+
+def _unpacked(data: bytes) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz; one that is small, and large when it is unpacked, is refused."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > LARGEST_BYTES:
+            raise ValueError('unpacked it is larger than any keyframe')
+        return {m.filename.removesuffix('.npy'): array_from_npy(archive.read(m)) for m in members}
 
 
 def _arrays(sent: SentKeyframe) -> dict[str, NDArray[Any]]:
@@ -132,7 +163,30 @@ def _arrays(sent: SentKeyframe) -> dict[str, NDArray[Any]]:
     }
 
 
+def _check(arrays: dict[str, NDArray[Any]]) -> None:
+    """Raise ValueError where arrays do not belong together."""
+    count = len(arrays['keypoints_xy'])
+    for name, row in _ROWS.items():
+        array = arrays[name]
+        shape = (count, *(side or array.shape[-1] for side in row))
+        if len(array) != count:
+            raise ValueError(f'arrays of different lengths: {name} has {len(array)} of {count}')
+        if array.shape != shape or array.dtype.kind not in 'fiu':
+            raise ValueError(f'{name} is {array.dtype} of shape {array.shape}')
+    if arrays['landmark'].dtype.kind != 'i' or (arrays['landmark'] < -1).any():
+        raise ValueError('landmark holds what is no number of a landmark')
+    for name in _FINITE:
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f'{name} is not finite')
+    if (arrays['image_size'] <= 0).any() or (arrays['image_size'] > LONGEST_SIDE).any():
+        raise ValueError('image_size is that of no image')
+    if str(arrays['sensor']) not in get_args(Sensor):
+        raise ValueError('the sensor is none')
+
+
 def _sent(arrays: dict[str, NDArray[Any]]) -> SentKeyframe:
+    _check(arrays)
+
     def tensor(name: str, kind: type = np.float64) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(arrays[name].astype(kind)))
 
@@ -156,10 +210,6 @@ def _sent(arrays: dict[str, NDArray[Any]]) -> SentKeyframe:
         tensor('inverse_depth_sigma'),
         torch.zeros(len(features), dtype=torch.int64),
     )
-    count = len(features)
-    rows = ('plane_xy', 'sigma', 'inverse_depth', 'landmark', 'points', 'point_covariance')
-    if any(len(arrays[name]) != count for name in rows):
-        raise ValueError('arrays of different lengths')
     record = KeyframeRecord(
         observation,
         segment,
@@ -200,4 +250,7 @@ def _rig(arrays: dict[str, NDArray[Any]]) -> Rig:
                 name,
             )
         )
-    return Rig(tuple(cameras), str(arrays['body_axes']))  # type: ignore[arg-type]
+    axes = str(arrays['body_axes'])
+    if not 1 <= len(cameras) <= 2 or axes not in ('optical', 'rep103'):
+        raise ValueError(f'{len(cameras)} cameras on a body with axes "{axes}"')
+    return Rig(tuple(cameras), axes)  # type: ignore[arg-type]

@@ -637,3 +637,59 @@ def test_namespace_is_not_needed_for_messages() -> None:
         header=SimpleNamespace(frame_id='cam'),
     )
     assert info_from_message(message).k[0, 0] == 40.0
+
+
+def test_transforms_that_are_none_are_left_out_and_said(tmp_path: Path, make_source: Make) -> None:
+    """A quaternion of zeros in /tf_static, a truth that is nowhere."""
+    source = make_source('mono', truth=True)
+    source.truth.world_from_body[1, 0, 3] = np.nan
+    source.truth.world_from_body[2, 0, 3] = np.inf
+    base = source.rig.cameras[0]
+    nowhere = base.body_from_camera.copy()
+    nowhere[0, 3] = np.inf
+    object.__setattr__(base, 'body_from_camera', nowhere)
+    with np.errstate(invalid='ignore'):
+        write_bag(tmp_path / 'bag', source)
+    back = open_source(tmp_path / 'bag')
+    assert back.truth is not None
+    assert len(back.truth) == len(source.truth) - 2
+    assert set(back.faults) >= {
+        '/tf_static with a transform that is not one, left out',
+        'ground truth with a pose that is not one',
+    }
+
+
+def test_a_calibration_that_is_no_number_is_refused(tmp_path: Path, rng: Any) -> None:
+    for name, change in (
+        ('k', {'k': np.full(9, np.nan)}), ('d', {'d': np.full(5, np.nan)}),
+        ('size', {'width': 2**31}),
+    ):  # fmt: skip
+        with Writer(tmp_path / name) as bag:
+            bag.info('/camera/camera_info', START_NS, **change)
+            bag.image('/camera/image_raw', START_NS, grey(rng))
+        with pytest.raises(CalibrationError, match=r'/camera/image_raw: .*(nan|finite|larger)'):
+            open_source(tmp_path / name)
+
+
+def test_messages_of_another_type_on_a_topic_are_not_read(tmp_path: Path, rng: Any) -> None:
+    with Writer(tmp_path / 'bag') as bag:
+        bag.info('/camera/camera_info', START_NS)
+        bag.image('/tf_static', START_NS, grey(rng))
+        bag.image('/camera/image_raw', START_NS, grey(rng))
+    assert len(list(open_source(tmp_path / 'bag'))) == 1
+
+
+def test_connections_that_share_a_number_are_not_taken_for_each_other(
+    tmp_path: Path, rng: Any
+) -> None:
+    with Writer(tmp_path / 'a.bag', ros1=True) as bag:
+        static = bag.transform(START_NS, 'base', 'cam', np.eye(4))
+        bag.send('/tf_static', 'tf2_msgs/msg/TFMessage', START_NS, transforms=[static])
+        bag.image('/camera/image_raw', START_NS, grey(rng))
+        bag.info('/camera/camera_info', START_NS)
+    content = (tmp_path / 'a.bag').read_bytes()
+    index = content.rindex(b'topic=/tf_static')
+    number = content.rindex(b'conn=', 0, index) + 5
+    assert content[number] == 0
+    (tmp_path / 'a.bag').write_bytes(content[:number] + b'\1' + content[number + 1 :])
+    assert len(list(open_source(tmp_path / 'a.bag'))) == 1

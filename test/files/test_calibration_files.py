@@ -101,8 +101,14 @@ def test_missing_key_is_named_with_the_file(tmp_path: Path, key: str) -> None:
         ({'body_from_camera': [2.0 if i % 5 == 0 else 0.0 for i in range(16)]}, 'last row'),
         ({'depth_scale': -1}, 'depth_scale = -1 is not positive'),
         ({'body_axes': 'up'}, 'not optical or rep103'),
-        ({'width': 'wide'}, 'not numbers as expected'),
+        ({'width': 'wide'}, "image size: ('wide', 48) is not a list of numbers"),
         ({'width': 0}, 'image size 0x48 is not positive'),
+        ({'width': 70000}, 'image size 70000x48 is larger than images get'),
+        ({'width': 6.4}, 'is not the size of an image'),
+        ({'height': float('inf')}, 'image size: a number is not finite'),
+        ({'intrinsics': [50, 50, 1, 10**400]}, 'not YAML: a whole number of more than 64 bits'),
+        ({'distortion': [0.0] * 65}, 'more than 64 numbers'),
+        ({'distortion': [[[[0.1]]]]}, 'is not a list of numbers'),
     ],
 )
 def test_wrong_values_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -319,3 +325,36 @@ def test_rectified_rig_keeps_its_own_projection() -> None:
     np.testing.assert_array_equal(left_fields['r'], np.eye(3).ravel())
     assert left_fields['p'].tolist() == [50, 0, 31.5, 0, 0, 51, 23.5, 0, 0, 0, 1, 0]
     assert right_fields['p'][3] == pytest.approx(-50 * 0.3)
+
+
+LAUGHS = 'a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n' + ''.join(
+    f'a{k}: &a{k} [{", ".join([f"*a{k - 1}"] * 10)}]\n' for k in range(1, 12)
+)
+MERGES = 'm0: &m0 {a: 1, b: 2}\n' + ''.join(
+    f'm{k}: &m{k} {{<<: [{", ".join([f"*m{k - 1}"] * 10)}]}}\n' for k in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (f'{LAUGHS}image_width: *a11\nimage_height: 4\ncamera_matrix: *a11\n', 'list of numbers'),
+        (f'{LAUGHS}T_BS: *a11\nresolution: [4, 4]\nintrinsics: *a11\n', 'list of numbers'),
+        ('T_BS: &a [*a]\nresolution: [4, 4]\nintrinsics: [1, 1, 1, 1]\n', 'list of numbers'),
+        (f'{MERGES}cam0: *m11\n', 'not YAML'),
+        ('width: 2001-99-99\n', 'not YAML: month must be in'),
+        (f'width: {5000 * "9"}\n', 'not YAML: Exceeds the limit'),
+        (f'intrinsics: [1, 1, 1, 0x{5000 * "9"}]\n', 'a whole number of more than 64 bits'),
+        (f'width: {3000 * "["}\n', 'not YAML'),
+        ('cam0: 5\n', 'cam0: holds no keys'),
+        ('0: 1\ncam0: {resolution: [], intrinsics: []}\n', 'intrinsics are fx fy cx cy, not 0'),
+        ('cam0: {resolution: 7, intrinsics: [1, 1, 1, 1]}\n', '7 is not the size of an image'),
+        ('resolution: [1]\nintrinsics: [1, 1, 1, 1]\n', 'is not the size of an image'),
+        ('50 51 31 23 0 0 0 0 0 inf 48\n', 'image size: a number is not finite'),
+    ],
+)
+def test_a_file_made_to_do_harm_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    """Lists within lists of aliases: 10^12 numbers in 12 lines; what PyYAML's parts raise."""
+    with pytest.raises(CalibrationError, match=message) as raised:
+        read_calibration(written(tmp_path, content))
+    assert len(str(raised.value)) < 1500

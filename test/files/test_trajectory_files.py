@@ -179,3 +179,22 @@ def test_tartanair_axes(tmp_path: Path) -> None:
     np.testing.assert_allclose(right, (0, -1, 0))
     with pytest.raises(SourceError, match='1 poses, but there are 2 images'):
         read_tartanair_poses(path, [0, 1])
+
+
+@pytest.mark.parametrize(
+    'stamp',
+    ['1e400000', '-1e999999', '1e10', '9223372036.854775808', '99999999999999999999', 'inf'],
+)
+def test_stamps_that_64_bits_do_not_hold(tmp_path: Path, stamp: str) -> None:
+    """The first has as many digits as a small book when it is written out."""
+    path = tmp_path / 't.txt'
+    path.write_text(f'{stamp} 0 0 0 0 0 0 1\n')
+    with pytest.raises(SourceError, match=r't\.txt:1: ".*" is not a time stamp'):
+        read_tum(path)
+
+
+def test_places_whose_squares_are_no_numbers(tmp_path: Path) -> None:
+    path = tmp_path / 'poses.txt'
+    path.write_text('1e200 0 0 0 0 1 0 0 0 0 1 0\n')
+    with pytest.raises(SourceError, match=r'poses\.txt:1: a number is larger than'):
+        read_kitti_poses(path, [0])

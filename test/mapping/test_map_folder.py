@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,91 @@ def test_nothing_that_is_run_is_read(tmp_path: Path) -> None:
     np.save(arrays / 'key.npy', np.array([{}, {}], dtype=object), allow_pickle=True)
     with pytest.raises(MvMatcherError, match='damaged'):
         load_map(folder)
+
+
+@pytest.mark.parametrize('name', ['../..', '/etc', '.', '', '0001/..', '１', None, 7])
+def test_the_index_does_not_lead_out_of_the_folder(tmp_path: Path, name: object) -> None:
+    folder = save_map(made_map(2), tmp_path / 'home')
+    said = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps({**said, 'arrays': name}))
+    with pytest.raises(MvMatcherError, match=r'home: the map is damaged: .*number of a version'):
+        load_map(folder)
+    with pytest.raises(MvMatcherError, match='number of a version; name another folder'):
+        save_map(made_map(2), folder)
+
+
+def test_saving_follows_no_link_and_removes_nobody_elses_folders(tmp_path: Path) -> None:
+    folder = save_map(made_map(2), tmp_path / 'home')
+    (tmp_path / 'letter').write_text('dear')
+    (folder / 'map.new').symlink_to(tmp_path / 'letter')
+    (folder / 'pictures').mkdir()
+    save_map(made_map(3), folder)
+    assert (tmp_path / 'letter').read_text() == 'dear'
+    assert (folder / 'pictures').is_dir()
+    assert len(load_map(folder)) == 3
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('key', -1), ('key', 2**40), ('features', -1), ('features', 10**6), ('landmark', -2),
+        ('landmark', 10**6), ('anchor', 77), ('map_from_body', np.nan),
+        ('map_from_body', 0), ('odom_from_body', 1e300), ('edge_step', np.inf), ('segment', -5),
+    ],
+)  # fmt: skip
+def test_arrays_that_contradict_each_other_are_refused(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    folder = save_map(made_map(3), tmp_path / 'home')
+    path = folder / json.loads((folder / INDEX).read_text())['arrays'] / f'{name}.npy'
+    array = np.load(path)
+    array[1] = value
+    np.save(path, array)
+    with pytest.raises(MvMatcherError, match=r'damaged: .*(holds what cannot be|rows instead of)'):
+        load_map(folder)
+
+
+def test_arrays_of_another_type_or_shape_are_refused(tmp_path: Path) -> None:
+    folder = save_map(made_map(3), tmp_path / 'home')
+    arrays = folder / json.loads((folder / INDEX).read_text())['arrays']
+    for array in (np.zeros(3), np.zeros((3, 2), np.int64), np.int64(3)):
+        np.save(arrays / 'key.npy', array)
+        with pytest.raises(MvMatcherError, match='damaged: key is'):
+            load_map(folder)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'sensor': 'nose'}, {'origin': 5}, {'origin': {'x': 'y'}}, {'cameras': []},
+        {'cameras': [1]}, {'body_axes': 'up'}, {'cameras': None},
+        {'cameras': [{'size': [10**40, 2]}]},
+    ],
+)  # fmt: skip
+def test_an_index_with_other_values_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    folder = save_map(made_map(2), tmp_path / 'home')
+    said = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps({**said, **change}))
+    with pytest.raises(MvMatcherError, match='home: the map is damaged'):
+        load_map(folder)
+    camera = {**said['cameras'][0], 'intrinsics': [0.0, 1.0, 1.0, 1.0]}
+    (folder / INDEX).write_text(json.dumps({**said, 'cameras': [camera]}))
+    with pytest.raises(MvMatcherError, match='home: the map is damaged: camera: not calibrated'):
+        load_map(folder)
+    (folder / INDEX).write_text(100_000 * '[')
+    with pytest.raises(MvMatcherError, match='cannot be read'):
+        load_map(folder)
+
+
+def test_steps_to_keyframes_that_are_gone_are_left_out(tmp_path: Path) -> None:
+    world = made_map(3)
+    world.edges.append(replace(world.edges[0], a=0, b=77, loop=True))
+    assert len(load_map(save_map(world, tmp_path / 'home')).edges) == 2
+
+
+def test_versions_never_end(tmp_path: Path) -> None:
+    folder = save_map(made_map(1), tmp_path / 'home')
+    said = json.loads((folder / INDEX).read_text())
+    (folder / said['arrays']).rename(folder / '999999999')
+    (folder / INDEX).write_text(json.dumps({**said, 'arrays': '999999999'}))
+    assert len(load_map(save_map(load_map(folder), folder))) == 1

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,13 @@ from safetensors.torch import load_file, save_file
 from mv_matcher_ros.errors import ModelError
 from mv_matcher_ros.models.matcher import MatcherNetwork
 from mv_matcher_ros.models.profiles import MatcherProfile
-from mv_matcher_ros.models.weights import load_matcher, read_weights, save_matcher
+from mv_matcher_ros.models.weights import (
+    load_matcher,
+    read_notes,
+    read_weights,
+    save_matcher,
+    save_weights,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 import superglue_reference as reference
@@ -142,3 +149,67 @@ def test_tensors_of_another_shape_are_named(file: Path) -> None:
     with_metadata(file, profile=less.model_dump_json())
     with pytest.raises(ModelError, match=r'unknown: again\.'):
         load_matcher(file)
+
+
+def test_a_network_of_any_size_is_not_built_to_say_that_it_does_not_fit(file: Path) -> None:
+    """A profile is a few words; its network would take 85 GB."""
+    large = {'width': 4096, 'attention_size': 4096, 'descriptor_size': 4096, 'blocks': 64}
+    with_metadata(file, profile=SMALL.model_copy(update=large).model_dump_json())
+    with pytest.raises(ModelError, match='does not fit the network it names'):
+        load_matcher(file)
+    for change in ({'blocks': 10**9}, {'encoder': (0,)}, {'threshold': float('nan')}):
+        with_metadata(file, profile=SMALL.model_copy(update=change).model_dump_json())
+        with pytest.raises(ModelError, match=f'its profile is of another version: {min(change)}'):
+            load_matcher(file)
+
+
+@pytest.mark.parametrize('notes', ['{', '[]', '1', 100_000 * '['])
+def test_notes_that_are_none(file: Path, notes: str) -> None:
+    with_metadata(file, notes=notes)
+    for read in (load_matcher, read_notes):
+        with pytest.raises(ModelError, match='damaged: its notes are not words by name'):
+            read(file)
+
+
+@pytest.mark.parametrize(
+    'odd',
+    [
+        torch.tensor(torch.nan), torch.tensor(3e39, dtype=torch.float64), torch.tensor(1),
+        torch.tensor(1j), torch.tensor(True),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_no_finite_numbers(file: Path, odd: torch.Tensor) -> None:
+    """With the right hash; the second is no number in single precision."""
+    state = {**MatcherNetwork(SMALL).state_dict(), 'dustbin': odd}
+    save_weights(file, 'matcher', SMALL, state, {})
+    with pytest.raises(ModelError, match=r"'dustbin' (holds no real numbers|is not finite)"):
+        load_matcher(file)
+
+
+def test_a_small_public_checkpoint_of_large_tensors(tmp_path: Path) -> None:
+    path = tmp_path / 's.pth'
+    torch.save({'bin_score': torch.zeros(1).expand(2**40)}, path)
+    with pytest.raises(ModelError, match=r's\.pth: its tensors are larger than the file'):
+        load_matcher(path)
+    torch.save({'bin_score': torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(ModelError, match='a compressed checkpoint'):
+        load_matcher(path)
+
+
+@pytest.mark.parametrize(
+    'odd',
+    [
+        torch.zeros(()), torch.zeros(3), torch.zeros(2, 2).to_sparse(), torch.zeros(2).cfloat(),
+        torch.zeros(2, device='meta'), torch.full((4,), torch.nan),
+    ],
+)  # fmt: skip
+def test_a_public_checkpoint_with_odd_tensors(tmp_path: Path, odd: torch.Tensor) -> None:
+    for name in ('kenc.encoder.0.weight', 'gnn.layers.3.attn.merge.weight', 'kenc.encoder.1.bias'):
+        torch.save({**reference.random_state(), name: odd}, tmp_path / 's.pth')
+        with pytest.raises(ModelError, match=r's\.pth: '):
+            load_matcher(tmp_path / 's.pth')

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import array
+import io
+import zipfile
 from dataclasses import fields, replace
 
 import numpy as np
@@ -117,3 +119,42 @@ def test_arrays_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(SourceError, match='different lengths'):
         messages.keyframe_from_message(message)
     assert np.isfinite(torn.points.numpy()).all()
+
+
+def packed(arrays: dict[str, np.ndarray], compression: int = zipfile.ZIP_STORED) -> object:
+    """A message of arrays, as numpy writes them."""
+    from std_msgs.msg import UInt8MultiArray
+
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, 'w', compression) as archive:
+        for name, values in arrays.items():
+            content = io.BytesIO()
+            np.save(content, values)
+            archive.writestr(f'{name}.npy', content.getvalue())
+    return UInt8MultiArray(data=array.array('B', stream.getvalue()))
+
+
+def test_a_small_message_that_is_large_when_unpacked_is_refused() -> None:
+    arrays = messages._arrays(sent_of(record())) | {'points': np.zeros((10**7, 3))}
+    message = packed(arrays, zipfile.ZIP_DEFLATED)
+    assert len(message.data) < 10**6  # type: ignore[attr-defined]
+    with pytest.raises(SourceError, match='unpacked it is larger than any keyframe'):
+        messages.keyframe_from_message(message)
+
+
+@pytest.mark.parametrize(
+    ('name', 'values'),
+    [
+        ('points', np.zeros((5, 4))), ('points', np.zeros((5, 3), np.complex128)),
+        ('keypoints_xy', np.zeros(5)), ('landmark', np.full(5, -2)), ('landmark', np.zeros(5)),
+        ('odom_from_body', np.full((4, 4), np.nan)), ('image_size', np.array([0, 4])),
+        ('image_size', np.array([4])), ('sensor', np.array('nose')), ('scores', np.array(1.0)),
+        ('sigma', np.array(['a'] * 5)), ('stamps_ns', np.array([1.5])), ('format', np.zeros(3)),
+        ('body_axes', np.array('up')), ('camera_names', np.zeros((0, 2))),
+        ('point_covariance', np.zeros((5, 3))), ('camera_sizes', np.full((2, 2), 10**9)),
+    ],
+)  # fmt: skip
+def test_arrays_of_another_kind_are_refused(name: str, values: np.ndarray) -> None:
+    arrays = messages._arrays(sent_of(record())) | {name: values}
+    with pytest.raises(SourceError, match='keyframe message: '):
+        messages.keyframe_from_message(packed(arrays))

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mv_matcher_ros.errors import MissingDependencyError, ModelError
-from mv_matcher_ros.models.weights import read_public, tensors_hash
+from mv_matcher_ros.models.public_checkpoint import read_public
+from mv_matcher_ros.models.weights import tensors_hash
 
 NAME = 'aliked-n16'
 ORIGIN = 'ALIKED-n16 (Zhao et al. 2023, github.com/Shiaoming/ALIKED), BSD-3-Clause'
