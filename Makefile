@@ -90,17 +90,18 @@ test-apt-core: $(VENV_APT)/.installed
 	$(VENV_APT)/bin/python -m pytest $(PYTEST) --leg second --ignore test/ros
 endif
 
-# Two cores, two legs, one thread each: most of the second leg runs beside the first. Only tests over
-# DDS of both would take each other's time. Each slow test runs in one leg (test/conftest.py). The
-# first leg's output comes last, so that the closing line is that of all tests.
+# Two cores, two legs, one thread each, side by side. Only tests over DDS of both would take each
+# other's time: the second leg begins with them, the first ends with them (test/conftest.py). Each
+# slow test runs in one leg. The first leg's output comes last, so that the closing line is that of
+# all tests.
 test: setup-all
-	@$(MAKE) --no-print-directory test-apt-ros
 	@mkdir -p out
 	@$(MAKE) --no-print-directory test-main QUICK=$(HAS_NUMPY_1) > out/test-main.log 2>&1 & main=$$!; \
+	$(MAKE) --no-print-directory test-apt-ros; ros=$$?; \
 	$(MAKE) --no-print-directory test-apt-core; core=$$?; \
 	wait $$main; status=$$?; cat out/test-main.log; \
-	[ $$core -eq 0 ] || echo 'make: tests with numpy 1.26 and OpenCV 4 failed, see above' >&2; \
-	[ $$core -eq 0 ] && [ $$status -eq 0 ]
+	[ $$core -eq 0 ] && [ $$ros -eq 0 ] || echo 'make: tests with numpy 1.26 and OpenCV 4 failed, see above' >&2; \
+	[ $$core -eq 0 ] && [ $$ros -eq 0 ] && [ $$status -eq 0 ]
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/mv-matcher bench

@@ -47,7 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Each slow test in one leg only."""
+    """Tests over DDS last (the other leg begins with them), each slow test in one leg only."""
+    items.sort(key=lambda item: item.get_closest_marker('ros') is not None)
     leg = config.getoption('--leg')
     if leg is None:
         return

@@ -45,6 +45,9 @@ OnKeyframe = Callable[[KeyframeRecord], None]
 
 # Standard deviation given to the first pose: it is the origin of odom by definition.
 ORIGIN_VARIANCE = 1e-10
+# Share of the landmarks of a keyframe below which those that are left err by more than their noise
+# says (fitted to keyframes that came 0.6 and 1 s late), and below which a pose is DEGRADED.
+WELL_LEFT, LEAST_LEFT = 0.5, 0.1
 # After a loss, a map is not given up before it has been sought in images for so long.
 SOUGHT_S = 0.3
 # A frame later than this share of what the last one took is late because the camera is slow.
@@ -310,8 +313,9 @@ class OdometryEngine:
         is_keyframe = wanted and pose is tracked.world_from_body
         if is_keyframe:
             self._begin_keyframe(frame, lambda: self._mapper.insert_followed(frame, followed))
-        status, message = self._judge(tracked)
-        estimate = self._known(frame, status, message, tracked, len(followed.observation))
+        status, message = self._judge(tracked, followed.left)
+        features = len(followed.observation)
+        estimate = self._known(frame, status, message, tracked, features, left=followed.left)
         size = len(followed.target.observation)
         picture = track_view(
             followed.observation,
@@ -455,7 +459,10 @@ class OdometryEngine:
         predicted = self._predicted(frame)
         return self._hypotheses.best(window, observation, self._motion, predicted, self._inliers)
 
-    def _judge(self, tracked: Tracked) -> tuple[Status, str]:
+    def _judge(self, tracked: Tracked, left: float = 1.0) -> tuple[Status, str]:
+        if left < LEAST_LEFT:
+            share = f'{100.0 * left:.0f} %'
+            return Status.DEGRADED, f'{share} of the landmarks are left: the keyframe comes late'
         if tracked.inliers < self.settings.tracking.degraded_inliers:
             return Status.DEGRADED, f'only {tracked.inliers} landmarks agree with the pose'
         return Status.TRACKING, ''
@@ -526,6 +533,7 @@ class OdometryEngine:
         tracked: Tracked | None = None,
         features: int = 0,
         pose: Tensor | None = None,
+        left: float = 1.0,
     ) -> Estimate:
         assert self._motion is not None
         last_ns = frame.stamp_ns if self._last_stamp_ns is None else self._last_stamp_ns
@@ -537,6 +545,9 @@ class OdometryEngine:
         counts = {'features': features, 'matches': 0, 'inliers': 0, **self._map_counts}
         if tracked is not None:
             noise = self._noise = pose_noise(tracked, self.settings.covariance)
+            # Landmarks at the edge of the image err alike, and flow has drifted; a keyframe mends
+            # that, so it does not add up.
+            noise = noise * max(1.0, WELL_LEFT / max(left, 1e-3)) ** 2
             covariance = covariance + noise
             twist_covariance = 2.0 * noise / max(elapsed, 1e-3) ** 2
             twist_covariance = twist_covariance + TWIST_FLOOR * torch.eye(6, dtype=torch.float64)

@@ -89,6 +89,11 @@ class Followed:
     kept: Tensor
     tracked: Tracked
 
+    @property
+    def left(self) -> float:
+        """Share of the target's landmarks that are still followed and agree with the pose."""
+        return self.tracked.inliers / max(int(self.target.landmarks.alive.sum()), 1)
+
     def moved(self) -> float:
         """Median motion of the inliers on the normalised plane since the target's image.
 
