@@ -18,6 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 # Of version 1, which is what numpy writes unless there are thousands of named columns.
+_KINDS = 'biufcU'  # numbers and text
 _LONGEST_HEADER = 10 + 0xFFFF
 
 
@@ -25,9 +26,17 @@ def array_from_npy(data: bytes) -> NDArray[Any]:
     """The array of the bytes of a .npy, read-only and without a copy.
 
     Raises:
-        ValueError: not one, or another number of bytes than its shape and type need.
+        ValueError: not one, of columns, of characters that there are not, or another number of
+            bytes than its shape and type need.
     """
     shape, order, dtype, start = _header(data[:_LONGEST_HEADER], len(data))
+    if dtype.kind not in _KINDS:
+        raise ValueError(f'{dtype} is not read')
+    if dtype.kind == 'U' and 0 not in shape:
+        # numpy hands any 32 bits on to Python, whose strings break when they are no character.
+        codes = np.frombuffer(data, np.dtype('u4').newbyteorder(dtype.byteorder), offset=start)
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+            raise ValueError('text of characters that there are not')
     return np.ndarray(shape, dtype, data, start, order=order)
 
 
