@@ -56,7 +56,7 @@ class Hypotheses:
         best: Tracked | None = None
         for number, tracked in enumerate(self._near(window, observation, motion, predicted)):
             if tracked is not None and self.plausible(tracked, motion, observation.stamp_ns):
-                best = tracked if best is None or tracked.inliers > best.inliers else best
+                best = self._better(window, best, tracked)
             if number > 0 and best is not None and self.enough(best, before):
                 break
         return best
@@ -66,14 +66,18 @@ class Hypotheses:
         best: Tracked | None = None
         for keyframe in reversed(window.keyframes):
             tracked = self._tracker.relocalise(window, observation, keyframe)
-            if tracked is not None and (best is None or tracked.inliers > best.inliers):
-                best = tracked
+            best = self._better(window, best, tracked)
             if best is not None and self.enough(best, before):
                 return best
-        tracked = self._tracker.relocalise_jointly(window, observation)
-        if tracked is not None and (best is None or tracked.inliers > best.inliers):
-            best = tracked
-        return best
+        return self._better(window, best, self._tracker.relocalise_jointly(window, observation))
+
+    def _better(
+        self, window: Window, best: Tracked | None, other: Tracked | None
+    ) -> Tracked | None:
+        """What more landmarks agree with, if they are enough of those that should be seen."""
+        if other is None or (best is not None and other.inliers <= best.inliers):
+            return best
+        return other if self._tracker.recognised(window, other) else best
 
     def enough(self, tracked: Tracked, before: int) -> bool:
         """Whether about as many landmarks agree with a pose as with the one before."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import solve
+from mv_matcher_ros.geometry.camera import camera_project
 from mv_matcher_ros.geometry.pose_ransac import estimate_absolute_pose
 from mv_matcher_ros.geometry.reprojection import Problem, linearise, residuals
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
@@ -22,6 +23,8 @@ from mv_matcher_ros.odometry.window import Keyframe, Landmarks, Window, measurem
 
 # Radius of the last search, around projections with the solved pose, as a share of the first.
 REFINED_RADIUS_SHARE = 0.4
+# Least share of the landmarks before the cameras that agree with a pose that was searched for.
+RECOGNISED_SHARE = 0.1
 POSE_ITERATIONS = 10
 POSE_DECREASE = 1e-4
 
@@ -189,6 +192,21 @@ class Tracker:
         wanted = self._settings.tracking
         share = tracked.inliers / max(len(tracked.inlier), 1)
         return tracked.inliers >= wanted.min_inliers and share >= wanted.min_inlier_ratio
+
+    def recognised(self, window: Window, tracked: Tracked) -> bool:
+        """Whether a pose that was searched for explains what should be seen from there.
+
+        A few dozen of many landmarks agree with a wrong pose; with the right one, more than a
+        quarter of those before the cameras do, as far as walls between them allow.
+        """
+        ahead = 0
+        points = window.landmarks.position[window.landmarks.alive]
+        camera_from_world = self._cameras.camera_from_world(tracked.world_from_body)
+        for camera, pose in zip(self._cameras.cameras, camera_from_world, strict=True):
+            pixels, valid = camera_project(camera, se3.transform(pose, points))
+            size = pixels.new_tensor((camera.width, camera.height))
+            ahead += int((valid & (pixels >= 0).all(1) & (pixels < size).all(1)).sum())
+        return tracked.inliers >= RECOGNISED_SHARE * ahead
 
     def solve_pose(
         self,
