@@ -80,11 +80,12 @@ class _Session:
         from mv_matcher_ros.ros.wire import Wire
 
         self.processes.start(_NODE, *self._words)
-        if self._fault.event == 'kill mapping':
+        mapping = self._fault.event == 'kill mapping'
+        if mapping:
             self._start_mapping()
         wire = Wire(self._clip)
         try:
-            wire.wait_for_node(lambda: self.processes.alive(_NODE))
+            wire.wait_for_node(lambda: self.processes.alive(_NODE), mapping)
             with self._company(wire):
                 self._play(wire)
             time.sleep(_LAST_WORDS_S)
@@ -154,6 +155,7 @@ def _parameters(clip: Clip, settings: Settings, out: Path, fault: WireFault) -> 
     tree['ros']['extrinsics_from_tf'] = clip.rig.body_axes == 'rep103'
     if fault.event == 'kill mapping':
         tree['ros']['publish_keyframes'] = True
+        tree['keyframes']['map_lag'] = 1  # a map before the fault
         tree['mapping'].update(folder=str(out / 'map'), save_every_s=_MAP_SAVED_S)
     path = out / 'parameters.yaml'
     path.write_text(yaml.safe_dump({'/**': {'ros__parameters': tree}}), encoding='utf-8')

@@ -90,6 +90,7 @@ class Wire:
         self.states: list[State] = []
         self.diagnoses: list[Diagnosis] = []
         self.map_keyframes: list[tuple[float, int]] = []
+        self._mapping_said = False
         self._node.create_subscription(Odometry, 'odometry', self._on_pose, _DEPTH)
         self._node.create_subscription(String, 'odometry/state', self._on_state, _DEPTH)
         self._node.create_subscription(String, 'mapping/state', self._on_map, _DEPTH)
@@ -108,18 +109,21 @@ class Wire:
         with contextlib.suppress(ExternalShutdownException, ShutdownException):
             self._executor.spin()
 
-    def wait_for_node(self, alive: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    def wait_for_node(
+        self, alive: Callable[[], bool], mapping: bool = False, timeout_s: float = 60.0
+    ) -> None:
         """Wait until the node hears the camera and is heard.
 
         Args:
             alive: whether its process runs; there is no use in waiting for a dead one.
+            mapping: wait for a mapping node, too.
             timeout_s: at most.
 
         Raises:
             MvMatcherError: it is dead, or does not answer in time.
         """
         deadline_s = time.monotonic() + timeout_s
-        while not self._handshake.is_sure or self._camera.unheard() or self._camera.unmatched():
+        while self._lacks(mapping):
             if not alive():
                 raise MvMatcherError('the node ended before it was ready')
             if time.monotonic() > deadline_s:
@@ -127,6 +131,11 @@ class Wire:
                     f'the node is not ready after {timeout_s:g} s: {self._camera.unheard()}'
                 )
             time.sleep(_POLL_S)
+
+    def _lacks(self, mapping: bool) -> bool:
+        """Whether something is not there yet."""
+        deaf = bool(self._camera.unheard()) or self._camera.unmatched()
+        return deaf or not self._handshake.is_sure or (mapping and not self._mapping_said)
 
     def messages(self, frame: Frame, stamp: int) -> list[Any]:
         """Image messages of a frame with another stamp in ns, in the order of the topics."""
@@ -211,5 +220,8 @@ class Wire:
 
     def _on_diagnosis(self, message: Any) -> None:
         for status in message.status:
+            self._mapping_said |= status.name.endswith(': map')
+            if not status.name.endswith(': odometry'):
+                continue
             level = int.from_bytes(status.level, 'little')
             self.diagnoses.append(Diagnosis(time.monotonic(), level, status.message))
