@@ -32,7 +32,7 @@ def array_from_npy(data: bytes) -> NDArray[Any]:
     shape, order, dtype, start = _header(data[:_LONGEST_HEADER], len(data))
     if dtype.kind not in _KINDS:
         raise ValueError(f'{dtype} is not read')
-    if dtype.kind == 'U' and math.prod(shape):
+    if dtype.kind == 'U' and 0 not in shape:
         # numpy hands any 32 bits on to Python, whose strings break when they are no character.
         codes = np.frombuffer(data, np.dtype('u4').newbyteorder(dtype.byteorder), offset=start)
         if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
