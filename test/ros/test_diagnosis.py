@@ -35,7 +35,7 @@ def stream(topic: str, stamps_ns: list[int], period_s: float = PERIOD_S) -> Stre
     count = len(stamps_ns)
     times = [NOW_S - period_s * (count - 1 - i) for i in range(count)]
     arrivals = deque(Arrival(t, s) for t, s in zip(times, stamps_ns, strict=True))
-    return Stream(topic, count, arrivals)
+    return Stream(topic, count, arrivals=arrivals)
 
 
 def stamps(shift_s: float = 0.0, count: int = 200) -> list[int]:
@@ -153,13 +153,15 @@ def test_a_clock_that_does_not_run() -> None:
 
 
 def test_the_silent_one_of_two_is_named() -> None:
-    right = Stream('/right', 3, deque([Arrival(NOW_S - 2.0, 1)] * 3))
+    right = Stream('/right', 3, arrivals=deque([Arrival(NOW_S - 2.0, 1)] * 3))
     said = missing(inputs_of(stream('/left', stamps()), right), node(False, 1, 1), 0.01, NOW_S)
     assert said == ['no new image on /right for 1 s and longer']
 
 
 def test_a_slow_camera_is_not_silent() -> None:
-    slow = Stream('/image', 3, deque(Arrival(NOW_S - 1.5 - 2.0 * i, 1) for i in (2, 1, 0)))
+    slow = Stream(
+        '/image', 3, arrivals=deque(Arrival(NOW_S - 1.5 - 2.0 * i, 1) for i in (2, 1, 0))
+    )
     assert missing(inputs_of(slow), node(False, 1, 1), 0.01, NOW_S) == []
 
 
