@@ -37,7 +37,14 @@ if _data is not None:
 
 # `make test` has two legs that run at a time; slow tests of these folders run in the first alone,
 # all others in the second.
-SLOW_IN_FIRST = ('geometry', 'models/test_runtime', 'odometry', 'training/adaptation')
+SLOW_IN_FIRST = (
+    'geometry',
+    'models/test_runtime',
+    'odometry',
+    'ros/test_bench_node',
+    'ros/test_stress_live',
+    'training/adaptation',
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

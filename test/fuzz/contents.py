@@ -236,7 +236,8 @@ def keyframes() -> list[Tree]:
         features = Features(
             torch.ones(count, 2), torch.ones(count, 8), full.float(), full.float(), (64, 48)
         )
-        seen = Observation(10**18, 3, features, torch.ones(count, 2).double(), full, full, full)
+        plane, first = torch.ones(count, 2).double(), torch.zeros(count, dtype=torch.int64)
+        seen = Observation(10**18, 3, features, plane, full, full, full, first)
         eye = torch.eye(4, dtype=torch.float64)
         record = KeyframeRecord(
             seen, 0, 7, eye, eye, torch.eye(6).double(), torch.arange(count),
