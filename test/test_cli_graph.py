@@ -44,7 +44,6 @@ def test_false_loops_beside_none() -> None:
 
 
 def test_growth_is_timed_and_drawn(tmp_path: Path) -> None:
-    pytest.importorskip('matplotlib')
     found = measure_growth(graph_worlds.manhattan(200, blocks=3), PoseGraphSettings())
     assert len(found['times_ms']) == 200
     assert [s['keyframes'] for s in found['samples']] == list(range(20, 201, 20))

@@ -15,7 +15,9 @@ from mv_matcher_ros.cli.wire_faults import BEGIN_S, WIRE_FAULTS, WireFault
 from mv_matcher_ros.cli.wire_session import Heard
 from mv_matcher_ros.cli.wire_shots import Shot, shots_of
 from mv_matcher_ros.cli.wire_verdict import Verdict, judge
+from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Camera, Frame, Rig, Trajectory, View
+from mv_matcher_ros.errors import MvMatcherError
 from mv_matcher_ros.ros.wire import Pose, State
 
 RATE_HZ, FRAMES, SPEED_MPS = 10, 120, 1.0
@@ -46,13 +48,11 @@ def honest(fault: WireFault, clip: Clip) -> Heard:
     for shot in shots:
         at_s = shot.at_s + 0.02
         if shot.stamp_ns <= newest and newest - shot.stamp_ns < 10**9:
-            heard.states.append(State(shot.stamp_ns, at_s, 'SKIPPED', 'late', 1.0, {}))
+            heard.states.append(State(shot.stamp_ns, at_s, 'SKIPPED', 'late'))
             continue
         newest = shot.stamp_ns
         status = 'TRACKING' if shot.lit else 'LOST'
-        heard.states.append(
-            State(shot.stamp_ns, at_s, status, '' if shot.lit else 'dark', 20.0, {})
-        )
+        heard.states.append(State(shot.stamp_ns, at_s, status, '' if shot.lit else 'dark'))
         if shot.lit:
             covariance = np.eye(6) * 1e-6
             heard.poses.append(
@@ -191,7 +191,7 @@ def test_what_hides_the_view_hides_its_share(clip: Clip) -> None:
 
 
 def test_messages_are_corrupted_in_every_way() -> None:
-    pytest.importorskip('sensor_msgs')
+    pytest.importorskip('sensor_msgs', reason='the messages come with ROS')
     from mv_matcher_ros.cli.wire_shots import corrupted
     from mv_matcher_ros.errors import SourceError
     from mv_matcher_ros.ros.conversions import image_from_message, message_from_image
@@ -215,3 +215,11 @@ def test_a_silent_camera_publishes_nothing(clip: Clip) -> None:
     silent: Shot = next(s for s in shots if s.at_s >= BEGIN_S)
     assert silent.spoil is not None
     assert silent.spoil(['left', 'right']) == ['left', None]
+
+
+def test_a_recording_that_ends_too_soon_is_refused(clip: Clip) -> None:
+    from mv_matcher_ros.cli.stress_live import stress_live
+
+    short = replace(clip, frames=clip.frames[:40])
+    with pytest.raises(MvMatcherError, match=r'40 frames last .* s; .*--frames'):
+        stress_live(short, 'black', Settings(), 'stereo', False)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mv_matcher_ros.datatypes import Sensor
 
 SYNTHETIC_SIZE = (320, 240)
+FRAMES, LIVE_FRAMES = 40, 400
 
 
 def stress(
@@ -33,7 +34,12 @@ def stress(
         Path | None,
         typer.Argument(help='Recording; default: a synthetic one.', metavar='[SOURCE]'),
     ] = None,
-    frames: Annotated[int, typer.Option(min=12, help='Frames of the recording to use.')] = 40,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            min=12, help=f'Frames of the recording to use; default {FRAMES}, live {LIVE_FRAMES}.'
+        ),
+    ] = None,
     only: Annotated[str, typer.Option(help='Only faults with this in their name.')] = '',
     live: Annotated[
         bool,
@@ -54,7 +60,7 @@ def stress(
     if live:
         from mv_matcher_ros.cli.stress_live import stress_live
 
-        own = None if source is None else _clip(source, frames, settings)
+        own = None if source is None else _clip(source, frames or LIVE_FRAMES, settings)
         kind = _synthetic_sensor(settings) if own is None else own.sensor
         if not stress_live(own, only, settings, kind, json):
             raise typer.Exit(1)
@@ -62,7 +68,7 @@ def stress(
     chosen = [f for f in (*FILE_FAULTS, *FRAME_FAULTS) if only.lower() in f.name.lower()]
     if not chosen:
         raise SettingsError(f'--only {only}: no fault has that in its name')
-    clip = _clip(source, frames, settings)
+    clip = _clip(source, frames or FRAMES, settings)
     rows = []
     with progress('faults', len(chosen)) as advance:
         for fault in chosen:

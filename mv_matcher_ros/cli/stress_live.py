@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _SIZE = (640, 480)
 _ROOM_FRAMES, _TURN_FRAMES, _STILL_FRAMES = 400, 200, 1300
+_LEAST_S = 10.0  # the longest fault ends after 8 s; then there have to be good images
 _STILL_IMAGES = 40  # different ones; they differ by noise and brightness
 _NAMES = ('survived', 'recovered', 'error', 'largest step', 'false', 'memory')
 
@@ -63,8 +64,8 @@ def stress_live(
         raise SettingsError(
             f'--only {only}: no fault of a live {sensor} node has that in its name'
         )
-    if clip is not None and clip.truth is None:
-        raise MvMatcherError(f'{clip.name}: no truth, so no pose could be called false')
+    if clip is not None:
+        _check(clip)
     rows = []
     with progress('faults', len(chosen)) as advance:
         for fault in chosen:
@@ -72,6 +73,18 @@ def stress_live(
             advance(fault.name)
     _print(rows, sensor, json)
     return not any(verdict.complaints for _, verdict in rows)
+
+
+def _check(clip: Clip) -> None:
+    """A recording that a fault can happen in."""
+    if clip.truth is None:
+        raise MvMatcherError(f'{clip.name}: no truth, so no pose could be called false')
+    lasts_s = (clip.frames[-1].stamp_ns - clip.frames[0].stamp_ns) * 1e-9
+    if lasts_s < _LEAST_S:
+        raise MvMatcherError(
+            f'{clip.name}: {len(clip)} frames last {lasts_s:.1f} s; faults begin after 5 s and '
+            f'need {_LEAST_S:g} s in all (--frames)'
+        )
 
 
 def _try(fault: WireFault, clip: Clip, settings: Settings) -> Verdict:

@@ -19,7 +19,7 @@ from mv_matcher_ros.errors import MvMatcherError
 
 if TYPE_CHECKING:
     from mv_matcher_ros.config import Settings
-    from mv_matcher_ros.ros.wire import Diagnosis, Pose, State, Wire
+    from mv_matcher_ros.ros.wire import Pose, State, Wire
 
 _NODE, _MAPPING = 'main', 'map_main'
 _LAST_WORDS_S = 2.0  # for answers to the last frames
@@ -33,7 +33,7 @@ class Heard:
     Attributes:
         shots: as published, in their order.
         sent_s: time.monotonic() of each.
-        poses, states, diagnoses: of the odometry node.
+        poses, states: of the odometry node.
         map_keyframes: (time.monotonic(), keyframes of the map) as the mapping node says.
         memory_mb: of the node before the fault, and at the end.
         ended: what the node's process ended with; empty while it lives.
@@ -44,7 +44,6 @@ class Heard:
     sent_s: list[float] = field(default_factory=list)
     poses: list[Pose] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
-    diagnoses: list[Diagnosis] = field(default_factory=list)
     map_keyframes: list[tuple[float, int]] = field(default_factory=list)
     memory_mb: tuple[float, float] = (0.0, 0.0)
     ended: str = ''
@@ -91,7 +90,7 @@ class _Session:
             time.sleep(_LAST_WORDS_S)
             heard = self.heard
             heard.poses, heard.states = list(wire.poses), list(wire.states)
-            heard.diagnoses, heard.map_keyframes = list(wire.diagnoses), list(wire.map_keyframes)
+            heard.map_keyframes = list(wire.map_keyframes)
             self._end()
         finally:
             wire.close()

@@ -13,7 +13,6 @@ import numpy as np
 from mv_matcher_ros.cli.faults import Clip
 from mv_matcher_ros.cli.wire_faults import BEGIN_S, WireFault
 from mv_matcher_ros.cli.wire_session import Heard
-from mv_matcher_ros.cli.wire_shots import Shot
 from mv_matcher_ros.datatypes import Array
 
 if TYPE_CHECKING:
@@ -42,7 +41,8 @@ class Verdict:
         statuses: how often each was said of frames of the fault; nothing for those dropped.
         recovery_s: from the publication of the first good image after the fault to the arrival of
             a pose that the node calls measured; None if none came.
-        error_m: of the motion from before the fault to the end; of mono, as a share of the way.
+        error_m: of the motion from before the fault to the end; of mono, in metres by the scale
+            that the poses before the fault had.
         largest_step_m: of odom, from one pose to the next.
         false_poses: called measured, and neither right nor within what the node admits.
         growth_mb: of the node's memory.
@@ -123,17 +123,17 @@ class _Evidence:
         )
         return messages.most_common(1)[0][0] if messages else ''
 
-    def _first_good(self) -> tuple[Shot, float]:
-        """The first image after the fault, and when it was sent."""
+    def _good_since_s(self) -> float:
+        """When the first image after the fault was sent."""
         return next(
-            (shot, sent)
+            sent
             for shot, sent in zip(self._heard.shots, self._heard.sent_s, strict=True)
             if shot.at_s >= self._fault.end_s and shot.lit
         )
 
     def recovery_s(self) -> float | None:
         """See `Verdict`; of a process that was started again, since then."""
-        _, sent_s = self._first_good()
+        sent_s = self._good_since_s()
         if self._fault.event == 'kill node' and self._heard.restarted_s is not None:
             sent_s = self._heard.restarted_s
         again = [p.arrived_s for p in self._measured if p.arrived_s > sent_s]

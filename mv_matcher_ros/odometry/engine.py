@@ -46,9 +46,11 @@ OnKeyframe = Callable[[KeyframeRecord], None]
 # Standard deviation given to the first pose: it is the origin of odom by definition.
 ORIGIN_VARIANCE = 1e-10
 # Share of the landmarks of a keyframe below which those that are left err by more than their noise
-# says (fitted to keyframes that came 0.6 and 1 s late), and below which a pose is DEGRADED.
+# says (fitted to keyframes 0.6 and 1 s late in one rendered room); below the other a pose is
+# DEGRADED.
 WELL_LEFT, LEAST_LEFT = 0.5, 0.1
-# After a loss, a map is not given up before it has been sought in images for so long.
+# After a loss, a map is not given up before it has been sought in images without a break for so
+# long.
 SOUGHT_S = 0.3
 # A frame later than this share of what the last one took is late because the camera is slow.
 LATE_SHARE = 1.5
@@ -121,7 +123,7 @@ class OdometryEngine:
         self._covariance = torch.eye(6, dtype=torch.float64) * ORIGIN_VARIANCE
         self._origin = torch.from_numpy(self.rig.odom_from_first_body.copy())
         self._lost = False
-        self._sought_since_ns: int | None = None  # the first image with a view since the loss
+        self._sought_since_ns: int | None = None  # with a view, while lost
         self._before_loss: Motion | None = None
         self._last_stamp_ns: int | None = None
         self._noise = torch.zeros(6, 6, dtype=torch.float64)
@@ -496,10 +498,14 @@ class OdometryEngine:
             covariance = self._accumulated(coasted) + self._continuity.covariance
             covariance = covariance + self._noise + growth
             return replace(estimate, covariance=to_fixed_axes(covariance, coasted).numpy())
-        if not blind and self._sought_since_ns is None:
+        if blind:
+            self._sought_since_ns = None
+        elif self._sought_since_ns is None:
             self._sought_since_ns = frame.stamp_ns
-        sought_ns = frame.stamp_ns - (self._sought_since_ns or frame.stamp_ns)
-        if elapsed > bounds.reinitialise_s and seconds(sought_ns) >= SOUGHT_S:
+        elif (
+            elapsed > bounds.reinitialise_s
+            and seconds(frame.stamp_ns - self._sought_since_ns) >= SOUGHT_S
+        ):
             self._start_over(elapsed)
         return self._unknown(frame, Status.LOST, reason)
 

@@ -218,11 +218,13 @@ class LocalMapper:
     def keep_up(self, work_ms: float) -> None:
         """Fewer keyframes where the last one took too long to be worked on, more where it did not.
 
-        Poses are worse by less than those of a map that comes too late.
+        Never so few that one leaves before it has gone to the map.
         """
-        most, due_ms = self._settings.keyframes.window, self._settings.keyframes.delay_s * 1e3
+        settings = self._settings.keyframes
+        most, due_ms = settings.window, settings.delay_s * 1e3
         if work_ms > LATE * due_ms:
-            self._most = max(self._most - 1, min(FEWEST_KEYFRAMES, most))
+            fewest = min(max(FEWEST_KEYFRAMES, settings.map_lag), most)
+            self._most = max(self._most - 1, fewest)
         elif work_ms < due_ms:
             self._most = min(self._most + 1, most)
 

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,24 +41,11 @@ class Pose:
 
 @dataclass(frozen=True)
 class State:
-    """A state that arrived: stamp, time.monotonic(), and what `messages.state_message` says."""
+    """A state that arrived: stamp, time.monotonic(), and what the node said."""
 
     stamp_ns: int
     arrived_s: float
     status: str
-    message: str
-    latency_ms: float
-    counters: dict[str, int]
-    counts: dict[str, int] = field(default_factory=dict)
-    stages_ms: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """A status of the node in /diagnostics: time.monotonic(), level, message."""
-
-    arrived_s: float
-    level: int
     message: str
 
 
@@ -69,7 +56,7 @@ class Wire:
         source: whose rig and sensor are published; frames need not be its own.
 
     Attributes:
-        poses, states, diagnoses: what has arrived so far.
+        poses, states: what has arrived so far.
         map_keyframes: when the mapping node spoke, and how many keyframes its map had.
     """
 
@@ -88,7 +75,6 @@ class Wire:
         self._node = rclpy.create_node('wire', context=self._context)
         self.poses: list[Pose] = []
         self.states: list[State] = []
-        self.diagnoses: list[Diagnosis] = []
         self.map_keyframes: list[tuple[float, int]] = []
         self._mapping_said = False
         self._node.create_subscription(Odometry, 'odometry', self._on_pose, _DEPTH)
@@ -202,16 +188,7 @@ class Wire:
     def _on_state(self, message: Any) -> None:
         said = json.loads(message.data)
         self.states.append(
-            State(
-                said['stamp_ns'],
-                time.monotonic(),
-                said['status'],
-                said['message'],
-                said['latency_ms'],
-                said['counters'],
-                said['counts'],
-                said['stages_ms'],
-            )
+            State(said['stamp_ns'], time.monotonic(), said['status'], said['message'])
         )
 
     def _on_map(self, message: Any) -> None:
@@ -219,9 +196,4 @@ class Wire:
         self.map_keyframes.append((time.monotonic(), keyframes))
 
     def _on_diagnosis(self, message: Any) -> None:
-        for status in message.status:
-            self._mapping_said |= status.name.endswith(': map')
-            if not status.name.endswith(': odometry'):
-                continue
-            level = int.from_bytes(status.level, 'little')
-            self.diagnoses.append(Diagnosis(time.monotonic(), level, status.message))
+        self._mapping_said |= any(status.name.endswith(': map') for status in message.status)

@@ -8,9 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip('rosbags')
 HERE = Path(__file__).parent
 READERS = ('bag', 'map', 'weights', 'calibration', 'trajectory', 'keyframe')
 # What a reader does with an input that is called so.

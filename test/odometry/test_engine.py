@@ -197,6 +197,20 @@ def test_the_map_is_found_again_however_long_it_was_dark() -> None:
     assert np.linalg.norm(error[:3, 3]) < 3.0 * np.sqrt(known.covariance[:3, :3].trace())
 
 
+def test_the_map_is_not_given_up_for_glimpses_in_the_dark() -> None:
+    """One frame of another place, a second of darkness, one more: not 0.3 s of looking."""
+    source = presets.room_loop('stereo', 30, SIZE, effects=SHARP)
+    short = {'tracking.coasting_s': 0.1, 'tracking.reinitialise_s': 0.3}
+    engine = OdometryEngine(settings('stereo', **short), source.rig)
+    frames = blinded(source, 12, 26)
+    for glimpse in (17, 26):
+        frames[glimpse] = mirrored(source.frame(glimpse))
+    results = [engine.process(frame) for frame in frames]
+    assert results[26].status is Status.LOST
+    assert results[27].status is Status.RELOCALISED
+    assert not results[27].started_by
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('sensor', ['stereo', 'mono'])
 def test_a_long_loss_starts_a_new_map_and_says_so(sensor: str) -> None:
@@ -405,6 +419,21 @@ class TestLate:
         assert keyframes(range(45), 250.0) == 8  # neither long nor short
         assert keyframes(range(45, 53), 900.0) == 5
         assert keyframes(range(53, 60), 50.0) > 5
+
+    def test_a_small_window_loses_no_keyframe_of_the_map(self) -> None:
+        source = presets.room_loop('stereo', 50, SIZE, effects=SHARP)
+        many = {'keyframes.min_overlap': 0.99, 'keyframes.map_lag': 7, 'keyframes.window': 8}
+        engine = OdometryEngine(settings('stereo', **many), source.rig)
+        reported: list[int] = []
+        engine.report_keyframes(lambda record: reported.append(record.stamp_ns))
+        made = []
+        for frame in source:
+            if engine.process(frame).is_keyframe:
+                made.append(frame.stamp_ns)
+            engine._mapper.keep_up(900.0)
+        engine.finish()
+        assert len(made) > 10
+        assert reported == made
 
     def test_what_is_left_of_a_keyframe_says_how_good_a_pose_is(self) -> None:
         """The landmarks that are left of a keyframe that comes late err alike."""
