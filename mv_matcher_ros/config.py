@@ -614,8 +614,8 @@ class FrameSettings(Section):
     )
     prefix: str = Field(
         '',
-        description='Before these names, e.g. `robot1/` for `robot1/odom`; the names of the '
-        "cameras' frames come from their drivers, with theirs.",
+        description='Before these names and that of `ros.guess_frame`, e.g. `robot1/` for '
+        "`robot1/odom`; the names of the cameras' frames come from their drivers, with theirs.",
     )
 
 

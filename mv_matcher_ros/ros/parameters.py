@@ -56,7 +56,10 @@ def _with_prefix(settings: Settings) -> Settings:
     full = {key: frames.prefix + name for key, name in names.items() if name}
     # The prefix is used up: who reads these settings again must not put it there twice.
     found = frames.model_copy(update={**full, 'prefix': ''})
-    return settings.model_copy(update={'ros': settings.ros.model_copy(update={'frames': found})})
+    changed: dict[str, Any] = {'frames': found}
+    if settings.ros.guess_frame:
+        changed['guess_frame'] = frames.prefix + settings.ros.guess_frame
+    return settings.model_copy(update={'ros': settings.ros.model_copy(update=changed)})
 
 
 def descriptor(name: str, info: Any) -> Any:

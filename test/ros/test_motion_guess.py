@@ -20,22 +20,23 @@ START_NS = 5_000 * MS
 GUESSING = {'ros.lossless': True, 'ros.guess_frame': 'wheels', 'ros.frames.odom': 'visual_odom'}
 
 
-def wheels(stamp: int) -> Any:
+def wheels(stamp: int, prefix: str = '') -> Any:
     """wheels → camera, a metre a second."""
     pose = np.eye(4)
     pose[0, 3] = (stamp - START_NS) * 1e-9
-    return TFMessage(transforms=[transform_message(stamp, 'wheels', 'camera', pose)])
+    return TFMessage(transforms=[transform_message(stamp, prefix + 'wheels', 'camera', pose)])
 
 
+@pytest.mark.parametrize('prefix', ['', 'robot1/'])
 def test_the_pose_of_the_wheels_goes_with_the_frame(
-    bench: Any, camcorder: Callable[..., Any]
+    bench: Any, camcorder: Callable[..., Any], prefix: str
 ) -> None:
-    bench.start(GUESSING)
+    bench.start({**GUESSING, 'ros.frames.prefix': prefix})
     sent = bench.collect(TFMessage, '/tf')
     publisher = bench.publisher(TFMessage, '/tf', listeners=2)  # the node's, and our own
     camera, states = camcorder(), bench.states()
     for stamp in (START_NS, START_NS + 100 * MS, START_NS + 200 * MS):
-        publisher.publish(wheels(stamp))
+        publisher.publish(wheels(stamp, prefix))
     bench.wait(lambda: len(sent) == 3, 'what the wheels say')
     time.sleep(0.2)  # also at the node
     camera.shoot(START_NS + 50 * MS)  # between two of theirs
@@ -47,7 +48,8 @@ def test_the_pose_of_the_wheels_goes_with_the_frame(
     bench.wait(lambda: len(sent) == 5, 'TF')
     for message, guess, x in zip(sent[3:], guesses, (0.0, 1.0), strict=True):
         (transform,) = message.transforms
-        assert (transform.header.frame_id, transform.child_frame_id) == ('visual_odom', 'wheels')
+        assert transform.header.frame_id == f'{prefix}visual_odom'
+        assert transform.child_frame_id == f'{prefix}wheels'
         pose = matrix_from_transform(transform.transform) @ guess
         assert pose[0, 3] == pytest.approx(x)
     assert stamp_ns(sent[3].transforms[0].header.stamp) == START_NS + 50 * MS

@@ -84,6 +84,7 @@ def test_prefix_is_of_the_body_too_and_parameters_are_as_given(
     assert result.successful
     assert node.settings.ros.frames.odom == 'robot1/odom'
     assert node.settings.ros.frames.map == 'robot1/map'
+    assert node.settings.ros.guess_frame == ''
 
 
 def test_tf_of_a_robot_can_stay_in_its_namespace(
