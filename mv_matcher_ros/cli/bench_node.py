@@ -100,6 +100,8 @@ def _measure(
         'latency_ms': live['latency_ms'],
         'latency_in_node_ms': live['latency_in_node_ms'],
         'counters': live['counters'],
+        'cpu_cores': live['cpu_cores'],
+        'memory_mb': live['memory_mb'],
         'ate_rmse_m': _ate_m(out / 'live' / 'odometry.tum', truth, play.sensor),
     }
 
@@ -153,6 +155,11 @@ def _show(measured: Mapping[str, Any]) -> None:
         ('processed rate', None if rate is None else f'{rate:.2f} Hz'),
         ('latency p50 / p95, image sent to odometry received', _pair(latency)),
         ('the same frames, inside the node alone', _pair(inside)),
+        ('CPU of the node', f'{measured["cpu_cores"]:.2f} cores'),
+        (
+            'memory of the node, after a quarter and at the end',
+            '{:.0f} / {:.0f} MB'.format(*measured['memory_mb']),
+        ),
         (f'ATE after {_fitted(measured)}', _metres(measured['ate_rmse_m'])),
     ]
     offline = measured.get('offline')

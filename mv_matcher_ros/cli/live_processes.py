@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,24 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.05
 _END_S = 20.0  # for a process to end after SIGINT; then it is killed
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process takes.
+
+    Attributes:
+        at_s: time.monotonic().
+        cpu_s: so far, of all its threads, in user and system mode.
+        memory_mb: resident.
+        threads, files: how many it has open.
+    """
+
+    at_s: float
+    cpu_s: float
+    memory_mb: float
+    threads: int
+    files: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,9 @@ def play_to_node(play: Play, settings: Settings, out: Path) -> dict[str, Any]:
         out: folder for `odometry.tum`, `live.json` and the logs of the processes.
 
     Returns:
-        What the recorder wrote into `live.json`, and `player`: what the player says of itself.
+        What the recorder wrote into `live.json`; `player`: what the player says of itself; of the
+        node while images came: `cpu_cores` (its share of one), `memory_mb` after a quarter and at
+        the end.
 
     Raises:
         MissingDependencyError: no rclpy.
@@ -76,12 +97,25 @@ def play_to_node(play: Play, settings: Settings, out: Path) -> dict[str, Any]:
         node = processes.start('main', '--ros-args', '--params-file', str(parameters))
         recorder = processes.start('trajectory_recorder', '--out', str(out), '--idle', '1e9')
         player = processes.start('bag_player', *_player_words(play))
-        processes.wait_for(player)
+        usage: list[Usage] = []
+        processes.wait_for(player, lambda: usage.append(processes.usage(node)))
         # The recorder last: what the node says while it ends is heard too.
         processes.end(node)
         processes.end(recorder)
         played = json.loads((out / 'bag_player.out').read_text(encoding='utf-8'))
-    return {**json.loads((out / 'live.json').read_text(encoding='utf-8')), 'player': played}
+    live = json.loads((out / 'live.json').read_text(encoding='utf-8'))
+    return {**live, 'player': played, **_taken(usage, played['played_s'])}
+
+
+def _taken(usage: Sequence[Usage], played_s: float) -> dict[str, Any]:
+    """What the node took in the last `played_s` of what was seen of it."""
+    last = usage[-1]
+    since = [u for u in usage if u.at_s >= last.at_s - played_s]
+    first, quarter = since[0], since[len(since) // 4]
+    return {
+        'cpu_cores': (last.cpu_s - first.cpu_s) / max(last.at_s - first.at_s, 1e-3),
+        'memory_mb': (quarter.memory_mb, last.memory_mb),
+    }
 
 
 def _parameters(play: Play, settings: Settings) -> dict[str, Any]:
@@ -149,16 +183,33 @@ class NodeProcesses:
 
     def memory_mb(self, name: str) -> float:
         """Resident memory of a running process, MB."""
-        status = Path(f'/proc/{self._running[name].pid}/status').read_text(encoding='ascii')
-        line = next(line for line in status.split('\n') if line.startswith('VmRSS'))
-        return int(line.split()[1]) / 1024
+        return self.usage(name).memory_mb
 
-    def wait_for(self, name: str) -> None:
-        """Wait until one process is done; all others have to run as long."""
+    def usage(self, name: str) -> Usage:
+        """What a running process takes; Linux only, as /proc is."""
+        folder = Path(f'/proc/{self._running[name].pid}')
+        status = (folder / 'status').read_text(encoding='ascii')
+        of = dict(line.split(':', 1) for line in status.split('\n') if ':' in line)
+        # After the name in brackets, which may hold anything: proc(5).
+        times = (folder / 'stat').read_text(encoding='utf-8').rsplit(')', 1)[1].split()
+        return Usage(
+            time.monotonic(),
+            sum(map(int, times[11:13])) / os.sysconf('SC_CLK_TCK'),
+            int(of.get('VmRSS', '0').split()[0]) / 1024,
+            int(of['Threads']),
+            len(list((folder / 'fd').iterdir())),
+        )
+
+    def wait_for(self, name: str, watch: Callable[[], object] = lambda: None) -> None:
+        """Wait until one process is done; all others have to run as long.
+
+        `watch` is called meanwhile, twenty times a second.
+        """
         while self._running[name].poll() is None:
             for other, process in self._running.items():
                 if other != name and process.poll() is not None:
                     raise MvMatcherError(self._failure(other))
+            watch()
             time.sleep(_POLL_S)
         if self._running[name].returncode != 0:
             raise MvMatcherError(self._failure(name))

@@ -47,6 +47,15 @@ def stress(
             '--live', help='Faults on the wire, to a running node; takes half a minute each.'
         ),
     ] = False,
+    soak: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            metavar='MINUTES',
+            help='So many minutes of camera time, forth and back through the recording, to '
+            'running odometry and mapping nodes, as fast as they answer.',
+        ),
+    ] = None,
     sensor: SensorOption = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
@@ -57,12 +66,16 @@ def stress(
     from mv_matcher_ros.cli.fault_frames import FRAME_FAULTS
 
     settings = settings_from(config, assignments, sensor.value if sensor else None)
-    if live:
-        from mv_matcher_ros.cli.stress_live import stress_live
+    if live or soak is not None:
+        from mv_matcher_ros.cli.stress_live import stress_live, stress_soak
 
         own = None if source is None else _clip(source, frames or LIVE_FRAMES, settings)
         kind = _synthetic_sensor(settings) if own is None else own.sensor
-        if not stress_live(own, only, settings, kind, json):
+        if soak is not None:
+            well = stress_soak(own, soak, settings, kind, json)
+        else:
+            well = stress_live(own, only, settings, kind, json)
+        if not well:
             raise typer.Exit(1)
         return
     chosen = [f for f in (*FILE_FAULTS, *FRAME_FAULTS) if only.lower() in f.name.lower()]

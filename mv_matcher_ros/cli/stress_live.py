@@ -75,6 +75,18 @@ def stress_live(
     return not any(verdict.complaints for _, verdict in rows)
 
 
+def stress_soak(
+    clip: Clip | None, minutes: float, settings: Settings, sensor: Sensor, json: bool
+) -> bool:
+    """As `soak.soak`, in the rendered room at 10 Hz where no recording is given."""
+    from mv_matcher_ros.cli.soak import soak
+
+    if clip is None:
+        room = _scene('room', sensor)
+        clip = replace(room, frames=room.frames[::2])
+    return soak(clip, minutes, settings, json)
+
+
 def _check(clip: Clip) -> None:
     """A recording that a fault can happen in."""
     if clip.truth is None:

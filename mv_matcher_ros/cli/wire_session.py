@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mv_matcher_ros.config import Settings
     from mv_matcher_ros.ros.wire import Pose, State, Wire
 
-_NODE, _MAPPING = 'main', 'map_main'
+NODE, MAPPING = 'main', 'map_main'
 _LAST_WORDS_S = 2.0  # for answers to the last frames
 _MAP_SAVED_S = 1.0
 
@@ -71,20 +71,22 @@ def happen(fault: WireFault, clip: Clip, settings: Settings, out: Path) -> Heard
 class _Session:
     def __init__(self, fault: WireFault, clip: Clip, settings: Settings, out: Path) -> None:
         self._fault, self._clip, self._out = fault, clip, out
-        self._words = ['--ros-args', '--params-file', str(_parameters(clip, settings, out, fault))]
+        self._words = node_words(
+            clip, settings, out, _MAP_SAVED_S if fault.event == 'kill mapping' else None
+        )
         self.processes = NodeProcesses(out)
         self.heard = Heard()
 
     def run(self) -> None:
         from mv_matcher_ros.ros.wire import Wire
 
-        self.processes.start(_NODE, *self._words)
+        self.processes.start(NODE, *self._words)
         mapping = self._fault.event == 'kill mapping'
         if mapping:
             self._start_mapping()
         wire = Wire(self._clip)
         try:
-            wire.wait_for_node(lambda: self.processes.alive(_NODE), mapping)
+            wire.wait_for_node(lambda: self.processes.alive(NODE), mapping)
             with self._company(wire):
                 self._play(wire)
             time.sleep(_LAST_WORDS_S)
@@ -116,11 +118,11 @@ class _Session:
     def _event(self, wire: Wire) -> None:
         """What happens beside the images."""
         if self._fault.event == 'kill node':
-            self.processes.kill(_NODE)
-            self.processes.start(_NODE, *self._words)
+            self.processes.kill(NODE)
+            self.processes.start(NODE, *self._words)
             self.heard.restarted_s = time.monotonic()
         elif self._fault.event == 'kill mapping':
-            self.processes.kill(_MAPPING)
+            self.processes.kill(MAPPING)
             self._start_mapping()
             self.heard.restarted_s = time.monotonic()
         elif self._fault.event == 'camera restarts':
@@ -128,18 +130,18 @@ class _Session:
 
     def _start_mapping(self) -> None:
         topic = 'keyframes:=/odometry/keyframes'
-        self.processes.start(_MAPPING, *self._words, '-r', topic)
+        self.processes.start(MAPPING, *self._words, '-r', topic)
 
     def _note_memory(self, place: int) -> None:
-        if self.processes.alive(_NODE):
-            now_mb = self.processes.memory_mb(_NODE)
+        if self.processes.alive(NODE):
+            now_mb = self.processes.memory_mb(NODE)
             before_mb, _ = self.heard.memory_mb
             self.heard.memory_mb = (now_mb, now_mb) if place == 0 else (before_mb, now_mb)
 
     def _end(self) -> None:
         """Every process must still be there, and end as told to."""
         self._note_memory(1)
-        names = [_NODE] + ([_MAPPING] if self._fault.event == 'kill mapping' else [])
+        names = [NODE] + ([MAPPING] if self._fault.event == 'kill mapping' else [])
         try:
             for name in names:
                 self.processes.end(name)
@@ -147,15 +149,32 @@ class _Session:
             self.heard.ended = str(error)
 
 
-def _parameters(clip: Clip, settings: Settings, out: Path, fault: WireFault) -> Path:
-    """A file with all settings as ROS parameters."""
+def node_words(
+    clip: Clip,
+    settings: Settings,
+    out: Path,
+    map_saved_s: float | None = None,
+    lossless: bool = False,
+) -> list[str]:
+    """Arguments of a node: a file below `out` with all settings as ROS parameters.
+
+    Args:
+        clip: what its cameras will show.
+        settings: of the node.
+        out: folder; also of the map.
+        map_saved_s: so often, and keyframes go to it early; None: there is no mapping node.
+        lossless: every frame is answered.
+    """
     tree: dict[str, Any] = settings.model_dump()
     tree['sensor'] = clip.sensor
-    tree['ros']['extrinsics_from_tf'] = clip.rig.body_axes == 'rep103'
-    if fault.event == 'kill mapping':
-        tree['ros']['publish_keyframes'] = True
+    tree['ros'].update(
+        extrinsics_from_tf=clip.rig.body_axes == 'rep103',
+        lossless=lossless,
+        publish_keyframes=map_saved_s is not None or settings.ros.publish_keyframes,
+    )
+    if map_saved_s is not None:
         tree['keyframes']['map_lag'] = 1  # a map before the fault
-        tree['mapping'].update(folder=str(out / 'map'), save_every_s=_MAP_SAVED_S)
+        tree['mapping'].update(folder=str(out / 'map'), save_every_s=map_saved_s)
     path = out / 'parameters.yaml'
     path.write_text(yaml.safe_dump({'/**': {'ros__parameters': tree}}), encoding='utf-8')
-    return path
+    return ['--ros-args', '--params-file', str(path)]

@@ -52,6 +52,8 @@ WELL_LEFT, LEAST_LEFT = 0.5, 0.1
 # After a loss, a map is not given up before it has been sought in images without a break for so
 # long.
 SOUGHT_S = 0.3
+# Live: so large a share of what was followed has to agree with a pose that few agree with.
+AGREEING_SHARE = 0.7
 # A frame later than this share of what the last one took is late because the camera is slow.
 LATE_SHARE = 1.5
 # Acceleration noise of the twist between two frames, added to what the poses say.
@@ -288,8 +290,18 @@ class OdometryEngine:
         return (
             followed is not None
             and judge.plausible(followed.tracked, self._motion, frame.stamp_ns)
-            and judge.enough(followed.tracked, self._inliers)
+            and (judge.enough(followed.tracked, self._inliers) or self._will_do(followed))
         )
+
+    def _will_do(self, followed: Followed) -> bool:
+        """Live: whether a pose is right, if less exact than what a search would find.
+
+        While it is sought frames are missed, and the next ones have to be searched for, too.
+        """
+        tracked = followed.tracked
+        share = tracked.inliers / max(len(tracked.inlier), 1)
+        few = self.settings.keyframes.min_tracked // 2
+        return self._live and tracked.inliers >= few and share >= AGREEING_SHARE
 
     def _by_flow(self, frame: Frame, clock: Stopwatch) -> Followed | None:
         assert self._motion is not None

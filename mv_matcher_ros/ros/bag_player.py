@@ -150,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 {
                     'published': player.published,
                     'late': player.late,
+                    'played_s': round(player.played_s, 3),
                     'answers': dict(player.answers),
                     'faults': dict(source.faults),
                 }

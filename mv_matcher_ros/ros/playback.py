@@ -78,6 +78,7 @@ class BagPlayer:
         self.answers: Counter[str] = Counter()
         self.published = 0
         self.late = 0
+        self.played_s = 0.0
         node.create_subscription(String, playback.state_topic, self._on_state, 1000)
         self._ready: set[str] = set()
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -119,6 +120,7 @@ class BagPlayer:
             self._wait_for_answers(0)
         else:
             self._wait_for_the_last()
+        self.played_s = time.monotonic() - start_s
 
     def _publish_clock(self, nanoseconds: int) -> None:
         if self._clock is None:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from mv_matcher_ros.cli import soak as soak_module
 from mv_matcher_ros.cli.faults import Clip
 from mv_matcher_ros.cli.live_processes import environment_of_its_own
 from mv_matcher_ros.cli.wire_faults import WIRE_FAULTS
@@ -39,3 +41,17 @@ def test_a_fault_is_said_survived_and_over_in_a_second(
     assert verdict.complaints == (), (verdict, heard.states[-1])
     assert verdict.survived
     assert sum(verdict.statuses.values()) > 10
+
+
+def test_a_soak_measures_and_finds_nothing_that_grows(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(soak_module, '_MOST_GROWTH_MB', 300.0)  # pools still fill up
+    soak_module.soak(clip, 0.4, Settings(), json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found['frames'] == 240
+    assert sum(found['statuses'].values()) == 240
+    assert [c for c in found['complaints'] if 'threads' not in c] == []
+    assert len(found['parts']) == 6
+    assert found['parts'][-1]['keyframes'] > found['parts'][1]['keyframes'] > 0
+    assert 0.0 < found['drift'] < 0.02
