@@ -28,7 +28,7 @@ from mv_matcher_ros.odometry.initialisation import MapInitialiser
 from mv_matcher_ros.odometry.joint_matching import JointMatcher
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 from mv_matcher_ros.odometry.keyframes import KeyframePolicy
-from mv_matcher_ros.odometry.local_mapping import LocalMapper
+from mv_matcher_ros.odometry.local_mapping import Begun, LocalMapper
 from mv_matcher_ros.odometry.motion import (
     Continuity,
     Motion,
@@ -105,6 +105,7 @@ class OdometryEngine:
         self._metric = settings.sensor != 'mono'
         self._beside = Background(settings, live)
         self._live = live
+        self._hand_over = self._beside.hand_over if live else None
         self._on_keyframe: OnKeyframe | None = None
         self._published: dict[int, Tensor] = {}
         self.reset()
@@ -129,6 +130,7 @@ class OdometryEngine:
         self._before_loss: Motion | None = None
         self._last_stamp_ns: int | None = None
         self._noise = torch.zeros(6, 6, dtype=torch.float64)
+        self._not_refined = torch.zeros(6, 6, dtype=torch.float64)  # of a keyframe in work
         self._inliers = 0
         self._before_keyframe = self._origin
         self._anchor = self._origin  # the pose that `_covariance` is of
@@ -248,8 +250,9 @@ class OdometryEngine:
 
     def _compare_with(self, target: Target, frame: Frame) -> None:
         """Follow, hold still and judge parallax against this target from now on."""
-        self._flow.start(target, frame)
-        self._policy.restart()
+        if not (self._live and self._flow.renew(target)):
+            self._flow.start(target, frame)
+            self._policy.restart()
         rows = torch.where(target.landmarks.alive, torch.arange(len(target.observation)), -1)
         self._standstill.restart(target.observation, rows, target.world_from_body)
 
@@ -258,6 +261,8 @@ class OdometryEngine:
     def _follow(self, frame: Frame, fault: str, clock: Stopwatch) -> Estimate:
         if self._beside.due(frame.stamp_ns):
             self._adopt(clock)
+        elif self._live:
+            self._follow_begun(self._beside.begun())
         self._policy.note(self._observer.sharpness(frame))
         followed = None if fault or self._lost else self._followed(frame, clock)
         if followed is not None:
@@ -276,13 +281,21 @@ class OdometryEngine:
 
     def _followed(self, frame: Frame, clock: Stopwatch) -> Followed | None:
         """The frame by flow; if that is poor, by flow from the keyframe in work."""
-        assert self._motion is not None
         followed = self._by_flow(frame, clock)
-        few = self.settings.keyframes.min_tracked
-        if self._beside.busy and (followed is None or followed.tracked.inliers < few):
+        if self._poor(followed) and self._live and self._beside.busy:
+            with clock('wait'):
+                begun = self._beside.begun(wait=True)
+            if begun is not None:
+                self._follow_begun(begun)
+                followed = self._by_flow(frame, clock)
+        if self._poor(followed) and self._beside.busy:
             self._adopt(clock)
             followed = self._by_flow(frame, clock)
         return followed if self._believed(frame, followed) else None
+
+    def _poor(self, followed: Followed | None) -> bool:
+        few = self.settings.keyframes.min_tracked
+        return followed is None or followed.tracked.inliers < few
 
     def _believed(self, frame: Frame, followed: Followed | None) -> bool:
         assert self._motion is not None
@@ -326,7 +339,9 @@ class OdometryEngine:
         pose = self._moved_to(frame, followed.observation, tracked)
         is_keyframe = wanted and pose is tracked.world_from_body
         if is_keyframe:
-            self._begin_keyframe(frame, lambda: self._mapper.insert_followed(frame, followed))
+            self._begin_keyframe(
+                frame, lambda: self._mapper.insert_followed(frame, followed, self._hand_over)
+            )
         status, message = self._judge(tracked, followed.left)
         features = len(followed.observation)
         estimate = self._known(frame, status, message, tracked, features, left=followed.left)
@@ -372,7 +387,12 @@ class OdometryEngine:
         self._compare_with(target, frame)
         self._owed = self._late(frame) and not self._owed
         if not self._owed:
-            self._begin_keyframe(frame, lambda: self._mapper.insert(frame, observation, tracked))
+            self._begin_keyframe(
+                frame,
+                lambda: self._mapper.insert(
+                    frame, observation, tracked, hand_over=self._hand_over
+                ),
+            )
         estimate = self._known(frame, status, message, tracked, len(observation))
         return replace(estimate, tracks=picture, is_keyframe=not self._owed)
 
@@ -401,12 +421,25 @@ class OdometryEngine:
         self._before_keyframe = self._motion.world_from_body
         self._beside.begin(frame.stamp_ns, work)
 
+    def _follow_begun(self, begun: Begun | None) -> None:
+        """Live: follow the features of a keyframe while bundle adjustment is still at work."""
+        if begun is None:
+            return
+        assert self._motion is not None
+        since = se3.inverse(self._before_keyframe) @ self._motion.world_from_body
+        self._motion = self._motion.corrected(se3.normalise(begun.world_from_body @ since))
+        self._before_keyframe = begun.world_from_body
+        self._not_refined = self._noise
+        self._compare_with(begun.target, begun.frame)
+        self._policy.restart()
+
     def _adopt(self, clock: Stopwatch | None = None) -> None:
         """Wait for the keyframe that is being worked on, if any, and use it from now on."""
         if not self._beside.busy:
             return
         begin = time.perf_counter()
         mapped, work_ms = self._beside.result()
+        self._not_refined = torch.zeros_like(self._not_refined)
         if self._live:
             self._mapper.keep_up(work_ms)
         if clock is not None:
@@ -559,6 +592,7 @@ class OdometryEngine:
         estimated = self._motion.world_from_body if pose is None else pose
         published = self._continuity.publish(estimated, self._motion, elapsed)
         covariance = self._accumulated(estimated) + self._continuity.covariance
+        covariance = covariance + self._not_refined
         twist, twist_covariance = self._motion.velocity, None
         counts = {'features': features, 'matches': 0, 'inliers': 0, **self._map_counts}
         if tracked is not None:

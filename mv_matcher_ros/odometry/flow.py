@@ -136,6 +136,22 @@ class FlowTracker:
         self._images = self._working_images(frame)
         self._pose = target.world_from_body
 
+    def renew(self, target: Target) -> bool:
+        """Go on with the same features, whose landmarks and pose are known better now.
+
+        Returns whether these features are followed.
+        """
+        old = self._target
+        if old is None or (old.observation.index, len(old.observation)) != (
+            target.observation.index,
+            len(target.observation),
+        ):
+            return False
+        since = se3.inverse(old.world_from_body) @ self._pose
+        self._pose = se3.normalise(target.world_from_body @ since)
+        self._target = target
+        return True
+
     def track(self, frame: Frame, guess: Tensor) -> Followed | None:
         """Pose near `guess` (4, 4), or None when too little can be followed; then it is over."""
         target = self._target

@@ -85,10 +85,17 @@ class LocalAdjustment:
         window.landmarks.position = solution.points[0]
         at_end = problem.moved(solution.world_from_body, solution.points)
         equations = linearise(at_end)
-        half = half_inverse_of(equations.point_point)[0]
-        window.landmarks.covariance = half.transpose(1, 2) @ half
+        window.landmarks.covariance = _covariance_of(equations.point_point)
         self._covariance = least_norm_inverse(eliminate_points(at_end, equations).pose_pose)[0]
         self._cull(window, flat, at_end)
+
+    def assess(self, window: Window) -> None:
+        """Say how well landmarks are known that are not refined yet."""
+        flat = window.flat_observations()
+        if len(flat.keyframe):
+            known = _covariance_of(linearise(self._problem(window, flat)).point_point)
+            new = ~window.landmarks.covariance.any(dim=2).any(dim=1)
+            window.landmarks.covariance[new] = known[new]
 
     def step_covariance(self, window: Window, number: int = -1) -> Tensor:
         """(6, 6) covariance of the step to a keyframe from the one before, at the last `refine`.
@@ -174,6 +181,12 @@ class LocalAdjustment:
         weak = window.landmarks.alive & ((seen == 0) | ((seen < 2) & ~has_depth))
         window.forget(weak | ~window.landmarks.position.isfinite().all(1))
         window.count_seen()
+
+
+def _covariance_of(information: Tensor) -> Tensor:
+    """(P, 3, 3) of (1, P, 3, 3)."""
+    half = half_inverse_of(information)[0]
+    return half.transpose(1, 2) @ half
 
 
 def unknown_covariance(step: Tensor, settings: CovarianceSettings) -> Tensor:

@@ -6,7 +6,7 @@ Nothing here is needed to publish the pose of a frame, so that it may run beside
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,21 @@ LATE, FEWEST_KEYFRAMES = 1.5, 5
 
 
 @dataclass(frozen=True)
+class Begun:
+    """A keyframe that can be followed already, before bundle adjustment.
+
+    Attributes:
+        frame: it is made of.
+        world_from_body: (4, 4) its pose as tracked.
+        target: its features and landmarks.
+    """
+
+    frame: Frame
+    world_from_body: Tensor
+    target: Target
+
+
+@dataclass(frozen=True)
 class Mapped:
     """A keyframe that has joined the window.
 
@@ -54,6 +69,9 @@ class Mapped:
     step: Tensor
     target: Target
     records: tuple[KeyframeRecord, ...] = ()
+
+
+HandOver = Callable[[Begun], None]
 
 
 class LocalMapper:
@@ -148,7 +166,9 @@ class LocalMapper:
 
     # --------------------------------------------------------------- continue
 
-    def insert_followed(self, frame: Frame, followed: Followed) -> Mapped | None:
+    def insert_followed(
+        self, frame: Frame, followed: Followed, hand_over: HandOver | None = None
+    ) -> Mapped | None:
         """A keyframe of a frame known by flow; None if too little of it is detected again."""
         observation = self._observer.observe(frame)
         links = self._associate(followed, observation)
@@ -163,7 +183,7 @@ class LocalMapper:
         )
         if tracked is None:
             return None
-        return self.insert(frame, observation, tracked, links[~known])
+        return self.insert(frame, observation, tracked, links[~known], hand_over)
 
     def insert(
         self,
@@ -171,6 +191,7 @@ class LocalMapper:
         observation: Observation,
         tracked: Tracked,
         links: Tensor | None = None,
+        hand_over: HandOver | None = None,
     ) -> Mapped:
         """A keyframe of a tracked frame: landmarks, bundle adjustment, the oldest one leaves.
 
@@ -178,6 +199,7 @@ class LocalMapper:
             frame: for the other cameras of a rig.
             observation, tracked: its features and pose in the window.
             links: (K, 2) features of the newest keyframe and of this frame known to be the same.
+            hand_over: gets the keyframe as soon as it can be followed.
         """
         window = self.window
         seconds = self._second_views(frame)
@@ -203,6 +225,9 @@ class LocalMapper:
             self._maker.from_joint_matches(window, keyframe, matches)
         self._maker.from_parallax(window, keyframe)
         window.count_seen()
+        if hand_over is not None:
+            self._adjustment.assess(window)
+            hand_over(Begun(frame, keyframe.world_from_body, self.newest_target()))
         self._adjustment.refine(window)
         covariance = self._adjustment.step_covariance(window)
         records = self._recorder.due(window, self._adjustment)

@@ -76,3 +76,22 @@ def test_what_the_work_raises_is_raised_where_the_result_is_used() -> None:
     beside.begin(0, work)
     beside.forget()  # a reset does not care
     assert not beside.busy
+
+
+def test_what_is_handed_over_early_is_there_once_and_waited_for() -> None:
+    beside = Background(read_settings(), live=True)
+    begun, go_on = object(), threading.Event()
+
+    def work() -> None:
+        beside.hand_over(begun)
+        assert go_on.wait(10.0)
+
+    assert beside.begun(wait=True) is None  # nothing is at work
+    beside.begin(0, work)
+    assert beside.begun(wait=True) is begun
+    assert beside.begun() is None
+    go_on.set()
+    assert beside.result()[0] is None
+    beside.begin(0, lambda: None)
+    assert beside.begun(wait=True) is None  # the work is done, and handed nothing over
+    beside.result()

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from mv_matcher_ros.datatypes import Estimate, Frame, Status, View
 from mv_matcher_ros.errors import SettingsError, SourceError
 from mv_matcher_ros.geometry.bundle_adjustment import to_fixed_axes
 from mv_matcher_ros.odometry.engine import OdometryEngine
+from mv_matcher_ros.odometry.local_adjustment import LocalAdjustment
 from mv_matcher_ros.odometry.tracking import Tracked
 from mv_matcher_ros.worlds import presets
 from mv_matcher_ros.worlds.effects import Effects
@@ -405,6 +409,21 @@ class TestLate:
         prompt, _ = self.searched(took_s=0.01)
         assert (prompt.status, prompt.is_keyframe) == (Status.TRACKING, True)
 
+    def test_a_pose_that_will_do_is_not_searched_for(self) -> None:
+        source = presets.room_loop('stereo', 24, SIZE, effects=SHARP)
+        for live, method in ((True, 'flow'), (False, 'track')):
+            engine = OdometryEngine(settings('stereo'), source.rig, live=live)
+            for number in range(20):
+                engine.process(source.frame(number))
+            engine._adopt()
+            engine._inliers = 10_000  # so many agreed with the pose before
+            judge = engine._hypotheses
+            judge.enough = lambda tracked, before: tracked.inliers > before
+            result = engine.process(source.frame(20))
+            assert result.status is Status.TRACKING
+            assert method in result.latency_ms
+            assert ('track' in result.latency_ms) == (not live)
+
     def test_a_window_that_takes_too_long_becomes_smaller_and_grows_again(self) -> None:
         source = presets.room_loop('stereo', 60, SIZE, effects=SHARP)
         few = {'keyframes.window': 8, 'keyframes.min_overlap': 0.99}  # many keyframes
@@ -419,6 +438,51 @@ class TestLate:
         assert keyframes(range(45), 250.0) == 8  # neither long nor short
         assert keyframes(range(45, 53), 900.0) == 5
         assert keyframes(range(53, 60), 50.0) > 5
+
+    def test_a_keyframe_is_followed_before_it_is_refined(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Bundle adjustment that takes for ever does not keep the fresh landmarks back."""
+        source = presets.room_loop('stereo', 30, SIZE, effects=SHARP)
+        engine = OdometryEngine(
+            settings('stereo', **{'keyframes.min_overlap': 0.9}), source.rig, live=True
+        )
+        released, refine, starts = threading.Event(), LocalAdjustment.refine, []
+        start = engine._flow.start
+        engine._flow.start = lambda target, frame: (
+            starts.append((frame.index, target.landmarks.covariance[target.landmarks.alive])),
+            start(target, frame),
+        )[1]
+        engine.process(source.frame(0))
+
+        def late(self: LocalAdjustment, *args: Any) -> None:
+            assert released.wait(30.0)
+            refine(self, *args)
+
+        monkeypatch.setattr(LocalAdjustment, 'refine', late)
+        results = [engine.process(source.frame(n)) for n in range(1, 12)]
+        keyframe = next(n for n, r in enumerate(results, 1) if r.is_keyframe)
+        deadline_s = time.monotonic() + 30.0
+        while engine._beside._begun is None and len(starts) < 2:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        results += [engine.process(source.frame(n)) for n in range(12, 16)]
+        assert {r.status for r in results} == {Status.TRACKING}
+        (again,) = starts[1:]  # it follows the keyframe although it is not refined
+        assert again[0] == keyframe
+        assert bool(again[1].any(dim=2).all())  # and knows how well its landmarks are known
+        stated = engine._not_refined.trace()
+        assert stated > 0
+        released.set()
+        while not engine._beside.due(0):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        last = engine.process(source.frame(16))
+        assert last.status is Status.TRACKING
+        assert engine._not_refined.trace() == 0
+        # The same features are followed on, with landmarks and poses that are better known.
+        assert len(starts) == 2
+        assert off_m([results[0], last], [1, 16], 0, 1, 'stereo') < 0.02
 
     def test_a_small_window_loses_no_keyframe_of_the_map(self) -> None:
         source = presets.room_loop('stereo', 50, SIZE, effects=SHARP)
