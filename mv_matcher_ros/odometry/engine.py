@@ -52,8 +52,9 @@ WELL_LEFT, LEAST_LEFT = 0.5, 0.1
 # After a loss, a map is not given up before it has been sought in images without a break for so
 # long.
 SOUGHT_S = 0.3
-# Live: so large a share of what was followed has to agree with a pose that few agree with.
-AGREEING_SHARE = 0.7
+# Live: a pose will do that so large a share of what was followed agrees with, if it is so large a
+# share of `keyframes.min_tracked`.
+AGREEING_SHARE, FEW_SHARE = 0.7, 0.6
 # A frame later than this share of what the last one took is late because the camera is slow.
 LATE_SHARE = 1.5
 # Acceleration noise of the twist between two frames, added to what the poses say.
@@ -253,6 +254,9 @@ class OdometryEngine:
         if not (self._live and self._flow.renew(target)):
             self._flow.start(target, frame)
             self._policy.restart()
+        self._hold_still_at(target)
+
+    def _hold_still_at(self, target: Target) -> None:
         rows = torch.where(target.landmarks.alive, torch.arange(len(target.observation)), -1)
         self._standstill.restart(target.observation, rows, target.world_from_body)
 
@@ -294,8 +298,10 @@ class OdometryEngine:
         return followed if self._believed(frame, followed) else None
 
     def _poor(self, followed: Followed | None) -> bool:
-        few = self.settings.keyframes.min_tracked
-        return followed is None or followed.tracked.inliers < few
+        if followed is None:
+            return True
+        few = followed.tracked.inliers < self.settings.keyframes.min_tracked
+        return few and not self._will_do(followed)
 
     def _believed(self, frame: Frame, followed: Followed | None) -> bool:
         assert self._motion is not None
@@ -307,13 +313,14 @@ class OdometryEngine:
         )
 
     def _will_do(self, followed: Followed) -> bool:
-        """Live: whether a pose is right, if less exact than what a search would find.
+        """Live: whether a pose is right, if less exact than what a search would find, or the
+        keyframe in work would say.
 
-        While it is sought frames are missed, and the next ones have to be searched for, too.
+        Meanwhile frames are missed, and the next ones have to be searched for, too.
         """
         tracked = followed.tracked
         share = tracked.inliers / max(len(tracked.inlier), 1)
-        few = self.settings.keyframes.min_tracked // 2
+        few = FEW_SHARE * self.settings.keyframes.min_tracked
         return self._live and tracked.inliers >= few and share >= AGREEING_SHARE
 
     def _by_flow(self, frame: Frame, clock: Stopwatch) -> Followed | None:
@@ -430,7 +437,12 @@ class OdometryEngine:
         self._motion = self._motion.corrected(se3.normalise(begun.world_from_body @ since))
         self._before_keyframe = begun.world_from_body
         self._not_refined = self._noise
-        self._compare_with(begun.target, begun.frame)
+        pose = self._motion.world_from_body
+        if begun.carried is None:
+            self._compare_with(begun.target, begun.frame)
+        else:
+            self._flow.hand_on(begun.target, begun.frame, begun.carried, pose)
+            self._hold_still_at(begun.target)
         self._policy.restart()
 
     def _adopt(self, clock: Stopwatch | None = None) -> None:

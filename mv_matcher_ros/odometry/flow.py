@@ -107,6 +107,23 @@ class Followed:
         return float((here - there).norm(dim=1).median())
 
 
+@dataclass(frozen=True)
+class Carried:
+    """Features of a keyframe that are the same as some that were followed into its image.
+
+    Attributes:
+        index: of the frame whose features were followed.
+        origin: (K,) int64, those features.
+        feature: (K,) int64, the features of the keyframe.
+        offset_xy: (K, 2) float32, how far the latter are from where the former came out, pixels.
+    """
+
+    index: int
+    origin: Tensor
+    feature: Tensor
+    offset_xy: Tensor
+
+
 class FlowTracker:
     """Pose of a frame from the landmarks of a target, followed through every image since.
 
@@ -124,6 +141,7 @@ class FlowTracker:
         self._target: Target | None = None
         self._origin = torch.zeros(0, dtype=torch.int64)
         self._pixels = np.zeros((0, 2), np.float32)  # of the working images
+        self._frame: Frame | None = None  # in which they are there
         self._images: list[NDArray[np.uint8]] = []
         self._pose = torch.eye(4, dtype=torch.float64)
 
@@ -133,8 +151,38 @@ class FlowTracker:
         self._origin = torch.arange(len(target.observation))
         pixels = target.observation.features.keypoints_xy.numpy()
         self._pixels = self._working(pixels, target.observation.camera)
-        self._images = self._working_images(frame)
+        self._frame, self._images = frame, self._working_images(frame)
         self._pose = target.world_from_body
+
+    def hand_on(self, target: Target, frame: Frame, carried: Carried, pose: Tensor) -> None:
+        """Follow the features of a later keyframe instead, from the last image on.
+
+        Those that were followed so far are where they are; the others are sought there. Sought
+        in the next image, from one as far back as a keyframe takes, many would be lost.
+
+        Args:
+            target: of the keyframe; frame: its own.
+            carried: what its features have to do with those that were followed.
+            pose: (4, 4) of the last image that was followed into, in the world of the target.
+        """
+        before, last, images = self._target, self._frame, self._images
+        origin, pixels = self._origin, self._pixels
+        self.start(target, frame)
+        if before is None or last is None or before.observation.index != carried.index:
+            return
+        place = torch.full((len(before.observation),), -1)
+        place[origin] = torch.arange(len(origin))
+        row = place[carried.origin]
+        still = row >= 0
+        feature = carried.feature[still]
+        scale = self._scales(target.observation.camera[feature])
+        others = np.ones(len(target.observation), np.bool_)
+        others[feature.numpy()] = False
+        found, good = self._searched(target, last, images, pose, others)
+        found[feature.numpy()] = pixels[row[still]] + carried.offset_xy[still].numpy() * scale
+        good[feature.numpy()] = True
+        self._origin, self._pixels = torch.from_numpy(good.nonzero()[0]), found[good]
+        self._frame, self._images, self._pose = last, images, pose
 
     def renew(self, target: Target) -> bool:
         """Go on with the same features, whose landmarks and pose are known better now.
@@ -174,15 +222,21 @@ class FlowTracker:
         kept[sees] = tracked.inlier
         followed = Followed(target, observation, origin, kept, tracked)
         self._origin, self._pixels = origin[kept], pixels[kept.numpy()]
-        self._images, self._pose = images, tracked.world_from_body
+        self._frame, self._images, self._pose = frame, images, tracked.world_from_body
         return followed
 
     def _searched(
-        self, target: Target, frame: Frame, images: list[NDArray[np.uint8]], guess: Tensor
+        self,
+        target: Target,
+        frame: Frame,
+        images: list[NDArray[np.uint8]],
+        guess: Tensor,
+        which: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(K, 2) where the followed features are in the images of a frame, and (K,) if they are.
 
-        What a covered camera shows is not looked at, nor what a mask hides.
+        What a covered camera shows is not looked at, nor what a mask hides, nor features that are
+        not among `which` (K,).
         """
         camera = target.observation.camera[self._origin]
         points = self._points(target)
@@ -193,6 +247,7 @@ class FlowTracker:
         for number, (before, image) in enumerate(zip(self._images, images, strict=True)):
             if number not in blind:
                 of_it = (camera == number).numpy()
+                of_it = of_it if which is None else of_it & which
                 xy = self._pixels[of_it]
                 found[of_it], good[of_it] = there_and_back(before, image, xy, xy + shift[of_it])
         full = self._full(found, camera)

@@ -7,7 +7,7 @@ Nothing here is needed to publish the pose of a frame, so that it may run beside
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Frame, Rig
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
-from mv_matcher_ros.odometry.flow import Followed, Target
+from mv_matcher_ros.odometry.flow import Carried, Followed, Target
 from mv_matcher_ros.odometry.joint_matching import JointMatcher, JointMatches, SecondView
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord, KeyframeRecorder
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker
@@ -43,11 +43,13 @@ class Begun:
         frame: it is made of.
         world_from_body: (4, 4) its pose as tracked.
         target: its features and landmarks.
+        carried: which of them were followed already; None if none were.
     """
 
     frame: Frame
     world_from_body: Tensor
     target: Target
+    carried: Carried | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ class LocalMapper:
     ) -> Mapped | None:
         """A keyframe of a frame known by flow; None if too little of it is detected again."""
         observation = self._observer.observe(frame)
-        links = self._associate(followed, observation)
+        carried = self._associate(followed, observation)
+        links = torch.stack([carried.origin, carried.feature], dim=1)
         newest = self.window.keyframes[-1]
         if followed.target.observation.index != newest.observation.index:
             links = links[:0]  # what was followed is no keyframe of the window
@@ -183,7 +186,13 @@ class LocalMapper:
         )
         if tracked is None:
             return None
-        return self.insert(frame, observation, tracked, links[~known], hand_over)
+        return self.insert(
+            frame,
+            observation,
+            tracked,
+            links[~known],
+            hand_over and (lambda begun: hand_over(replace(begun, carried=carried))),
+        )
 
     def insert(
         self,
@@ -260,9 +269,9 @@ class LocalMapper:
             newest.observation, newest.landmark, self.window.landmarks, newest.world_from_body
         )
 
-    def _associate(self, followed: Followed, observation: Observation) -> Tensor:
-        """(K, 2) features of the followed target and of a detection in the same images."""
-        links = []
+    def _associate(self, followed: Followed, observation: Observation) -> Carried:
+        """Features of the followed target that were detected again in the same images."""
+        rows, features = [], []
         seen = followed.observation
         for number, radius in enumerate(self._association):
             here = (followed.kept & (seen.camera == number)).nonzero()[:, 0]
@@ -272,9 +281,12 @@ class LocalMapper:
                 (detected.plane_xy, detected.features.descriptors),
                 radius,
             )
-            origin = followed.origin[here[pairs[:, 0]]]
-            links.append(torch.stack([origin, observation.rows_of(number)[pairs[:, 1]]], dim=1))
-        return torch.cat(links)
+            rows.append(here[pairs[:, 0]])
+            features.append(observation.rows_of(number)[pairs[:, 1]])
+        row, feature = torch.cat(rows), torch.cat(features)
+        offset = observation.features.keypoints_xy[feature] - seen.features.keypoints_xy[row]
+        index = followed.target.observation.index
+        return Carried(index, followed.origin[row], feature, offset)
 
     def _second_views(self, frame: Frame) -> list[SecondView]:
         """What the other camera of each stereo pair sees."""

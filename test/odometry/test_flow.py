@@ -18,7 +18,7 @@ from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.epipolar import homogeneous
 from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
 from mv_matcher_ros.odometry.engine import OdometryEngine
-from mv_matcher_ros.odometry.flow import FlowTracker, Target, in_mask, there_and_back
+from mv_matcher_ros.odometry.flow import Carried, FlowTracker, Target, in_mask, there_and_back
 from mv_matcher_ros.odometry.observation import Observer
 from mv_matcher_ros.odometry.seeing import SeeingCameras
 from mv_matcher_ros.odometry.tracking import Tracker
@@ -101,6 +101,85 @@ def test_another_place_is_not_followed_and_ends_it() -> None:
     other = np.random.default_rng(9).integers(0, 256, (240, 320)).astype(np.uint8)
     assert flow.track(Frame(1, (View(other),), 1), pose(0.0)) is None
     assert flow.track(frame_at(0.0, 2), pose(0.0)) is None
+
+
+def later_keyframe(setup: Setup) -> tuple[Target, Carried]:
+    """The third image as a keyframe, and which of its features were followed into it."""
+    for index in (1, 2, 3):
+        followed = setup.flow.track(frame_at(0.015 * index, index), pose(0.015 * index))
+    assert followed is not None
+    seen = setup.observer.observe(frame_at(0.045, 3))
+    landmarks = Landmarks()
+    world = homogeneous(seen.plane_xy) * DEPTH + torch.tensor([0.045, 0.0, 0.0])
+    every = landmarks.add(world, seen.features.descriptors)
+    there = followed.observation.features.keypoints_xy
+    here = seen.features.keypoints_xy
+    near = torch.cdist(here, there).min(dim=1)
+    feature = (near.values < 1.0).nonzero()[:, 0]
+    row = near.indices[feature]
+    carried = Carried(0, followed.origin[row], feature, here[feature] - there[row])
+    return Target.of(seen, every, landmarks, pose(0.045)), carried
+
+
+@pytest.mark.parametrize('pixels', [0, 200 * 150])
+def test_a_keyframe_is_followed_from_the_last_image_on(pixels: int) -> None:
+    setup = Setup(pixels)
+    target, carried = later_keyframe(setup)
+    for index in range(4, 12):
+        assert setup.flow.track(frame_at(0.015 * index, index), pose(0.015 * index))
+    # Its own image is of no use: only what was followed all the while is left, and is exact.
+    nothing = Frame(3, (View(np.zeros((240, 320), np.uint8)),), 3)
+    setup.flow.hand_on(target, nothing, carried, pose(0.165))
+    followed = setup.flow.track(frame_at(0.18, 12), pose(0.175))
+    assert followed is not None
+    assert followed.target is target
+    assert set(followed.origin.tolist()) <= set(carried.feature.tolist())
+    assert followed.tracked.inliers > 0.5 * len(carried.feature)
+    error = se3.log(se3.inverse(pose(0.18)) @ followed.tracked.world_from_body)
+    assert float(error[:3].norm()) < 0.004
+
+
+def test_features_of_a_keyframe_that_are_new_are_sought_in_the_last_image() -> None:
+    setup = Setup()
+    target, carried = later_keyframe(setup)
+    for index in range(4, 8):
+        assert setup.flow.track(frame_at(0.015 * index, index), pose(0.015 * index))
+    few = replace(carried, **{
+        name: getattr(carried, name)[:5] for name in ('origin', 'feature', 'offset_xy')
+    })  # fmt: skip
+    setup.flow.hand_on(target, frame_at(0.045, 3), few, pose(0.105))
+    followed = setup.flow.track(frame_at(0.12, 8), pose(0.115))
+    assert followed is not None
+    assert followed.tracked.inliers > 20 * 5
+    error = se3.log(se3.inverse(pose(0.12)) @ followed.tracked.world_from_body)
+    assert float(error[:3].norm()) < 0.004
+
+
+def test_a_keyframe_is_followed_from_its_own_image_where_nothing_else_is() -> None:
+    setup = Setup()
+    target, carried = later_keyframe(setup)
+    setup.flow.reset()
+    setup.flow.hand_on(target, frame_at(0.045, 3), carried, pose(0.045))
+    followed = setup.flow.track(frame_at(0.06, 4), pose(0.06))
+    assert followed is not None
+    assert followed.tracked.inliers > 100
+
+
+def test_better_landmarks_do_not_interrupt_what_is_followed() -> None:
+    setup = Setup()
+    assert setup.flow.track(frame_at(0.015, 1), pose(0.015))
+    shift = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    moved = replace(setup.target.landmarks, position=setup.target.landmarks.position + shift)
+    elsewhere = pose(0.0)
+    elsewhere[:3, 3] += shift
+    assert setup.flow.renew(replace(setup.target, landmarks=moved, world_from_body=elsewhere))
+    guess = pose(0.03)
+    guess[:3, 3] += shift
+    followed = setup.flow.track(frame_at(0.03, 2), guess)
+    assert followed is not None
+    assert float((followed.tracked.world_from_body - guess).norm()) < 0.004
+    another = replace(setup.target, observation=replace(setup.target.observation, index=7))
+    assert not setup.flow.renew(another)
 
 
 def test_nothing_to_follow_is_said_by_none() -> None:
