@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _SIZE = (640, 480)
 _ROOM_FRAMES, _TURN_FRAMES, _STILL_FRAMES = 400, 200, 1300
 _LEAST_S = 10.0  # the longest fault ends after 8 s; then there have to be good images
+_SLOW_M_S = 0.3
 _STILL_IMAGES = 40  # different ones; they differ by noise and brightness
 _NAMES = ('survived', 'recovered', 'error', 'largest step', 'false', 'memory')
 
@@ -78,12 +79,14 @@ def stress_live(
 def stress_soak(
     clip: Clip | None, minutes: float, settings: Settings, sensor: Sensor, json: bool
 ) -> bool:
-    """As `soak.soak`, in the rendered room at 10 Hz where no recording is given."""
+    """As `soak.soak`, in the rendered room at 10 Hz and 0.3 m/s where none is given."""
+    from mv_matcher_ros.cli.faults import Clip
     from mv_matcher_ros.cli.soak import soak
+    from mv_matcher_ros.worlds import presets
 
     if clip is None:
-        room = _scene('room', sensor)
-        clip = replace(room, frames=room.frames[::2])
+        source = presets.room_loop(sensor, _ROOM_FRAMES, _SIZE, rate_hz=10.0, speed_m_s=_SLOW_M_S)
+        clip = Clip.of(source)
     return soak(clip, minutes, settings, json)
 
 
