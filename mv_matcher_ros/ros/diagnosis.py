@@ -117,19 +117,16 @@ class Watch:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def warnings(
-        self, inputs: Inputs, health: Health, now_s: float, clock_ns: int
-    ) -> dict[str, str]:
+    def warnings(self, inputs: Inputs, health: Health, now_s: float) -> dict[str, str]:
         """Sentences by kind.
 
         Args:
             inputs, health: of the node.
             now_s: time.monotonic().
-            clock_ns: time of the node's clock, with which stamps are compared.
         """
         since_s = now_s - _LOOK_S
         found = {
-            'clock': self._clock(inputs, now_s, clock_ns),
+            'clock': self._clock(inputs, since_s),
             'jump': self._jump(inputs, since_s),
             'pairs': self._pairs(inputs, since_s),
             'offset': self._offset(inputs, since_s),
@@ -138,13 +135,13 @@ class Watch:
         }
         return {kind: sentence for kind, sentence in found.items() if sentence}
 
-    def _clock(self, inputs: Inputs, now_s: float, clock_ns: int) -> str:
+    def _clock(self, inputs: Inputs, since_s: float) -> str:
         """Stamps that are not of now: whoever looks poses up in TF by them finds none."""
         for stream in inputs.images:
-            recent = _recent(stream, now_s - _LOOK_S)
+            recent = _recent(stream, since_s)
             if len(recent) < _FEWEST:
                 continue
-            age_s = median((clock_ns - a.stamp_ns) * 1e-9 - (now_s - a.received_s) for a in recent)
+            age_s = median((a.clock_ns - a.stamp_ns) * 1e-9 for a in recent)
             if _STALE_S < age_s < _RECORDING_S:
                 return (
                     f'stamps on {stream.topic} are {age_s:.1f} s old when they arrive: the clocks '
