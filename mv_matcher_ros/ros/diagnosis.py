@@ -22,7 +22,7 @@ _LOOK_S, _FEWEST = 5.0, 5
 # Shares of images without partner, and of frames without pose, that are worth a word.
 _MOST_LONELY, _MOST_DROPPED = 0.3, 0.2
 # A clock that is off by less has no consequences; one that is off by more is that of a recording.
-_STALE_S, _AHEAD_S, _RECORDING_S = 0.5, 0.1, 86_400.0
+_STALE_S, _AHEAD_S, RECORDING_S = 0.5, 0.1, 86_400.0
 # Stamps and arrivals may differ by so much from one message to the next.
 _JUMP_S = 1.0
 # Cameras that are triggered together are no further apart.
@@ -142,12 +142,12 @@ class Watch:
             if len(recent) < _FEWEST:
                 continue
             age_s = median((a.clock_ns - a.stamp_ns) * 1e-9 for a in recent)
-            if _STALE_S < age_s < _RECORDING_S:
+            if _STALE_S < age_s < RECORDING_S:
                 return (
                     f'stamps on {stream.topic} are {age_s:.1f} s old when they arrive: the clocks '
                     'differ, or images are under way so long'
                 )
-            if _AHEAD_S < -age_s < _RECORDING_S:
+            if _AHEAD_S < -age_s < RECORDING_S:
                 return f'stamps on {stream.topic} are {-age_s:.1f} s ahead of this clock'
         return ''
 

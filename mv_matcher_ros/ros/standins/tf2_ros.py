@@ -172,12 +172,6 @@ class Buffer:
         with self._lock:
             self._edges = {c: e for c, e in self._edges.items() if e.static is not None}
 
-    def all_frames_as_yaml(self) -> str:
-        """`child: {parent: …}` of every known frame that has a parent."""
-        with self._lock:
-            lines = [f"{child}:\n  parent: '{e.parent}'" for child, e in self._edges.items()]
-        return '\n'.join(lines) or '{}'
-
     def lookup_transform(
         self, target_frame: str, source_frame: str, time: Any, timeout: Any = None
     ) -> Any:
