@@ -79,6 +79,7 @@ class MappingNode(LifecycleNode):
         self._begun: SentKeyframe | None = None  # the keyframe that the session began with
         self._models: tuple[Sensor, Models] | None = None
         self._odometry: MotionGuess | None = None
+        self._newest_ns = 0  # stamp of a keyframe
         self._map_from_odom: Array | None = None
         self._last: Taken | None = None
         self._problem = ''
@@ -196,13 +197,14 @@ class MappingNode(LifecycleNode):
 
     def close(self) -> None:
         """Stop the worker; the keyframe in work is finished, and the map saved."""
+        again = self._stopping.is_set()  # in vain: it is not waited for a second time
         self._stopping.set()
         self._mailbox.close()
         worker = self._worker
         if worker is None or worker is threading.current_thread():
             return
-        worker.join(timeout=_SERVICE_S)
-        if worker.is_alive():
+        worker.join(timeout=0.0 if again else _SERVICE_S)
+        if worker.is_alive() and not again:
             self.get_logger().error(
                 f'the keyframe in work is not finished after {_SERVICE_S:g} s: the map is not '
                 'saved'
@@ -364,7 +366,12 @@ class MappingNode(LifecycleNode):
         """map → odom, where odom is that of who publishes it; as before where TF says nothing."""
         if map_from_odom is None or self._odometry is None:
             return map_from_odom
-        odom_from_body = self._odometry.at(sent.record.stamp_ns, sent.body_frame)
+        stamp_ns = sent.record.stamp_ns
+        if stamp_ns < self._newest_ns - self.settings.ros.clock_jump_s * 1e9:
+            self._odometry.clear()
+            self._newest_ns = stamp_ns
+        self._newest_ns = max(stamp_ns, self._newest_ns)
+        odom_from_body = self._odometry.at(stamp_ns, sent.body_frame)
         if odom_from_body is None:
             self.get_logger().warning(
                 f'map -> odom stays as it is (ros.publish_tf is off): {self._odometry.why}',

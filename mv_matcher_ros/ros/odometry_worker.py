@@ -135,13 +135,14 @@ class OdometryWorker:
 
     def stop(self) -> None:
         """The frame in work is finished; those that wait are not."""
+        again = self._stopping.is_set()  # in vain: it is not waited for a second time
         self._stopping.set()
         self.mailbox.close()
         thread = self._thread
         if thread is None or thread is threading.current_thread():
             return
-        thread.join(timeout=_PATIENCE_S)
-        if thread.is_alive():
+        thread.join(timeout=0.0 if again else _PATIENCE_S)
+        if thread.is_alive() and not again:
             self._logger.error(f'the frame in work is not finished after {_PATIENCE_S:g} s')
 
     def close(self) -> None:

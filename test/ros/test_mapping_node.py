@@ -530,10 +530,15 @@ def test_map_from_odom_fits_the_odom_of_who_publishes_it(
     def said_by_us() -> list[Any]:
         return [t for t in tf if t.header.frame_id == 'map']
 
-    bench.wait(lambda: len(node._session.world if node._session else ()) == 4, 'the map')
+    bench.wait(lambda: node._odometry.why, 'what TF does not know')
+    assert len(node._session.world) == 4
     seen = len(said_by_us())
     bench.wait(lambda: len(said_by_us()) > seen + 2, 'map -> odom')
     found = matrix_from_transform(said_by_us()[-1].transform)
     np.testing.assert_allclose(found, node._map_from_odom, atol=1e-9)
     expected = node._session.map_from_odom @ np.linalg.inv(shift)
     np.testing.assert_allclose(found, expected, atol=0.1)
+    # The clock is set back: what TF said of the time before is in the way.
+    node._newest_ns += 60 * 10**9
+    assert node._fitting(np.eye(4), sent[0]) is node._map_from_odom
+    assert 'camera' not in node._odometry._buffer._edges
