@@ -15,14 +15,24 @@ from launch import LaunchDescription
 
 SHARE = Path(get_package_share_directory('mv_matcher_ros'))
 
+# What is declared first counts: mapping.launch.py has other defaults. A parameter file of one's
+# own need not know that this is no mapping.
+ARGUMENTS = (
+    (
+        'params_file',
+        str(SHARE / 'config' / 'localization.yaml'),
+        'YAML of overrides, for both nodes.',
+    ),
+    ('grow', 'false', 'true: the map grows, as by mapping.launch.py.'),
+    ('map_lag', '1', 'Newer keyframes before one is looked for on the map.'),
+)
+
 
 def generate_launch_description() -> LaunchDescription:
     """What `ros2 launch` runs."""
-    # What is declared first counts: mapping.launch.py has another default.
-    settings = DeclareLaunchArgument(
-        'params_file',
-        default_value=str(SHARE / 'config' / 'localization.yaml'),
-        description='YAML of overrides, for both nodes.',
-    )
+    declared = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, default, description in ARGUMENTS
+    ]
     mapping = PythonLaunchDescriptionSource(str(SHARE / 'launch' / 'mapping.launch.py'))
-    return LaunchDescription([settings, IncludeLaunchDescription(mapping)])
+    return LaunchDescription([*declared, IncludeLaunchDescription(mapping)])

@@ -52,9 +52,11 @@ ARGUMENTS = (
     ('lossless', '', 'true: answer every frame (replay), false: only the newest one (live).'),
     ('mapping', 'false', 'true: a mapping node, too.'),
     ('map_folder', '', 'Folder of the map: read at the start if it is there, and saved.'),
+    ('grow', '', 'true: the map grows; false: it stays as it is, and the body is found on it.'),
+    ('map_lag', '', 'Newer keyframes before one goes to the map; 1: at once.'),
     ('one_process', 'false', 'true: odometry and mapping share a process: less memory, slower.'),
     ('autostart', '', 'false: a lifecycle manager configures and activates the nodes.'),
-    ('use_sim_time', 'false', 'Take the time from /clock.'),
+    ('use_sim_time', '', 'true: take the time from /clock.'),
     ('rviz', 'false', 'Open RViz.'),
     (
         'rviz_config',
@@ -77,6 +79,8 @@ PARAMETERS = {
     'guess_frame': 'ros.guess_frame',
     'lossless': 'ros.lossless',
     'map_folder': 'mapping.folder',
+    'grow': 'mapping.grow',
+    'map_lag': 'keyframes.map_lag',
     'autostart': 'ros.autostart',
 }
 FLAGS = (
@@ -84,11 +88,13 @@ FLAGS = (
     'extrinsics_from_tf',
     'lossless',
     'mapping',
+    'grow',
     'one_process',
     'autostart',
     'use_sim_time',
     'rviz',
 )
+NUMBERS = ('map_lag',)
 # A map of an hour is not written in the five seconds that launch gives by itself.
 SAVING_S = '60'
 
@@ -124,18 +130,34 @@ def inputs(given: dict[str, str]) -> list[tuple[str, str]]:
     return [*((name, topic) for name, topic in topics.items() if topic), *others]
 
 
-def parameters(given: dict[str, str]) -> list[str | dict[str, str | bool]]:
+def parameters(given: dict[str, str]) -> list[str | dict[str, str | bool | int]]:
     """The parameter file, and what was given besides."""
     # An argument that was not given must not override the parameter file.
-    overrides: dict[str, str | bool] = {
-        parameter: flag(name, given[name]) if name in FLAGS else given[name]
+    overrides: dict[str, str | bool | int] = {
+        parameter: value(name, given[name])
         for name, parameter in PARAMETERS.items()
         if given[name]
     }
     if flag('mapping', given['mapping']):
         overrides['ros.publish_keyframes'] = True
-    overrides['use_sim_time'] = flag('use_sim_time', given['use_sim_time'])
-    return [given['params_file'], overrides]
+    return [given['params_file'], {**overrides, **clock(given)}]
+
+
+def value(name: str, text: str) -> str | bool | int:
+    """What a launch argument says, with the type of its parameter."""
+    if name in FLAGS:
+        return flag(name, text)
+    if name not in NUMBERS:
+        return text
+    if not text.isdecimal():
+        raise RuntimeError(f'{name}:={text}: must be a whole number')
+    return int(text)
+
+
+def clock(given: dict[str, str]) -> dict[str, bool]:
+    """The parameter use_sim_time, where it was given."""
+    name = 'use_sim_time'
+    return {name: flag(name, given[name])} if given[name] else {}
 
 
 def fixed_frame(given: dict[str, str], mapping: bool) -> list[str]:
@@ -176,7 +198,7 @@ def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 executable='rviz2',
                 namespace=given['namespace'],
                 arguments=['-d', given['rviz_config'] or str(own), *fixed_frame(given, mapping)],
-                parameters=[{'use_sim_time': flag('use_sim_time', given['use_sim_time'])}],
+                parameters=[clock(given)] if clock(given) else [],
                 remappings=tf,
                 output='log',
             )

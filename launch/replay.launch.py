@@ -62,10 +62,13 @@ TOPICS = {
     'depth': 'depth',
 }
 
+# Exit codes of a player that has played, or was ended by SIGINT or SIGTERM.
+PLAYED = (0, 130, -2, -15)
+
 
 def ended(event: Any, context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """What follows the end of the player; a failed one fails the launch, for scripts."""
-    if event.returncode == 2:
+    if event.returncode not in PLAYED:
         raise RuntimeError(f'the player ended with code {event.returncode}, see above')
     return [Shutdown(reason='the player has ended')]
 

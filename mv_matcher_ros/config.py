@@ -642,7 +642,12 @@ class RosSettings(Section):
         True,
         description='Configure and activate at the start; off: a lifecycle manager does.',
     )
-    publish_tf: bool = Field(True, description='Publish odom -> body on /tf.')
+    publish_tf: bool = Field(
+        True,
+        description='Publish odom -> body on /tf; off: something else does, and map -> odom fits '
+        'that.',
+    )
+    publish_map_tf: bool = Field(True, description='Publish map -> odom on /tf (mapping node).')
     publish_keyframes: bool = Field(
         False, description='Publish keyframes with their features, for a mapping node.'
     )

@@ -9,7 +9,7 @@ dimension, never a suffix.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Literal
@@ -29,6 +29,8 @@ DISTORTION_SIZE: dict[str, int] = {'pinhole': 0, 'radtan': 5, 'rational': 8, 'eq
 
 # No camera has more pixels in a row or a column; what says so is damaged.
 LONGEST_SIDE = 65535
+# Stereo pairs of a rig at most.
+MOST_PAIRS = 4
 
 # Axes of REP-103 (x forward, y left, z up) seen from an optical frame (x right, y down,
 # z forward).
@@ -172,6 +174,22 @@ class Rig:
     def pair(self, number: int) -> Rig:
         """One stereo pair of several, on the same body."""
         return replace(self, cameras=self.cameras[2 * number : 2 * number + 2])
+
+
+def rig_as_read(cameras: Sequence[Camera], body_axes: str) -> Rig:
+    """The rig that a map or a message describes.
+
+    Args:
+        cameras: of the rig.
+        body_axes: of `Rig`.
+
+    Raises:
+        ValueError: no rig has so many cameras, or there are no such axes.
+    """
+    pairs = len(cameras) % 2 == 0 and 1 <= len(cameras) // 2 <= MOST_PAIRS
+    if not (len(cameras) == 1 or pairs) or body_axes not in ('optical', 'rep103'):
+        raise ValueError(f'{len(cameras)} cameras on a body with axes "{body_axes}"')
+    return Rig(tuple(cameras), body_axes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

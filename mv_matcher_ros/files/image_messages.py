@@ -99,7 +99,17 @@ def depth_image(message: Any, what: str) -> NDArray[np.float32]:
     return as_depth(_raw_pixels(message, what), 1000.0, what)
 
 
-def _raw_pixels(message: Any, what: str) -> NDArray[Any]:
+def raw_form(message: Any, what: str) -> tuple[int, np.dtype[Any], int]:
+    """How the pixels of a sensor_msgs/Image lie in its data: channels, type, bytes of a row.
+
+    Args:
+        message: of any encoding that is known.
+        what: named in errors.
+
+    Raises:
+        SourceError: the encoding is unknown.
+        UnreadableImageError: there are too few bytes for the size.
+    """
     encoding = str(message.encoding)
     if encoding not in _ENCODINGS:
         raise SourceError(f'{what}: image encoding "{encoding}" is unknown')
@@ -107,13 +117,19 @@ def _raw_pixels(message: Any, what: str) -> NDArray[Any]:
     dtype = np.dtype(kind).newbyteorder('>' if message.is_bigendian else '<')
     width, height, step = int(message.width), int(message.height), int(message.step)
     row = width * channels * dtype.itemsize
-    data = np.frombuffer(message.data, dtype=np.uint8)
     step = step or row  # some drivers leave step at zero
-    if height <= 0 or width <= 0 or step < row or len(data) < step * (height - 1) + row:
+    size = len(message.data)
+    if height <= 0 or width <= 0 or step < row or size < step * (height - 1) + row:
         raise UnreadableImageError(
-            f'{what}: {len(data)} bytes with step {step} are too few for '
-            f'{width}x{height} {encoding}'
+            f'{what}: {size} bytes with step {step} are too few for {width}x{height} {encoding}'
         )
+    return channels, dtype, step
+
+
+def _raw_pixels(message: Any, what: str) -> NDArray[Any]:
+    channels, dtype, step = raw_form(message, what)
+    width, height = int(message.width), int(message.height)
+    data = np.frombuffer(message.data, dtype=np.uint8)
     shape = (height, width) if channels == 1 else (height, width, channels)
     strides = (step, channels * dtype.itemsize, dtype.itemsize)[: len(shape)]
     pixels = np.ndarray(shape, dtype, data, strides=strides)

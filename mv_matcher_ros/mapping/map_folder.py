@@ -21,7 +21,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mv_matcher_ros.datatypes import Camera, Rig, Sensor
+from mv_matcher_ros.datatypes import Camera, Rig, Sensor, rig_as_read
 from mv_matcher_ros.errors import CalibrationError, MvMatcherError
 from mv_matcher_ros.mapping.map import Map
 from mv_matcher_ros.mapping.map_arrays import (
@@ -65,8 +65,9 @@ def save_map(world: Map, folder: Path | str) -> Path:
         for other in folder.iterdir():
             if other.is_dir() and _VERSION.fullmatch(other.name) and other.name != name:
                 shutil.rmtree(other, ignore_errors=True)
-    except OSError as error:
-        raise MvMatcherError(f'{folder}: the map cannot be written: {error.strerror}') from None
+    except (OSError, ValueError) as error:  # a ValueError: arrays that do not go together
+        reason = getattr(error, 'strerror', None) or error  # numpy's own errors have no strerror
+        raise MvMatcherError(f'{folder}: the map cannot be written: {reason}') from None
     return folder
 
 
@@ -151,9 +152,7 @@ def _rig(said: dict[str, Any]) -> Rig:
         pose = np.array(one['body_from_camera'], np.float64)
         model, name = one['model'], str(one['name'])
         cameras.append(Camera(width, height, (fx, fy, cx, cy), model, distortion, pose, name))
-    if not 1 <= len(cameras) <= 2 or said['body_axes'] not in ('optical', 'rep103'):
-        raise ValueError(f'{len(cameras)} cameras on a body with axes {said["body_axes"]!r}')
-    return Rig(tuple(cameras), said['body_axes'])
+    return rig_as_read(cameras, str(said['body_axes']))
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -193,11 +192,20 @@ def _holds_something_else(folder: Path) -> bool:
     """Files that are neither a map nor what an interrupted first save leaves."""
     if (folder / INDEX).exists():
         return False
-    return any(not (p.is_dir() and _VERSION.fullmatch(p.name)) for p in folder.iterdir())
+    left = (_aside(folder / INDEX).name,)
+    return any(
+        not (p.name in left or (p.is_dir() and _VERSION.fullmatch(p.name)))
+        for p in folder.iterdir()
+    )
+
+
+def _aside(path: Path) -> Path:
+    """Where a file is written before it takes its place."""
+    return path.with_suffix('.new')
 
 
 def _replace(path: Path, said: dict[str, Any]) -> None:
-    aside = path.with_suffix('.new')
+    aside = _aside(path)
     aside.unlink(missing_ok=True)  # it might be a link that leads elsewhere
     with aside.open('x', encoding='utf-8') as file:
         json.dump(said, file, indent=2)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Array, Rig, Status
+from mv_matcher_ros.errors import MvMatcherError
 from mv_matcher_ros.mapping.localizer import Localizer, Located
 from mv_matcher_ros.mapping.map import Map
 from mv_matcher_ros.mapping.map_folder import INDEX, load_map, save_map
@@ -49,6 +51,10 @@ class MapSession:
         rig: calibrated cameras.
         models: those of the odometry.
 
+    Attributes:
+        unsaved: why the last save that nobody asked for failed; empty where it did not.
+        keeps: the folder holds the map from before a reset: it is written over only when asked.
+
     Raises:
         MvMatcherError: the map cannot be read, was made with another detector or camera, or there
             is none to be found on.
@@ -60,6 +66,7 @@ class MapSession:
         self._mapper: Mapper | None = None
         self._localizer: Localizer | None = None
         self._saved_s = time.monotonic()
+        self.unsaved, self.keeps = '', False
         self._begin(self._stored())
 
     @property
@@ -101,7 +108,8 @@ class MapSession:
         taken = self._grown(record, run) if self._mapper is not None else self._found(record, run)
         every = self._settings.mapping.save_every_s
         if self._mapper is not None and every and time.monotonic() - self._saved_s > every:
-            self.save()
+            with contextlib.suppress(MvMatcherError):  # tried again after as long
+                self.save_unasked()
         return taken
 
     def _grown(self, record: KeyframeRecord, run: str) -> Taken | None:
@@ -166,7 +174,23 @@ class MapSession:
         if self._mapper is None:
             return f'{self.folder}: the map does not grow, nothing to save'
         save_map(self.world, self.folder)
+        self.unsaved, self.keeps = '', False
         return f'{self.folder}: {len(self.world)} keyframes saved'
+
+    def save_unasked(self) -> str:
+        """`save`, but for a map from before a reset: that stays. Returns what to tell.
+
+        Raises:
+            MvMatcherError: the folder cannot be written; `unsaved` says it, too.
+        """
+        if self.keeps:
+            self._saved_s = time.monotonic()
+            return f'{self.folder}: holds the map from before the reset, nothing is saved'
+        try:
+            return self.save()
+        except MvMatcherError as error:
+            self.unsaved = str(error)
+            raise
 
     def load(self) -> str:
         """Begin again with the map of the folder; returns what to tell.
@@ -177,9 +201,14 @@ class MapSession:
         if self.folder is None:
             return 'mapping.folder is empty: there is no map to load'
         self._begin(load_map(self.folder))
+        self.unsaved, self.keeps = '', False
         return f'{self.folder}: {len(self.world)} keyframes loaded'
 
     def reset(self) -> str:
-        """Forget the map, if it grows, and where the body is; what is saved stays."""
+        """Forget the map, if it grows, and where the body is; what is saved stays until `save`."""
         self._begin(None if self._mapper is not None else self.world)
-        return 'the map is empty' if self._mapper is not None else 'where the body is is unknown'
+        if self._mapper is None:
+            return 'where the body is is unknown'
+        self.keeps = self.folder is not None and (self.folder / INDEX).exists()
+        stays = f'; {self.folder} stays as it is until ~/save_map' if self.keeps else ''
+        return f'the map is empty{stays}'

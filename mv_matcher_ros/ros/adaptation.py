@@ -83,14 +83,17 @@ class Adaptation:
             sys.executable, '-m', 'mv_matcher_ros.cli', 'adapt', str(folder), '--out', str(out),
             '--sensor', 'stereo' if self._settings.sensor == 'stereo' else 'mono',
         ]  # fmt: skip
-        with (folder / LOG).open('ab') as log:
-            self._process = subprocess.Popen(
-                words,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # signals to the node are not for it
-            )
+        try:
+            with (folder / LOG).open('ab') as log:
+                self._process = subprocess.Popen(
+                    words,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # signals to the node are not for it
+                )
+        except OSError as error:  # the folder is gone, or full
+            return False, f'cannot be started: {error}'
         self._told = False
         return True, f'learns from {self._store.frames} frames into {out}; log: {folder / LOG}'
 

@@ -19,13 +19,20 @@ from mv_matcher_ros.files.camera_info import (
 )
 
 _RECTIFIED = re.compile(r'(^|_)rect(ified)?(_|$)')
+_TRANSPORTS = ('compressed', 'compressedDepth')
 # A baseline shorter than this was never measured.
 _SHORTEST_BASELINE_M = 1e-4
 
 
 def is_rectified(topic: str) -> bool:
-    """Whether a topic carries rectified images: its last two names say so (`image_rect_color`)."""
-    return any(_RECTIFIED.search(part) for part in topic.strip('/').split('/')[-2:])
+    """Whether a topic carries rectified images: its last two names say so (`image_rect_color`).
+
+    The name of a transport behind them (`/compressed`) does not count.
+    """
+    names = topic.strip('/').split('/')
+    if names[-1] in _TRANSPORTS:
+        names.pop()
+    return any(_RECTIFIED.search(name) for name in names[-2:])
 
 
 def rig_from_messages(

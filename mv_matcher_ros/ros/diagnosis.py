@@ -22,7 +22,7 @@ _LOOK_S, _FEWEST = 5.0, 5
 # Shares of images without partner, and of frames without pose, that are worth a word.
 _MOST_LONELY, _MOST_DROPPED = 0.3, 0.2
 # A clock that is off by less has no consequences; one that is off by more is that of a recording.
-_STALE_S, _AHEAD_S, _RECORDING_S = 0.5, 0.1, 86_400.0
+_STALE_S, _AHEAD_S, RECORDING_S = 0.5, 0.1, 86_400.0
 # Stamps and arrivals may differ by so much from one message to the next.
 _JUMP_S = 1.0
 # Cameras that are triggered together are no further apart.
@@ -117,19 +117,16 @@ class Watch:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def warnings(
-        self, inputs: Inputs, health: Health, now_s: float, clock_ns: int
-    ) -> dict[str, str]:
+    def warnings(self, inputs: Inputs, health: Health, now_s: float) -> dict[str, str]:
         """Sentences by kind.
 
         Args:
             inputs, health: of the node.
             now_s: time.monotonic().
-            clock_ns: time of the node's clock, with which stamps are compared.
         """
         since_s = now_s - _LOOK_S
         found = {
-            'clock': self._clock(inputs, now_s, clock_ns),
+            'clock': self._clock(inputs, since_s),
             'jump': self._jump(inputs, since_s),
             'pairs': self._pairs(inputs, since_s),
             'offset': self._offset(inputs, since_s),
@@ -138,19 +135,19 @@ class Watch:
         }
         return {kind: sentence for kind, sentence in found.items() if sentence}
 
-    def _clock(self, inputs: Inputs, now_s: float, clock_ns: int) -> str:
+    def _clock(self, inputs: Inputs, since_s: float) -> str:
         """Stamps that are not of now: whoever looks poses up in TF by them finds none."""
         for stream in inputs.images:
-            recent = _recent(stream, now_s - _LOOK_S)
+            recent = _recent(stream, since_s)
             if len(recent) < _FEWEST:
                 continue
-            age_s = median((clock_ns - a.stamp_ns) * 1e-9 - (now_s - a.received_s) for a in recent)
-            if _STALE_S < age_s < _RECORDING_S:
+            age_s = median((a.clock_ns - a.stamp_ns) * 1e-9 for a in recent)
+            if _STALE_S < age_s < RECORDING_S:
                 return (
                     f'stamps on {stream.topic} are {age_s:.1f} s old when they arrive: the clocks '
                     'differ, or images are under way so long'
                 )
-            if _AHEAD_S < -age_s < _RECORDING_S:
+            if _AHEAD_S < -age_s < RECORDING_S:
                 return f'stamps on {stream.topic} are {-age_s:.1f} s ahead of this clock'
         return ''
 

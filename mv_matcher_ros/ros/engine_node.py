@@ -27,6 +27,7 @@ from mv_matcher_ros.ros.messages import diagnostics_message
 from mv_matcher_ros.ros.odometry_worker import EngineFactory, OdometryWorker
 from mv_matcher_ros.ros.parameters import changed, declare
 from mv_matcher_ros.ros.publishers import Publishers
+from mv_matcher_ros.ros.transitions import said
 from mv_matcher_ros.runner import Engine
 
 _REPORT_PERIOD_S = 1.0  # of diagnostics, and so what is missing is said within 2 s
@@ -115,6 +116,7 @@ class OdometryNode(LifecycleNode):
 
     # ---------------------------------------- life
 
+    @said
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Weights, and a first run of the networks."""
         try:
@@ -134,29 +136,36 @@ class OdometryNode(LifecycleNode):
         models.warm_up()
         return lambda settings, rig: odometry_engine(settings, rig, models)
 
+    @said
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe."""
         assert self._worker is not None
+        if self._worker.running:
+            raise MvMatcherError('the frame in work from before is not finished yet')
         self._inputs = Inputs(self, self.settings, self._worker.take)
         self._worker.start(self._inputs)
         return super().on_activate(state)
 
+    @said
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe; the frame in work is finished."""
         self._deactivate()
         return super().on_deactivate(state)
 
+    @said
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the engine and its networks."""
         self._clean_up()
         return super().on_cleanup(state)
 
+    @said
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """From any state."""
         self._deactivate()
         self._clean_up()
         return super().on_shutdown(state)
 
+    @said
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """A transition failed: nothing is left of it, and it may be tried again."""
         self._deactivate()
@@ -240,8 +249,9 @@ class OdometryNode(LifecycleNode):
         warnings: dict[str, str] = {}
         if inputs is not None:
             problems += missing(inputs, self, self.settings.ros.sync_slop_s, now_s)
-            clock_ns = self.get_clock().now().nanoseconds
-            warnings = self._watch.warnings(inputs, self._health, now_s, clock_ns)
+            warnings = self._watch.warnings(inputs, self._health, now_s)
+            if not any(problems) and not self._idle:
+                problems.append(self._health.stuck(now_s))
         problem = '; '.join(filter(None, problems))
         self._health.say(problem)
         self._health.warn(warnings)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -14,6 +15,10 @@ from mv_matcher_ros.datatypes import Estimate
 
 # The same complaint is logged again after this long, and the same warning after that long.
 REPEAT_S, REPEAT_WARNING_S = 5.0, 60.0
+# Frames that are skipped for so long, one after the other, and one that is worked on for so long,
+# are a fault.
+_IN_VAIN_S, _HANGS_S = 0.9, 3.0
+_NUMBER = re.compile(r'\d+(\.\d+)?')
 _LATENCIES_KEPT = 200
 _RATE_OF = 50
 _TIMES_KEPT = 300  # more than the warnings look at
@@ -42,9 +47,47 @@ class Health:
         self._said = ''
         self._said_s = 0.0
         self._warned_s: dict[str, float] = {}
+        self.starts()
+
+    def starts(self) -> None:
+        """Note that frames will come (again)."""
+        self._in_work_s: float | None = None
+        self._in_vain, self._in_vain_s, self._why = 0, 0.0, ''
+
+    def begins(self) -> None:
+        """Note that a frame is taken to be worked on."""
+        self._in_work_s = time.monotonic()
+
+    def ends(self) -> None:
+        """Note that it was answered."""
+        self._in_work_s = None
+
+    def skipped(self, kind: str, why: str) -> None:
+        """Note a frame that the engine does not see; `why` is empty where somebody wants it so."""
+        self.counts[f'skipped: {kind}'] += 1
+        if not why:
+            self._in_vain, self._why = 0, ''
+            return
+        if not self._in_vain:
+            self._in_vain_s = time.monotonic()
+        self._in_vain, self._why = self._in_vain + 1, why
+
+    def stuck(self, now_s: float) -> str:
+        """Why images come and none is processed; empty where that is not so.
+
+        Args:
+            now_s: time.monotonic().
+        """
+        in_work_s = self._in_work_s
+        if in_work_s is not None and now_s - in_work_s > _HANGS_S:
+            return f'the frame in work is not finished after {now_s - in_work_s:.0f} s'
+        if self._in_vain > 1 and now_s - self._in_vain_s > _IN_VAIN_S:
+            return f'no frame is processed: {self._why}'
+        return ''
 
     def processed(self, estimate: Estimate) -> None:
         """Note a frame that went through the engine."""
+        self._in_vain, self._why = 0, ''
         self.counts['processed'] += 1
         self.last = estimate
         self._stages_ms.append(estimate.latency_ms)
@@ -55,12 +98,12 @@ class Health:
         self._done_s.append(time.monotonic())
 
     def say(self, problem: str) -> None:
-        """Log a problem when it is new, and now and then while it lasts."""
-        now_s = time.monotonic()
-        if problem and (problem != self._said or now_s - self._said_s > REPEAT_S):
+        """Log a problem when it is new, not only its numbers, and now and then while it lasts."""
+        now_s, kind = time.monotonic(), _NUMBER.sub('', problem)
+        if problem and (kind != self._said or now_s - self._said_s > REPEAT_S):
             self._logger.warning(problem)
             self._said_s = now_s
-        self._said = problem
+        self._said = kind
 
     def warn(self, warnings: Mapping[str, str]) -> None:
         """Log warnings, by kind: numbers in them change all the time."""

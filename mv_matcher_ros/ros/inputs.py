@@ -64,10 +64,11 @@ class MessageSet:
 
 
 class Arrival(NamedTuple):
-    """When a message came, time.monotonic(), and its stamp."""
+    """When a message came, by time.monotonic() and by the node's clock, and its stamp."""
 
     received_s: float
     stamp_ns: int
+    clock_ns: int
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Inputs:
         sets: complete sets so far.
         complete: the last ones: time.monotonic() and the stamps of their images.
         incompatible_qos: name of the offending policy by topic.
-        changed: topics whose calibration has changed since the start.
+        used: the CameraInfos that the engine was made from; empty before.
         raw: the images are not compressed.
     """
 
@@ -121,7 +122,7 @@ class Inputs:
         self.sets = 0
         self.incompatible_qos: dict[str, str] = {}
         self.complete: deque[tuple[float, tuple[int, ...]]] = deque(maxlen=_ARRIVALS_KEPT)
-        self.changed: set[str] = set()
+        self.used: list[Any] = []
         images, infos = topics_of(settings.sensor, settings.stereo.pairs)
         self.raw = settings.ros.image_transport == 'raw'
         self.images = [Stream(image_topic(node, name, not self.raw)) for name in images]
@@ -225,9 +226,6 @@ class Inputs:
 
     def _take_info(self, index: int, message: Any) -> None:
         self.infos[index].count += 1
-        before = self.camera_infos[index]
-        if before is not None and not _same_calibration(before, message):
-            self.changed.add(self.infos[index].topic)
         self.camera_infos[index] = message
 
     def _count(self, message: Any, stream: Stream) -> None:
@@ -236,7 +234,8 @@ class Inputs:
         jumped_back = stream.stamp_ns is not None and stream.stamp_ns - stamp > allowed_ns
         stream.count += 1
         stream.frame = message.header.frame_id
-        stream.arrivals.append(Arrival(time.monotonic(), stamp))
+        clock_ns = self._node.get_clock().now().nanoseconds
+        stream.arrivals.append(Arrival(time.monotonic(), stamp, clock_ns))
         if jumped_back and self._sync is not None:
             # What waits has stamps of a later time, and the synchroniser always throws the
             # smallest stamps away: it would drop everything that comes from now on.
@@ -250,6 +249,15 @@ class Inputs:
         now_s = time.monotonic()
         self.complete.append((now_s, stamps))
         self._deliver(MessageSet(messages, stamps[0], now_s))
+
+    @property
+    def changed(self) -> set[str]:
+        """Topics whose calibration is not the one in use."""
+        return {
+            stream.topic
+            for stream, used, now in zip(self.infos, self.used, self.camera_infos, strict=False)
+            if now is not None and not _same_calibration(used, now)
+        }
 
     @property
     def unsynchronised(self) -> int:

@@ -28,6 +28,7 @@ from mv_matcher_ros.datatypes import (
     Features,
     Rig,
     Sensor,
+    rig_as_read,
 )
 from mv_matcher_ros.errors import SourceError
 from mv_matcher_ros.npy import array_from_npy
@@ -85,9 +86,9 @@ def keyframe_message(sent: SentKeyframe) -> Any:
     np.savez(stream, allow_pickle=False, **_arrays(sent))
     data = stream.getvalue()
     message = UInt8MultiArray()
-    message.layout.dim = [
-        MultiArrayDimension(label='mv_matcher keyframe npz', size=len(data), stride=1)
-    ]
+    # The stride of the first dimension is the size of everything.
+    whole = MultiArrayDimension(label='mv_matcher keyframe npz', size=len(data), stride=len(data))
+    message.layout.dim = [whole]
     message.data = array.array('B', data)
     return message
 
@@ -250,7 +251,4 @@ def _rig(arrays: dict[str, NDArray[Any]]) -> Rig:
                 name,
             )
         )
-    axes = str(arrays['body_axes'])
-    if not 1 <= len(cameras) <= 2 or axes not in ('optical', 'rep103'):
-        raise ValueError(f'{len(cameras)} cameras on a body with axes "{axes}"')
-    return Rig(tuple(cameras), axes)  # type: ignore[arg-type]
+    return rig_as_read(cameras, str(arrays['body_axes']))

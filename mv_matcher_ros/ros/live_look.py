@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -10,16 +11,17 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from mv_matcher_ros.errors import CalibrationError
+from mv_matcher_ros.errors import CalibrationError, SourceError
 from mv_matcher_ros.files.camera_info import camera_from_info, info_from_message
+from mv_matcher_ros.files.image_messages import raw_form
+from mv_matcher_ros.files.images import UnreadableImageError
 from mv_matcher_ros.ros.dds_profile import apply_profile
+from mv_matcher_ros.ros.diagnosis import RECORDING_S
 from mv_matcher_ros.ros.messages import stamp_ns
 from mv_matcher_ros.ros.stopping import init_without_signals
 from mv_matcher_ros.ros.topic_hints import COMPRESSED, RAW, published
 
 _INFO = 'sensor_msgs/msg/CameraInfo'
-# Stamps that are off by more than this are those of a recording.
-_RECORDING_S = 86_400.0
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Heard:
     @property
     def age_s(self) -> float | None:
         """Median age of a stamp; None where there is none, or it is a recording's."""
-        if not self.ages_s or abs(median(self.ages_s)) > _RECORDING_S:
+        if not self.ages_s or abs(median(self.ages_s)) > RECORDING_S:
             return None
         return median(self.ages_s)
 
@@ -187,11 +189,13 @@ def _offers(publishers: Sequence[Any]) -> str:
 
 
 def _image(message: Any) -> tuple[str, str]:
-    short = len(message.data) < message.step * message.height or not message.step
-    return (
-        f'{message.width}x{message.height} {message.encoding}',
-        f'{len(message.data)} bytes are no image of that size' if short else '',
-    )
+    fault = ''
+    with contextlib.suppress(SourceError):  # cv_bridge may know an encoding that is not known here
+        try:
+            raw_form(message, 'image')
+        except UnreadableImageError:
+            fault = f'{len(message.data)} bytes are no image of that size'
+    return f'{message.width}x{message.height} {message.encoding}', fault
 
 
 def _compressed(message: Any) -> tuple[str, str]:

@@ -61,12 +61,17 @@ class MapPublishers:
         try:
             self._tf = tf2().TransformBroadcaster(node)
         except MvMatcherError as error:
-            if settings.ros.publish_tf:
+            if settings.ros.publish_map_tf:
                 node.get_logger().error(str(error))
+
+    @property
+    def has_tf(self) -> bool:
+        """Whether there is TF, and something is said on it."""
+        return self._tf is not None and self._settings.ros.publish_map_tf
 
     def transform(self, stamp_ns: int, map_from_odom: Array) -> None:
         """map → odom, as of now."""
-        if self._tf is not None and self._settings.ros.publish_tf:
+        if self.has_tf:
             parent = self._settings.ros.frames.map
             self._tf.sendTransform(transform_message(stamp_ns, parent, self.odom, map_from_odom))
 
@@ -84,13 +89,14 @@ class MapPublishers:
         self._state.publish(String(data=json.dumps(state)))
         now_s = time.monotonic()
         if taken.moved or now_s - self._published_s > _PERIOD_S:
-            self._published_s = now_s
-            self._publish_map(taken.stamp_ns, world)
+            self.show(taken.stamp_ns, world)
 
-    def _publish_map(self, stamp_ns: int, world: Map) -> None:
+    def show(self, stamp_ns: int, world: Map) -> None:
+        """Path, landmarks and loops of a map."""
         from geometry_msgs.msg import PoseStamped
         from nav_msgs.msg import Path
 
+        self._published_s = time.monotonic()
         name = self._settings.ros.frames.map
         header = header_message(stamp_ns, name)
         poses = [
@@ -126,9 +132,22 @@ class MapPublishers:
         return marker
 
     def diagnose(
-        self, last: Taken | None, problem: str, advice: str, values: Mapping[str, object]
+        self,
+        last: Taken | None,
+        problem: str,
+        advice: str,
+        values: Mapping[str, object],
+        idle: str = '',
     ) -> None:
-        """/diagnostics with one status: ERROR for a problem, at least WARN with an advice."""
+        """/diagnostics with one status.
+
+        Args:
+            last: what the last keyframe brought.
+            problem: ERROR.
+            advice: at least WARN.
+            values: by key.
+            idle: why nothing is done, where somebody wants it so: WARN.
+        """
         from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
         name = self._node.get_fully_qualified_name()
@@ -140,8 +159,10 @@ class MapPublishers:
             values = {**values, **last.counts}
         if advice:
             level, summary = max(level, 1), f'{summary}; {advice}'
+        if idle:
+            level, summary = 1, idle
         if problem:
-            level, summary = 2, problem
+            level, summary = 2, f'{idle}; {problem}' if idle else problem
         status.level, status.message = bytes([level]), summary
         status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
         message = DiagnosticArray(status=[status])

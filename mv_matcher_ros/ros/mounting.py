@@ -97,16 +97,23 @@ class MotionGuess:
         node: rclpy node that is spun by another thread than the one that asks.
         frame: in which the body's pose is known, and does not jump.
         wait_s: how long a pose that is not there yet is waited for.
+        kept_s: how old the poses are that can be asked for.
+
+    Attributes:
+        frame: as given; may be changed.
+        why: why the last pose asked for is not known; empty where it is.
 
     Raises:
         MvMatcherError: tf2_msgs is not installed.
     """
 
-    def __init__(self, node: Any, frame: str, wait_s: float) -> None:
+    def __init__(self, node: Any, frame: str, wait_s: float, kept_s: float = 10.0) -> None:
+        from rclpy.duration import Duration
+
         self._tf2 = tf2()
         self.frame = frame
         self._wait_s = wait_s
-        self._buffer = self._tf2.Buffer(node=node)
+        self._buffer = self._tf2.Buffer(Duration(seconds=kept_s), node=node)
         self._listener = self._tf2.TransformListener(self._buffer, node)
         self.why = ''
 
@@ -128,6 +135,10 @@ class MotionGuess:
                 return None
             self.why = ''
             return matrix_from_transform(answer.transform)
+
+    def clear(self) -> None:
+        """Forget what was said: the clock was set back, and what comes now is older."""
+        self._buffer.clear()
 
     def close(self) -> None:
         """Listen no more."""

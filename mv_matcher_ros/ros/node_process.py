@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,20 +63,35 @@ def run_node(
         print(f'{name}: {error}', file=sys.stderr)
         rclpy.try_shutdown()
         return 2
-    others = [threading.Thread(target=spin_until, args=(n, stop.is_made)) for n in nodes[1:]]
+    others = [threading.Thread(target=_spin, args=(node, stop.is_made)) for node in nodes[1:]]
     for thread in others:
         thread.start()
-    try:
-        spin_until(nodes[0], stop.is_made)
-    finally:
-        for node in nodes:
-            node.close()
-        for thread in others:
-            thread.join()
-        for node in nodes:
-            node.destroy_node()
-        rclpy.try_shutdown()
+    _spin(nodes[0], stop.is_made)
+    for node in nodes:
+        _guarded(node, node.close)
+    for thread in others:
+        thread.join()
+    for node in nodes:
+        _guarded(node, node.destroy_node)
+    rclpy.try_shutdown()
     failures = [node.failure for node in nodes if node.failure is not None]
     if not failures:
         return 0
     return 2 if isinstance(failures[0], MvMatcherError) else 1
+
+
+def _spin(node: Any, over: Callable[[], bool]) -> None:
+    """Spin a node; with an error of its callbacks the process ends, and so do the other nodes."""
+    if not _guarded(node, lambda: spin_until(node, over)):
+        node.context.try_shutdown()
+
+
+def _guarded(node: Any, work: Callable[[], None]) -> bool:
+    """Whether it was done; an error is logged and kept as the failure of the node."""
+    try:
+        work()
+    except Exception as error:
+        node.failure = node.failure or error
+        node.get_logger().fatal(traceback.format_exc())
+        return False
+    return True

@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -39,6 +40,7 @@ from mv_matcher_ros.runner import Engine
 EngineFactory = Callable[[Settings, Rig], Engine]
 _POLL_S = 0.02  # while waiting for calibration and TF
 _PATIENCE_S = 10.0  # for the frame in work, at the end
+_PAUSED = 'paused'
 
 
 class OdometryWorker:
@@ -86,6 +88,8 @@ class OdometryWorker:
         self._run = uuid.uuid4().hex
         self._finish: Callable[[], None] = lambda: None
         self._inputs: Inputs | None = None
+        self._before: Counter[str] = Counter()  # what came through inputs that are closed
+        self._infos: list[Any] = []  # that the engine was made from
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self.mailbox = self._new_mailbox()
@@ -116,7 +120,11 @@ class OdometryWorker:
             self._skip(lost, 'queue full', f'{waiting}: whoever plays must wait for ~/state')
 
     def start(self, inputs: Inputs) -> None:
-        """Work on what comes from these topics."""
+        """Work on what comes from these topics; the thread from before has ended."""
+        self._before = self._come()
+        self._health.starts()
+        if self._engine is not None:
+            inputs.used = self._infos
         dropped = self.mailbox.dropped
         self.mailbox = self._new_mailbox()
         self.mailbox.dropped = dropped
@@ -127,11 +135,15 @@ class OdometryWorker:
 
     def stop(self) -> None:
         """The frame in work is finished; those that wait are not."""
+        again = self._stopping.is_set()  # in vain: it is not waited for a second time
         self._stopping.set()
         self.mailbox.close()
-        thread, self._thread = self._thread, None
-        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
-            thread.join(timeout=_PATIENCE_S)
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return
+        thread.join(timeout=0.0 if again else _PATIENCE_S)
+        if thread.is_alive() and not again:
+            self._logger.error(f'the frame in work is not finished after {_PATIENCE_S:g} s')
 
     def close(self) -> None:
         """Stop for good."""
@@ -165,16 +177,23 @@ class OdometryWorker:
 
     def counters(self) -> dict[str, int]:
         """What came, and what became of it."""
+        come = self._come()
         return {
-            'received': 0 if self._inputs is None else self._inputs.sets,
+            'received': come['received'],
             'dropped': self.mailbox.dropped,
-            'unsynchronised': 0 if self._inputs is None else self._inputs.unsynchronised,
+            'unsynchronised': come['unsynchronised'],
             **self._health.counts,
         }
 
+    def _come(self) -> Counter[str]:
+        if self._inputs is None:
+            return Counter()
+        come = {'received': self._inputs.sets, 'unsynchronised': self._inputs.unsynchronised}
+        return self._before + Counter(come)
+
     def _skip(self, taken: MessageSet, kind: str, why: str) -> None:
         """Count, log and answer a frame that the engine does not see."""
-        self._health.counts[f'skipped: {kind}'] += 1
+        self._health.skipped(kind, '' if kind == _PAUSED else why)
         self._logger.warning(f'frame skipped: {why}', throttle_duration_sec=REPEAT_S)
         nothing = Estimate(taken.stamp_ns, Status.INITIALISING, metric=self.metric)
         self._outputs.skip(nothing, self.counters(), taken.received_s, why)
@@ -194,10 +213,12 @@ class OdometryWorker:
                     continue
                 taken = self.mailbox.take(timeout_s=0.2)
                 if taken is not None:
+                    self._health.begins()
                     self._handle(taken)
+                    self._health.ends()
             self._finish()
         except Exception as error:  # kept, and raised by the main thread: a thread dies in silence
-            if stopping.is_set() or not self._node.context.ok():
+            if not self._node.context.ok():
                 return  # the publishers are gone: the process is ending
             detail = str(error) if isinstance(error, MvMatcherError) else traceback.format_exc()
             self._logger.fatal(f'odometry ends: {detail}')
@@ -223,6 +244,7 @@ class OdometryWorker:
         self._outputs.body = known.body
         self.adaptation.begin(rig)
         self._rig, self._engine, self._register = rig, engine, known.register
+        self._infos = self._inputs.used = list(self._inputs.camera_infos)
         self._announce(rig)
         return True
 
@@ -301,7 +323,7 @@ class OdometryWorker:
         assert self._continuity is not None
         assert self._inputs is not None
         if self.paused.is_set():
-            self._skip(taken, 'paused', 'paused by ~/pause')
+            self._skip(taken, _PAUSED, 'paused by ~/pause')
             return
         if self.reset_wanted.is_set():
             self.reset_wanted.clear()
@@ -310,6 +332,7 @@ class OdometryWorker:
         if self._comes_too_late(taken):
             return
         self._last_stamp_ns = taken.stamp_ns
+        self._outputs.camera = taken.images[0].header.frame_id
         topics = [stream.topic for stream in self._inputs.images]
         index = self._health.counts['processed']
         try:
@@ -348,6 +371,8 @@ class OdometryWorker:
             self._skip(taken, 'late', f'its stamp is {behind_s:.3f} s before that of another')
         else:
             self._reset(f'stamps jumped back by {behind_s:.3f} s')
+            if self._guess is not None:
+                self._guess.clear()
             if self._node.get_parameter('use_sim_time').value:
                 self._continuity.begin_again()  # so does everything that lives by this time
             else:

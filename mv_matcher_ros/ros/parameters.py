@@ -12,19 +12,20 @@ from mv_matcher_ros.errors import SettingsError
 
 # Parameters that rclpy itself reads from the overrides of a node.
 _OF_RCLPY = ('use_sim_time', 'start_type_description_service', 'enable_logger_service')
-# What may change while the node runs; everything else is the engine's, which is built from it
-# once.
+# What may change while the odometry node runs; everything else is the engine's, which is built
+# from it once.
 CHANGEABLE = frozenset({'ros.publish_tf', 'ros.path_length'})
 _INT64 = 2**63 - 1
 
 
-def declare(node: Any) -> Settings:
+def declare(node: Any, changeable: frozenset[str] = CHANGEABLE) -> Settings:
     """Declare every setting as a parameter of `node`, with its overrides.
 
     rclpy drops overrides that nobody declares without a word, so they are compared here.
 
     Args:
         node: rclpy node that was just constructed.
+        changeable: settings that may change while it runs; it has a callback for them.
 
     Returns:
         The settings with the overrides applied; names of frames have their prefix, parameters
@@ -45,7 +46,8 @@ def declare(node: Any) -> Settings:
     settings = read_settings(overrides, where=where)
     values = flatten(settings.model_dump())
     for name, info in leaves():
-        node.declare_parameter(name, values[name], descriptor(name, info), ignore_override=True)
+        described = descriptor(name, info, read_only=name not in changeable)
+        node.declare_parameter(name, values[name], described, ignore_override=True)
     return _with_prefix(settings)
 
 
@@ -62,18 +64,17 @@ def _with_prefix(settings: Settings) -> Settings:
     return settings.model_copy(update={'ros': settings.ros.model_copy(update=changed)})
 
 
-def descriptor(name: str, info: Any) -> Any:
+def descriptor(name: str, info: Any, *, read_only: bool) -> Any:
     """rcl_interfaces/ParameterDescriptor of one setting: description, range, choices, read-only.
 
     Args:
         name: dotted name of the setting.
         info: its pydantic FieldInfo.
+        read_only: it cannot change while the node runs.
     """
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
-    message = ParameterDescriptor(
-        description=info.description or '', read_only=name not in CHANGEABLE
-    )
+    message = ParameterDescriptor(description=info.description or '', read_only=read_only)
     bounds = {
         key: getattr(entry, key)
         for entry in info.metadata

@@ -113,8 +113,11 @@ class PlayedTopics:
             publisher.wait_for_all_acked(Duration(seconds=2.0))
 
     def unheard(self) -> str:
-        """Which topics nobody subscribes to, and where images are awaited instead; or empty."""
-        deaf = [p.topic_name for p in self._publishers if p.get_subscription_count() == 0]
+        """Which images nobody subscribes to, and where some are awaited instead; or empty.
+
+        Calibrations are not asked for: a node may have its own from a file.
+        """
+        deaf = [p.topic_name for p in self.images if p.get_subscription_count() == 0]
         if not deaf:
             return ''
         own = {publisher.topic_name for publisher in self._publishers}

@@ -43,6 +43,10 @@ class Publishers:
     Args:
         node: rclpy node.
         settings: of the node; may be replaced while it runs.
+
+    Attributes:
+        body: name of the frame that poses are of.
+        camera: name of the frame of the first camera's images.
     """
 
     def __init__(self, node: Any, settings: Settings) -> None:
@@ -75,7 +79,7 @@ class Publishers:
         self._path_s = 0.0
         self._tf: Any = None
         self._parents: StaticParents | None = None
-        self.body = settings.ros.frames.body
+        self.body = self.camera = settings.ros.frames.body
         try:
             self._tf = tf2().TransformBroadcaster(node)
             self._parents = StaticParents(node)
@@ -114,7 +118,7 @@ class Publishers:
             poses = [pose_message(pose) for pose in estimate.keyframes]
             self._window.publish(PoseArray(header=header, poses=poses))
         if self._tracks.get_subscription_count():
-            header = header_message(estimate.stamp_ns, self.body)
+            header = header_message(estimate.stamp_ns, self.camera)
             canvas = draw_tracks(frame.views[0].image, estimate)
             self._tracks.publish(message_from_image(canvas, 'bgr8', header))
         return latency_ms

@@ -108,6 +108,36 @@ def test_a_first_save_that_was_interrupted_is_in_nobodys_way(tmp_path: Path) -> 
     same(made_map(2), load_map(tmp_path / 'home'))
 
 
+def test_a_first_save_that_was_interrupted_at_its_end_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / 'home').mkdir()
+    (tmp_path / 'home' / 'map.new').write_text('{')
+    save_map(made_map(2), tmp_path / 'home')
+    same(made_map(2), load_map(tmp_path / 'home'))
+
+
+@pytest.mark.parametrize('count', [2, 4, 8])
+def test_a_map_of_several_stereo_pairs_comes_back(tmp_path: Path, count: int) -> None:
+    world = Map(Rig((CAMERA,) * count), 'stereo', 'abc')
+    same(world, load_map(save_map(world, tmp_path / 'home')))
+
+
+def test_a_map_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, words in (
+        (ValueError('widths 64 and 128'), 'cannot be written: widths 64 and 128'),
+        (OSError('8 requested and 3 written'), 'cannot be written: 8 requested and 3 written'),
+        (OSError(28, 'No space left'), 'cannot be written: No space left'),
+    ):
+
+        def fails(world: Map, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(map_folder, 'arrays_of', fails)
+        with pytest.raises(MvMatcherError, match=words):
+            save_map(made_map(2), tmp_path / 'home')
+
+
 def test_what_is_no_map_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / 'thesis.txt').write_text('years of work')
     with pytest.raises(MvMatcherError, match='is no map, and not empty'):

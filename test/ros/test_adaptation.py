@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,20 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_odometry(
     answer = ask(bench)
     assert not answer.success
     assert 'cannot be written' in answer.message
+
+
+def test_a_folder_that_is_gone_does_not_end_the_node(
+    bench: Any, camcorder: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / 'stick'
+    node = bench.start({
+        'adaptation.folder': str(folder), 'adaptation.at_shutdown': True, **LOSSLESS,
+    })  # fmt: skip
+    shoot(bench, camcorder, 2)
+    bench.wait(lambda: node._worker.adaptation._store.frames == 2, 'frames on disk')
+    shutil.rmtree(folder)
+    answer = ask(bench)
+    assert not answer.success
+    assert 'cannot be started' in answer.message
+    node.close()
+    assert node.failure is None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
@@ -30,11 +31,16 @@ class Logger:
         self.lines.append(line)
 
 
-def stream(topic: str, stamps_ns: list[int], period_s: float = PERIOD_S) -> Stream:
-    """Messages that came every `period_s`, the last one now."""
+def stream(
+    topic: str, stamps_ns: list[int], period_s: float = PERIOD_S, rate: float = 1.0
+) -> Stream:
+    """Messages that came every `period_s`, the last one now; the node's clock runs at a rate."""
     count = len(stamps_ns)
     times = [NOW_S - period_s * (count - 1 - i) for i in range(count)]
-    arrivals = deque(Arrival(t, s) for t, s in zip(times, stamps_ns, strict=True))
+    arrivals = deque(
+        Arrival(t, s, CLOCK_NS - round((NOW_S - t) * 1e9 * rate))
+        for t, s in zip(times, stamps_ns, strict=True)
+    )
     return Stream(topic, count, arrivals=arrivals)
 
 
@@ -71,7 +77,7 @@ def health_of(rate_hz: float = 20.0) -> Health:
 
 def warnings(inputs: Any, health: Health | None = None, **settings: Any) -> dict[str, str]:
     watch = Watch(read_settings(settings))
-    return watch.warnings(inputs, health or health_of(), NOW_S, CLOCK_NS)
+    return watch.warnings(inputs, health or health_of(), NOW_S)
 
 
 def test_good_input_is_not_complained_about() -> None:
@@ -89,6 +95,11 @@ def test_good_input_is_not_complained_about() -> None:
 )
 def test_stamps_of_another_clock(shift_s: float, words: str) -> None:
     assert words in warnings(inputs_of(stream('/image', stamps(shift_s))))['clock']
+
+
+def test_a_recording_may_be_played_faster_than_time_runs() -> None:
+    fast = [CLOCK_NS - round(3.0 * PERIOD_S * (199 - i) * 1e9) for i in range(200)]
+    assert 'clock' not in warnings(inputs_of(stream('/image', fast, rate=3.0)))
 
 
 @pytest.mark.parametrize('jump_s', [-30.0, 30.0])
@@ -153,14 +164,14 @@ def test_a_clock_that_does_not_run() -> None:
 
 
 def test_the_silent_one_of_two_is_named() -> None:
-    right = Stream('/right', 3, arrivals=deque([Arrival(NOW_S - 2.0, 1)] * 3))
+    right = Stream('/right', 3, arrivals=deque([Arrival(NOW_S - 2.0, 1, 1)] * 3))
     said = missing(inputs_of(stream('/left', stamps()), right), node(False, 1, 1), 0.01, NOW_S)
     assert said == ['no new image on /right for 1 s and longer']
 
 
 def test_a_slow_camera_is_not_silent() -> None:
     slow = Stream(
-        '/image', 3, arrivals=deque(Arrival(NOW_S - 1.5 - 2.0 * i, 1) for i in (2, 1, 0))
+        '/image', 3, arrivals=deque(Arrival(NOW_S - 1.5 - 2.0 * i, 1, 1) for i in (2, 1, 0))
     )
     assert missing(inputs_of(slow), node(False, 1, 1), 0.01, NOW_S) == []
 
@@ -171,3 +182,29 @@ def test_a_warning_is_logged_once_though_its_numbers_change() -> None:
     for second in range(5):
         health.warn({'speed': f'{second} frames/s', 'clock': 'late'})
     assert logger.lines == ['0 frames/s', 'late']
+
+
+def test_a_problem_is_logged_once_though_its_numbers_change() -> None:
+    health = Health(Logger())
+    logger: Any = health._logger
+    for second in range(5):
+        health.say(f'the last ones are 0.{second} s apart')
+    health.say('something else')
+    assert logger.lines == ['the last ones are 0.0 s apart', 'something else']
+
+
+def test_frames_in_vain_are_a_problem_and_those_somebody_stops_are_not() -> None:
+    health = Health(Logger())
+    health.skipped('paused', '')
+    assert not health.stuck(time.monotonic() + 10.0)
+    health.skipped('unusable image', 'of another size')
+    assert not health.stuck(time.monotonic() + 10.0)  # one is none
+    health.skipped('unusable image', 'of another size')
+    assert not health.stuck(time.monotonic())
+    assert health.stuck(time.monotonic() + 1.0) == 'no frame is processed: of another size'
+    health.processed(Estimate(1, Status.TRACKING))
+    assert not health.stuck(time.monotonic() + 10.0)
+    health.begins()
+    assert 'not finished after 4 s' in health.stuck(time.monotonic() + 4.0)
+    health.ends()
+    assert not health.stuck(time.monotonic() + 10.0)

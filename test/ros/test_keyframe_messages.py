@@ -96,6 +96,24 @@ def test_a_record_comes_out_as_it_went_in(count: int, before: int | None) -> Non
         assert len(message.data) < 400_000
 
 
+@pytest.mark.parametrize('count', [1, 4, 6, 8])
+def test_a_rig_of_several_pairs_gets_to_the_map(count: int) -> None:
+    rig = Rig((RIG.cameras * 4)[:count], 'rep103')
+    sent = replace(sent_of(record()), rig=rig)
+    message = messages.keyframe_message(sent)
+    same(messages.keyframe_from_message(message), sent)
+    assert message.layout.dim[0].stride == len(message.data)
+
+
+@pytest.mark.parametrize('count', [3, 10])
+def test_a_rig_that_is_none_is_refused(count: int) -> None:
+    rig = Rig((RIG.cameras * 5)[:count], 'rep103')
+    with pytest.raises(SourceError, match=f'{count} cameras'):
+        messages.keyframe_from_message(
+            messages.keyframe_message(replace(sent_of(record()), rig=rig))
+        )
+
+
 def test_what_is_no_keyframe_is_refused() -> None:
     from std_msgs.msg import UInt8MultiArray
 

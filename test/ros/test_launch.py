@@ -96,7 +96,11 @@ def test_arguments_that_are_not_given_do_not_override_the_parameter_file(
     (node,) = started(launch_file)
     file, overrides = node.named['parameters']
     assert Path(file) == repository / 'config' / 'odometry.yaml'
-    assert overrides == {'use_sim_time': False}
+    assert overrides == {}
+    *_, rviz = started(launch_file, rviz='true')
+    assert rviz.named['parameters'] == []
+    *_, rviz = started(launch_file, rviz='true', use_sim_time='true')
+    assert rviz.named['parameters'] == [{'use_sim_time': True}]
 
 
 def test_arguments_reach_the_node(launch_file: ModuleType) -> None:
@@ -110,6 +114,7 @@ def test_arguments_reach_the_node(launch_file: ModuleType) -> None:
         body_frame='base_footprint',
         namespace='robot',
         rviz='true',
+        use_sim_time='false',
         log_level='debug',
     )
     assert odometry.named['parameters'][1] == {
@@ -210,7 +215,6 @@ def test_mapping_is_odometry_and_a_mapping_node(
         'mapping.folder': '/maps/home',
         'ros.publish_keyframes': True,  # whatever file is given
         'ros.autostart': False,
-        'use_sim_time': False,
     }
     assert odometry.named['parameters'] == node.named['parameters']
     assert odometry.named['namespace'] == node.named['namespace'] == 'robot'
@@ -229,8 +233,18 @@ def test_localization_is_mapping_with_other_settings(
 ) -> None:
     description = launch('localization').generate_launch_description()
     assert included(description) == ['mapping.launch.py']
-    (file,) = declared(description).values()
-    assert Path(file) == repository / 'config' / 'localization.yaml'
+    defaults = declared(description)
+    assert Path(defaults['params_file']) == repository / 'config' / 'localization.yaml'
+    # Whatever file is given instead, it is no mapping.
+    file = launch('odometry')
+    own = {**defaults, 'params_file': 'mine.yaml', 'mapping': 'true'}
+    _, node = started(file, **own)
+    name, overrides = node.named['parameters']
+    assert (name, overrides['mapping.grow'], overrides['keyframes.map_lag']) == (
+        'mine.yaml', False, 1,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match='map_lag:=few'):
+        started(file, map_lag='few')
 
 
 def played(file: ModuleType, **given: str) -> Recorded:
@@ -265,11 +279,12 @@ def test_replay_plays_to_the_odometry_and_ends_with_the_player(
 
 def test_a_player_that_fails_fails_the_launch(launch: Callable[[str], ModuleType]) -> None:
     ended = played(launch('replay'), bag='a.mcap', sensor='mono').named['on_exit']
-    for code in (0, 130, -2):  # played, or ended by a signal
+    for code in (0, 130, -2, -15):  # played, or ended by a signal
         (shutdown,) = ended(SimpleNamespace(returncode=code), None)
         assert shutdown.named == {'reason': 'the player has ended'}
-    with pytest.raises(RuntimeError, match='code 2'):
-        ended(SimpleNamespace(returncode=2), None)
+    for code in (1, 2, -9, -11):
+        with pytest.raises(RuntimeError, match=f'code {code}'):
+            ended(SimpleNamespace(returncode=code), None)
 
 
 def test_replay_gives_the_player_what_it_is_given(launch: Callable[[str], ModuleType]) -> None:

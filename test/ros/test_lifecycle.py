@@ -16,6 +16,8 @@ from nav_msgs.msg import Odometry
 from std_srvs.srv import Trigger
 
 from mv_matcher_ros.errors import MvMatcherError
+from mv_matcher_ros.models.choice import Models
+from mv_matcher_ros.ros import odometry_worker
 
 pytestmark = pytest.mark.ros
 
@@ -82,6 +84,8 @@ def test_a_manager_leads_it_through_its_life(bench: Any, camcorder: Callable[...
     bench.wait(lambda: len(odometry) == 4, 'odometry again')
     assert len(bench.engines) == 1
     assert [m.pose.pose.position.x for m in odometry] == [0.0, 1.0, 2.0, 3.0]
+    counters = node._worker.counters()
+    assert counters['received'] == counters['processed'] == 4
     assert change(bench, Transition.TRANSITION_DEACTIVATE)
     # Cleaning up frees the engine.
     engine = weakref.ref(bench.engines.pop())
@@ -172,3 +176,36 @@ def test_the_mapping_node_has_the_same_life(bench: Any) -> None:
         bench.wait(lambda: not bench.tester.count_subscribers('keyframes'), 'no subscription')
         assert change(bench, Transition.TRANSITION_CLEANUP, 'mapping')
     assert node.failure is None
+
+
+def test_an_engine_is_not_used_by_two(
+    bench: Any, camcorder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(odometry_worker, '_PATIENCE_S', 0.1)
+    node = bench.start()
+    states, camera = bench.states(), camcorder('mono')
+    camera.shoot(1 * FRAME_NS)
+    bench.wait(lambda: states, 'an answer')
+    bench.engines[0].go.clear()
+    camera.shoot(2 * FRAME_NS)
+    bench.wait(lambda: node._health._in_work_s is not None, 'the frame in work')
+    assert change(bench, Transition.TRANSITION_DEACTIVATE)
+    assert not change(bench, Transition.TRANSITION_ACTIVATE)
+    bench.engines[0].go.set()
+    bench.wait(lambda: not node._worker.running, 'the end of the frame')
+    assert change(bench, Transition.TRANSITION_ACTIVATE)
+
+
+def test_any_error_of_a_transition_is_logged(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def out_of_memory(settings: Any) -> Any:
+        raise RuntimeError('CUDA out of memory')
+
+    monkeypatch.setattr(Models, 'of', out_of_memory)
+    bench.start(UNMANAGED, engine_factory=None)
+    assert not change(bench, Transition.TRANSITION_CONFIGURE)
+    assert state(bench) == State.PRIMARY_STATE_UNCONFIGURED
+    error = capfd.readouterr().err
+    assert 'on_configure: Traceback' in error
+    assert 'CUDA out of memory' in error

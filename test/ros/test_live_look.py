@@ -12,7 +12,7 @@ import pytest
 from sensor_msgs.msg import CameraInfo, Image
 
 from mv_matcher_ros.cli.doctor_live import findings_of
-from mv_matcher_ros.ros.live_look import Heard, LiveLook, _Looker
+from mv_matcher_ros.ros.live_look import Heard, LiveLook, _image, _Looker
 from mv_matcher_ros.ros.messages import header_message
 
 pytestmark = pytest.mark.ros
@@ -73,6 +73,17 @@ def test_what_is_wrong_is_named(bench: Any) -> None:
     assert 'nothing comes' in found['/silent/image'].detail
     assert found['our nodes'].state == 'missing'
     assert silent.topic_name == '/silent/image'
+
+
+def test_an_image_that_the_node_takes_is_no_fault() -> None:
+    def fault(**fields: Any) -> str:
+        return _image(Image(**{'width': 4, 'height': 3, 'encoding': 'mono8', **fields}))[1]
+
+    assert not fault(step=0, data=bytes(12))
+    assert not fault(step=8, data=bytes(20))  # the last row need not be full
+    assert not fault(step=4, data=bytes(12), encoding='of_tomorrow')
+    assert fault(step=8, data=bytes(19))
+    assert fault(step=4, data=b'')
 
 
 def test_nothing_at_all_has_an_advice_for_each() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +13,23 @@ import numpy as np
 import pytest
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from std_msgs.msg import UInt8MultiArray
 from std_srvs.srv import Trigger
 
 pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
 
 from mv_matcher_ros.config import Settings
-from mv_matcher_ros.datatypes import Frame
+from mv_matcher_ros.datatypes import REP103_FROM_OPTICAL, Frame
+from mv_matcher_ros.errors import MvMatcherError
 from mv_matcher_ros.mapping.map_folder import load_map, save_map
 from mv_matcher_ros.odometry import distortion_check
 from mv_matcher_ros.odometry.engine import OdometryEngine
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
+from mv_matcher_ros.ros import mapping_node
 from mv_matcher_ros.ros.keyframe_messages import SentKeyframe, keyframe_message
-from mv_matcher_ros.ros.messages import matrix_from_transform
+from mv_matcher_ros.ros.messages import matrix_from_transform, transform_message
 from mv_matcher_ros.worlds.presets import room_loop
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
@@ -318,3 +323,222 @@ def test_a_map_of_a_camera_with_another_distortion_is_said(
     save_map(world, folder)
     start('again', **{'mapping.folder': str(folder)})
     assert diagnosed(bench, 'another distortion, radtan [0.03').level == DiagnosticStatus.WARN
+
+
+def change(bench: Any, transition: int) -> bool:
+    client = bench.tester.create_client(ChangeState, 'mapping/change_state')
+    bench.wait(client.service_is_ready, 'the service')
+    future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+    bench.wait(future.done, 'the answer')
+    return bool(future.result().success)
+
+
+def test_a_map_that_cannot_be_saved_is_said_and_saved_when_it_can(
+    bench: Any, start: Start, flight: Any, tmp_path: Path
+) -> None:
+    sent, _ = flight
+    thesis = tmp_path / 'home' / 'thesis.txt'
+    thesis.parent.mkdir()
+    thesis.write_text('years of work')
+    node = start(**{'mapping.folder': str(thesis.parent), 'mapping.save_every_s': 0.001})
+    odometry = bench.publisher(UInt8MultiArray, 'keyframes', history())
+    for one in sent[:3]:
+        odometry.publish(keyframe_message(one))
+    said = diagnosed(bench, 'the map is not saved')
+    assert said.level == DiagnosticStatus.ERROR
+    assert 'is no map, and not empty' in said.message
+    bench.wait(lambda: len(node._session.world) == 3, 'a map that grows')
+    assert node.failure is None
+    assert change(bench, Transition.TRANSITION_DEACTIVATE)
+    assert 'is no map, and not empty' in str(node.failure)
+    said = diagnosed(bench, 'waits for a lifecycle manager (ros.autostart is off); the map is not')
+    assert said.level == DiagnosticStatus.ERROR
+    thesis.unlink()
+    assert change(bench, Transition.TRANSITION_ACTIVATE)
+    odometry.publish(keyframe_message(sent[3]))
+    bench.wait(lambda: len(node._session.world) == 4, 'the map')
+    assert change(bench, Transition.TRANSITION_DEACTIVATE)
+    assert node.failure is None
+    assert len(load_map(thesis.parent)) == 4
+    waits = diagnosed(bench, 'not active: waits for a lifecycle manager')
+    assert waits.level == DiagnosticStatus.WARN
+
+
+def test_what_is_saved_stays_after_a_reset(
+    bench: Any, start: Start, flight: Any, tmp_path: Path
+) -> None:
+    from nav_msgs.msg import Path as PathMessage
+
+    sent, _ = flight
+    folder = tmp_path / 'home'
+    node, odometry = mapped(bench, start, sent[:6], str(folder))
+    assert ask(bench, 'mapping/save_map').success
+    paths = bench.collect(PathMessage, 'map_path', history())
+    bench.wait(lambda: paths, 'the path')
+    answer = ask(bench, 'mapping/reset')
+    assert 'stays as it is until ~/save_map' in answer.message
+    bench.wait(lambda: not paths[-1].poses, 'an empty path')
+    odometry.publish(keyframe_message(replace(sent[6], run='run 2')))
+    bench.wait(lambda: len(node._session.world) == 1, 'another map')
+    assert diagnosed(bench, 'since ~/reset').level == DiagnosticStatus.WARN
+    assert change(bench, Transition.TRANSITION_DEACTIVATE)
+    assert len(load_map(folder)) == 6
+    assert change(bench, Transition.TRANSITION_ACTIVATE)
+    assert 'keyframes saved' in ask(bench, 'mapping/save_map').message
+    assert 'run 2/0' in load_map(folder).origin.values()
+
+
+def test_keyframes_of_something_else_do_not_get_into_the_map(
+    bench: Any, start: Start, flight: Any
+) -> None:
+    sent, _ = flight
+    node, odometry = mapped(bench, start, sent[:3], '')
+    odometry.publish(keyframe_message(replace(sent[3], detector='0123456789abcdef', run='2')))
+    said = diagnosed(bench, '0123456789ab')
+    assert said.level == DiagnosticStatus.ERROR
+    assert sent[0].detector[:12] in said.message
+    odometry.publish(keyframe_message(sent[3]))
+    bench.wait(lambda: len(node._session.world) == 4, 'one of the right kind')
+    assert node._problem == ''
+    assert node.failure is None
+
+
+def test_what_differs_between_keyframes_is_named(flight: Any) -> None:
+    one = flight[0][0]
+    left, right = one.rig.cameras
+    assert mapping_node._difference(replace(one, run='other'), one) == ''
+    wide = replace(left, intrinsics=(77.0, *left.intrinsics[1:]))
+    for other, words in (
+        (replace(one, sensor='mono'), 'come from mono, the map began with stereo'),
+        (replace(one, rig=replace(one.rig, cameras=(left,))), 'come from 1 cameras'),
+        (replace(one, rig=replace(one.rig, cameras=(wide, right))), '77.0'),
+    ):
+        assert words in mapping_node._difference(other, one)
+
+
+def test_weights_are_read_once_though_the_detector_is_another(
+    bench: Any, start: Start, flight: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+    of = mapping_node.Models.of
+    monkeypatch.setattr(mapping_node.Models, 'of', lambda s: read.append(s) or of(s))
+    node = start()
+    odometry = bench.publisher(UInt8MultiArray, 'keyframes', history())
+    for one in flight[0][:4]:
+        odometry.publish(keyframe_message(replace(one, detector='other')))
+    bench.wait(lambda: node._counts['received'] == 4 and not len(node._mailbox), 'all of them')
+    diagnosed(bench, 'the same detector')
+    assert len(read) == 1
+
+
+def held(node: Any, bench: Any) -> threading.Event:
+    """Keeps the worker busy until the event is set."""
+    go, busy = threading.Event(), threading.Event()
+    node._mailbox.put(lambda: (busy.set(), go.wait(30.0)))
+    bench.wait(busy.is_set, 'a busy worker')
+    return go
+
+
+def test_the_node_goes_on_while_a_service_waits(
+    bench: Any, start: Start, flight: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, _ = mapped(bench, start, flight[0][:2], '')
+    tf = transforms(bench)
+    go = held(node, bench)
+    client = bench.tester.create_client(Trigger, 'mapping/save_map')
+    bench.wait(client.service_is_ready, 'the service')
+    future = client.call_async(Trigger.Request())
+    bench.wait(lambda: node._asked, 'the request')
+    seen = len(tf)
+    bench.wait(lambda: len(tf) > seen + 5, 'map -> odom')
+    assert not future.done()
+    go.set()
+    bench.wait(future.done, 'the answer')
+    assert future.result().success
+    monkeypatch.setattr(mapping_node, '_SERVICE_S', 0.1)
+    go = held(node, bench)
+    assert ask(bench, 'mapping/save_map').message == 'still busy'
+    go.set()
+
+
+def test_nothing_begins_while_the_work_from_before_goes_on(
+    bench: Any, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapping_node, '_SERVICE_S', 0.1)
+    node = start()
+    go, thread = held(node, bench), node._worker
+    assert change(bench, Transition.TRANSITION_DEACTIVATE)
+    assert not change(bench, Transition.TRANSITION_ACTIVATE)
+    assert not change(bench, Transition.TRANSITION_CLEANUP)
+    go.set()
+    thread.join(10.0)
+    assert change(bench, Transition.TRANSITION_ACTIVATE)
+    bench.wait(lambda: bench.tester.count_subscribers('keyframes') == 1, 'the subscription')
+
+
+def test_a_node_that_cannot_start_says_so(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapping_node.MappingNode, '_busy', lambda self: True)
+    with pytest.raises(MvMatcherError, match='cannot be started'):
+        start()
+
+
+def test_nothing_is_changed_that_would_have_no_effect(start: Start) -> None:
+    from rclpy.parameter import Parameter
+
+    (result,) = start().set_parameters([Parameter('ros.publish_tf', value=False)])
+    assert not result.successful
+
+
+def test_the_axes_of_a_pose_from_rviz_are_those_of_a_robot(
+    bench: Any, start: Start, flight: Any
+) -> None:
+    node, _ = mapped(bench, start, flight[0][:2], '')
+    pose = np.eye(4)
+    pose[:3, 3] = 1.0, 2.0, 3.0
+    node._expect(pose)
+    np.testing.assert_array_equal(node._session._guess, pose)
+    node._begun = replace(node._begun, rig=replace(node._begun.rig, body_axes='optical'))
+    node._expect(pose)
+    np.testing.assert_array_equal(node._session._guess, pose @ REP103_FROM_OPTICAL)
+
+
+def test_map_from_odom_fits_the_odom_of_who_publishes_it(
+    bench: Any, start: Start, flight: Any
+) -> None:
+    from tf2_msgs.msg import TFMessage
+
+    sent, _ = flight
+    shift = np.eye(4)
+    shift[:3, 3] = 5.0, -2.0, 0.0  # of the filter's odom
+    node = start(**{'ros.publish_tf': False})
+    said = bench.publisher(TFMessage, '/tf')
+    for one in sent[:3]:
+        pose = shift @ one.record.odom_from_body.numpy()
+        said.publish(
+            TFMessage(transforms=[transform_message(one.record.stamp_ns, 'odom', 'camera', pose)])
+        )
+    stamps = {one.record.stamp_ns for one in sent[:3]}
+    edges = node._odometry._buffer._edges
+    bench.wait(
+        lambda: 'camera' in edges and stamps <= set(edges['camera'].stamps), 'what the filter says'
+    )
+    tf = transforms(bench)
+    odometry = bench.publisher(UInt8MultiArray, 'keyframes', history())
+    for one in sent[:4]:  # nobody says where the body is at the time of the last
+        odometry.publish(keyframe_message(one))
+
+    def said_by_us() -> list[Any]:
+        return [t for t in tf if t.header.frame_id == 'map']
+
+    bench.wait(lambda: node._odometry.why, 'what TF does not know')
+    assert len(node._session.world) == 4
+    seen = len(said_by_us())
+    bench.wait(lambda: len(said_by_us()) > seen + 2, 'map -> odom')
+    found = matrix_from_transform(said_by_us()[-1].transform)
+    np.testing.assert_allclose(found, node._map_from_odom, atol=1e-9)
+    expected = node._session.map_from_odom @ np.linalg.inv(shift)
+    np.testing.assert_allclose(found, expected, atol=0.1)
+    # The clock is set back: what TF said of the time before is in the way.
+    node._newest_ns += 60 * 10**9
+    assert node._fitting(np.eye(4), sent[0]) is node._map_from_odom
+    assert 'camera' not in node._odometry._buffer._edges

@@ -71,3 +71,23 @@ def test_without_wheels_odometry_goes_on_and_says_so(
 def test_a_frame_has_one_parent(bench: Any) -> None:
     with pytest.raises(SettingsError, match='one parent'):
         bench.start({'ros.guess_frame': 'odom'})
+
+
+def test_wheels_are_heard_after_the_clock_was_set_back(
+    bench: Any, camcorder: Callable[..., Any]
+) -> None:
+    node = bench.start({**GUESSING, 'ros.guess_wait_s': 0.01})
+    publisher = bench.publisher(TFMessage, '/tf', listeners=1)
+    camera, states = camcorder(), bench.states()
+    late_ns = START_NS + 60_000 * MS
+    edges = node._worker._guess._buffer._edges
+    publisher.publish(wheels(late_ns))
+    bench.wait(lambda: 'camera' in edges, 'what the wheels say')
+    camera.shoot(late_ns)
+    camera.shoot(START_NS)
+    bench.wait(lambda: len(states) == 2, 'answers')
+    publisher.publish(wheels(START_NS + 100 * MS))
+    bench.wait(lambda: node._worker._guess._buffer._edges, 'what they say now')
+    camera.shoot(START_NS + 100 * MS)
+    bench.wait(lambda: len(states) == 3, 'an answer')
+    assert bench.engines[0].frames[-1].guess is not None

@@ -332,6 +332,7 @@ def test_path_landmarks_and_tracks(bench: Any, camcorder: Callable[..., Any]) ->
         ),
         'the node to see the listeners',
     )
+    outputs.body = 'base_link'  # poses are of it; images are the camera's all the same
     for stamp in range(2, 8):
         camera.shoot(stamp * MS)
     bench.wait(lambda: len(states) == 7 and images and paths, 'path and tracks')
@@ -339,6 +340,30 @@ def test_path_landmarks_and_tracks(bench: Any, camcorder: Callable[..., Any]) ->
     assert images[0].header.frame_id == 'camera'
     assert 1 <= len(paths[-1].poses) <= 3
     assert paths[-1].header.frame_id == 'odom'
+
+
+def test_an_error_in_the_last_frame_is_not_swallowed(
+    bench: Any, camcorder: Callable[..., Any]
+) -> None:
+    node = bench.start(LOSSLESS)
+    camera = camcorder()
+    camera.shoot(1 * MS)
+    bench.wait(lambda: bench.engines and bench.engines[0].frames, 'the first frame')
+    (engine,) = bench.engines
+
+    def crash(frame: Any, estimate: Any) -> Any:
+        raise ZeroDivisionError('a defect')
+
+    engine.answer = crash
+    engine.go.clear()
+    camera.shoot(2 * MS)
+    bench.wait(lambda: node._health._in_work_s is not None, 'the frame in work')
+    closing = threading.Thread(target=node.close)
+    closing.start()
+    bench.wait(node._worker._stopping.is_set, 'the end')
+    engine.go.set()
+    closing.join(10.0)
+    assert isinstance(node.failure, ZeroDivisionError)
 
 
 def test_crash_of_the_engine_ends_the_node(bench: Any, camcorder: Callable[..., Any]) -> None:

@@ -112,6 +112,57 @@ def test_uncalibrated_camera_is_refused_and_a_good_calibration_helps(
     assert states[1]['status'] == 'TRACKING'
 
 
+def test_a_calibration_that_comes_late_has_not_changed(
+    bench: Any, camcorder: Callable[..., Any]
+) -> None:
+    """And one that comes while nobody listens has."""
+    node = bench.start(LOSSLESS)
+    diagnostics = bench.collect(DiagnosticArray, '/diagnostics')
+    camera = camcorder()
+    good, camera.infos = camera.infos, [CameraInfo(width=64, height=48)]
+    camera.shoot(1 * MS)
+    bench.wait(lambda: 'not calibrated' in problems(diagnostics), 'the complaint')
+    camera.infos = good
+    camera.shoot(2 * MS)
+    bench.wait(lambda: bench.engines and bench.engines[0].frames, 'a frame')
+    assert not node._inputs.changed
+    node.trigger_deactivate()
+    node.trigger_activate()
+    again = camcorder()
+    again.infos[0].k[0] += 1.0
+    again.calibrate(3 * MS)
+    said = 'the calibration on /camera_info has changed'
+    bench.wait(lambda: said in problems(diagnostics), said)
+    again.infos[0].k[0] -= 1.0
+    again.calibrate(4 * MS)
+    bench.wait(lambda: not node._inputs.changed, 'the calibration from before')
+
+
+def test_frames_that_are_all_skipped_are_said_within_two_seconds(
+    bench: Any, camcorder: Callable[..., Any]
+) -> None:
+    """The size changes while it runs."""
+    bench.start()
+    diagnostics, states = bench.collect(DiagnosticArray, '/diagnostics'), bench.states()
+    camera = camcorder()
+    camera.shoot(1 * MS)
+    bench.wait(lambda: states, 'an answer')
+    began_s, stamps = time.monotonic(), itertools.count(2)
+
+    def said() -> bool:
+        camera.shoot(next(stamps) * 100 * MS, [np.zeros((24, 32), np.uint8)])
+        time.sleep(0.05)
+        return 'no frame is processed: /image' in problems(diagnostics)
+
+    bench.wait(said, 'the complaint')
+    assert time.monotonic() - began_s < 2.0 + 0.5
+    seen = len(diagnostics)
+    camera.shoot(next(stamps) * 100 * MS)
+    bench.wait(lambda: states[-1]['status'] == 'TRACKING', 'a good frame')
+    bench.wait(lambda: len(diagnostics) > seen + 1, 'diagnostics')
+    assert 'no frame is processed' not in diagnostics[-1].status[0].message
+
+
 def test_networks_are_named_with_their_place(bench: Any, camcorder: Callable[..., Any]) -> None:
     def with_network(settings: Any, rig: Any) -> Any:
         engine = bench.fake_engine(settings, rig)

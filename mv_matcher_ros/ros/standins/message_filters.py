@@ -35,13 +35,7 @@ class Subscriber(SimpleFilter):
     def __init__(self, node: Any, msg_type: Any, topic: str, **kwargs: Any) -> None:
         super().__init__()
         kwargs.setdefault('qos_profile', 10)
-        self.node = node
-        self.topic = topic
         self.sub = node.create_subscription(msg_type, topic, self.signalMessage, **kwargs)
-
-    def getTopic(self) -> str:  # noqa: N802
-        """The topic as it was given."""
-        return self.topic
 
 
 class TimeSynchronizer(SimpleFilter):

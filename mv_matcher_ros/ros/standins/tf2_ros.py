@@ -17,7 +17,7 @@ from mv_matcher_ros.ros.standins.tf_transformations import (
 )
 
 Matrix = NDArray[np.float64]
-_CACHE_NS = 10_000_000_000  # tf2's default cache time
+_CACHE_NS = 10_000_000_000  # tf2's default
 
 
 class TransformException(Exception):  # noqa: N818 (the real package's name)
@@ -80,8 +80,9 @@ class StaticTransformBroadcaster:
 class _Edge:
     """Poses of one frame in its parent over time; a static one has a single pose without time."""
 
-    def __init__(self, parent: str) -> None:
+    def __init__(self, parent: str, cache_ns: int) -> None:
         self.parent = parent
+        self._cache_ns = cache_ns
         self.static: Matrix | None = None
         self.stamps: list[int] = []
         self.poses: dict[int, Matrix] = {}
@@ -90,7 +91,7 @@ class _Edge:
         if stamp_ns not in self.poses:
             insort(self.stamps, stamp_ns)
         self.poses[stamp_ns] = parent_from_child
-        while self.stamps[-1] - self.stamps[0] > _CACHE_NS:
+        while self.stamps[-1] - self.stamps[0] > self._cache_ns:
             del self.poses[self.stamps.pop(0)]
 
     def at(self, stamp_ns: int) -> Matrix:
@@ -133,9 +134,15 @@ def _matrix(transform: Any) -> Matrix:
 
 
 class Buffer:
-    """Transforms by child frame, looked up along the tree."""
+    """Transforms by child frame, looked up along the tree.
+
+    Args:
+        cache_time: rclpy Duration for which they are kept; None: ten seconds.
+        node: not used here.
+    """
 
     def __init__(self, cache_time: Any = None, node: Any = None) -> None:
+        self._cache_ns = _CACHE_NS if cache_time is None else int(cache_time.nanoseconds)
         self._edges: dict[str, _Edge] = {}
         self._lock = threading.Lock()
 
@@ -154,7 +161,7 @@ class Buffer:
         with self._lock:
             edge = self._edges.get(child)
             if edge is None or edge.parent != parent:
-                edge = self._edges[child] = _Edge(parent)
+                edge = self._edges[child] = _Edge(parent, self._cache_ns)
             if static:
                 edge.static = _matrix(message.transform)
             else:
@@ -164,12 +171,6 @@ class Buffer:
         """Forget everything but the static transforms."""
         with self._lock:
             self._edges = {c: e for c, e in self._edges.items() if e.static is not None}
-
-    def all_frames_as_yaml(self) -> str:
-        """`child: {parent: …}` of every known frame that has a parent."""
-        with self._lock:
-            lines = [f"{child}:\n  parent: '{e.parent}'" for child, e in self._edges.items()]
-        return '\n'.join(lines) or '{}'
 
     def lookup_transform(
         self, target_frame: str, source_frame: str, time: Any, timeout: Any = None
