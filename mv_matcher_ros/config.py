@@ -201,7 +201,7 @@ class KeyframeSettings(Section):
         ge=0.0,
         le=2.0,
         description='A keyframe is worked on beside the tracking, and used from the first frame '
-        'this much later; in the live node as soon as it is ready.',
+        'this much later; in the live node as soon as it can be.',
     )
     min_tracked: int = Field(
         80, ge=10, description='New keyframe when fewer landmarks than this are tracked.'
