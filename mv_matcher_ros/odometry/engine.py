@@ -131,7 +131,8 @@ class OdometryEngine:
         self._before_loss: Motion | None = None
         self._last_stamp_ns: int | None = None
         self._noise = torch.zeros(6, 6, dtype=torch.float64)
-        self._not_refined = torch.zeros(6, 6, dtype=torch.float64)  # of a keyframe in work
+        self._stated = self._noise  # the same, and what a keyframe that comes late adds
+        self._not_refined = self._noise  # of a keyframe in work
         self._inliers = 0
         self._before_keyframe = self._origin
         self._anchor = self._origin  # the pose that `_covariance` is of
@@ -298,10 +299,10 @@ class OdometryEngine:
         return followed if self._believed(frame, followed) else None
 
     def _poor(self, followed: Followed | None) -> bool:
-        if followed is None:
-            return True
-        few = followed.tracked.inliers < self.settings.keyframes.min_tracked
-        return few and not self._will_do(followed)
+        return followed is None or (self._few(followed) and not self._will_do(followed))
+
+    def _few(self, followed: Followed) -> bool:
+        return followed.tracked.inliers < self.settings.keyframes.min_tracked
 
     def _believed(self, frame: Frame, followed: Followed | None) -> bool:
         assert self._motion is not None
@@ -350,6 +351,9 @@ class OdometryEngine:
                 frame, lambda: self._mapper.insert_followed(frame, followed, self._hand_over)
             )
         status, message = self._judge(tracked, followed.left)
+        if status is Status.TRACKING and self._live and self._beside.busy and self._few(followed):
+            status = Status.DEGRADED
+            message = f'{tracked.inliers} landmarks are left until the keyframe in work is there'
         features = len(followed.observation)
         estimate = self._known(frame, status, message, tracked, features, left=followed.left)
         size = len(followed.target.observation)
@@ -436,7 +440,7 @@ class OdometryEngine:
         since = se3.inverse(self._before_keyframe) @ self._motion.world_from_body
         self._motion = self._motion.corrected(se3.normalise(begun.world_from_body @ since))
         self._before_keyframe = begun.world_from_body
-        self._not_refined = self._noise
+        self._not_refined = self._stated
         pose = self._motion.world_from_body
         if begun.carried is None:
             self._compare_with(begun.target, begun.frame)
@@ -611,7 +615,7 @@ class OdometryEngine:
             noise = self._noise = pose_noise(tracked, self.settings.covariance)
             # Landmarks at the edge of the image err alike, and flow has drifted; a keyframe mends
             # that, so it does not add up.
-            noise = noise * max(1.0, WELL_LEFT / max(left, 1e-3)) ** 2
+            noise = self._stated = noise * max(1.0, WELL_LEFT / max(left, 1e-3)) ** 2
             covariance = covariance + noise
             twist_covariance = 2.0 * noise / max(elapsed, 1e-3) ** 2
             twist_covariance = twist_covariance + TWIST_FLOOR * torch.eye(6, dtype=torch.float64)

@@ -6,8 +6,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from mv_matcher_ros.datatypes import Array, Estimate
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.odometry.motion import coasting_covariance
+
+# The motion goes on at its last velocity for so long.
+_COASTING_S = 0.5
 
 
 class Continuity:
@@ -20,6 +26,7 @@ class Continuity:
     def __init__(self, odom_from_first_body: Array) -> None:
         self._engine_from_start = odom_from_first_body
         self._last: Estimate | None = None
+        self._last_s = 0.0
         self.begin_again()
 
     def begin_again(self) -> None:
@@ -28,24 +35,46 @@ class Continuity:
         self._start_covariance: Array | None = None
         self._last = None
 
-    def go_on(self) -> None:
-        """Start at the last known pose, with its uncertainty; at the origin if there was none."""
-        if self._last is None or self._last.odom_from_body is None:
+    def go_on(self, now_s: float) -> None:
+        """Start where the body should be by now; at the origin if no pose was known.
+
+        That is the last pose, moved at its velocity for at most `_COASTING_S`, with its covariance
+        and what nobody has seen of the motion since.
+
+        Args:
+            now_s: as for `apply`.
+        """
+        last = self._last
+        if last is None or last.odom_from_body is None:
             return
-        engine_origin = np.linalg.inv(self._engine_from_start)
-        self._odom_from_engine = self._last.odom_from_body @ engine_origin
-        self._start_covariance = self._last.covariance
+        since_s = max(now_s - self._last_s, 0.0)
+        twist = np.zeros(6) if last.twist is None else last.twist
+        coasts = since_s <= _COASTING_S
+        step = se3.exp(torch.from_numpy(twist * since_s * coasts)).numpy()
+        start = last.odom_from_body @ step
+        self._odom_from_engine = start @ np.linalg.inv(self._engine_from_start)
+        if last.covariance is not None:
+            speeds = np.array([np.linalg.norm(twist[:3]), np.linalg.norm(twist[3:])])
+            unseen = np.square(speeds * since_s * (not coasts))
+            growth = np.diag(np.repeat(unseen, 3)) + coasting_covariance(since_s).numpy()
+            lever = _lever(start[:3, 3] - last.odom_from_body[:3, 3])
+            self._start_covariance = lever @ last.covariance @ lever.T + growth
 
     def in_odom(self, engine_from_body: Array) -> Array:
         """(4, 4) pose in odom of one of the engine."""
         moved: Array = self._odom_from_engine @ engine_from_body
         return moved
 
-    def apply(self, estimate: Estimate) -> Estimate:
-        """The estimate of the engine in odom: pose, covariance (6, 6), landmarks."""
+    def apply(self, estimate: Estimate, now_s: float) -> Estimate:
+        """The estimate of the engine in odom: pose, covariance (6, 6), landmarks.
+
+        Args:
+            estimate: of the engine.
+            now_s: when its images came, by a clock that nobody sets.
+        """
         moved = self._moved(estimate)
         if moved.odom_from_body is not None:
-            self._last = moved
+            self._last, self._last_s = moved, now_s
         return moved
 
     def _moved(self, estimate: Estimate) -> Estimate:
@@ -75,8 +104,14 @@ class Continuity:
         if self._start_covariance is None:
             return np.zeros((6, 6))
         start = self._odom_from_engine @ self._engine_from_start
-        x, y, z = pose[:3, 3] - start[:3, 3]
-        lever = np.eye(6)
-        lever[:3, 3:] = [[0.0, z, -y], [-z, 0.0, x], [y, -x, 0.0]]
+        lever = _lever(pose[:3, 3] - start[:3, 3])
         inherited: Array = lever @ self._start_covariance @ lever.T
         return inherited
+
+
+def _lever(offset: Array) -> Array:
+    """(6, 6) what an error of a pose does to one that is (3,) away from it, in fixed axes."""
+    x, y, z = offset
+    lever = np.eye(6)
+    lever[:3, 3:] = [[0.0, z, -y], [-z, 0.0, x], [y, -x, 0.0]]
+    return lever

@@ -328,7 +328,7 @@ class OdometryWorker:
         if self.reset_wanted.is_set():
             self.reset_wanted.clear()
             self._reset('as asked for by ~/reset')
-            self._continuity.go_on()
+            self._continuity.go_on(taken.received_s)
         if self._comes_too_late(taken):
             return
         self._last_stamp_ns = taken.stamp_ns
@@ -340,7 +340,7 @@ class OdometryWorker:
                 taken, self._settings.sensor, self._rig, topics, index, self._masks, self._register
             )
             frame = replace(frame, guess=self._guess_at(taken.stamp_ns))
-            estimate = self._continuity.apply(self._engine.process(frame))
+            estimate = self._continuity.apply(self._engine.process(frame), taken.received_s)
         except (SourceError, CalibrationError) as error:
             self._skip(taken, 'unusable image', str(error))
             return
@@ -376,7 +376,8 @@ class OdometryWorker:
             if self._node.get_parameter('use_sim_time').value:
                 self._continuity.begin_again()  # so does everything that lives by this time
             else:
-                self._continuity.go_on()  # a robot stays where it is when its clock is set
+                # A robot goes on moving when its clock is set.
+                self._continuity.go_on(taken.received_s)
             return False
         return True
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,11 +113,11 @@ def estimate_at(x: float, covariance: float = 0.01) -> Estimate:
 def test_odom_goes_on_after_a_reset() -> None:
     continuity = Continuity(np.eye(4))
     turned = Estimate(1, Status.TRACKING, POSE, np.diag([0.0, 0, 0, 0, 0, 0.04]))
-    assert continuity.apply(turned) is turned  # bit-equal as long as nothing was reset
-    continuity.go_on()
-    first = continuity.apply(estimate_at(0.0, 0.0))
+    assert continuity.apply(turned, 7.0) is turned  # bit-equal as long as nothing was reset
+    continuity.go_on(7.0)
+    first = continuity.apply(estimate_at(0.0, 0.0), 7.0)
     np.testing.assert_allclose(first.odom_from_body, POSE)
-    moved = continuity.apply(estimate_at(2.0))
+    moved = continuity.apply(estimate_at(2.0), 7.1)
     # POSE looks along +y, so 2 m ahead is 2 m in y.
     np.testing.assert_allclose(moved.odom_from_body[:3, 3], [1, 4, 3])
     np.testing.assert_allclose(moved.landmarks, [[1, 4, 3]])
@@ -126,10 +127,30 @@ def test_odom_goes_on_after_a_reset() -> None:
     assert moved.covariance[0, 0] == pytest.approx(0.01 + 4 * 0.04)
     assert moved.covariance[1, 1] == pytest.approx(0.01)
     assert moved.covariance[5, 5] == pytest.approx(0.01 + 0.04)
-    lost = continuity.apply(Estimate(3, Status.LOST))
+    lost = continuity.apply(Estimate(3, Status.LOST), 7.2)
     assert lost.odom_from_body is None
     continuity.begin_again()
-    np.testing.assert_array_equal(continuity.apply(estimate_at(5.0)).odom_from_body[0, 3], 5.0)
+    np.testing.assert_array_equal(
+        continuity.apply(estimate_at(5.0), 7.3).odom_from_body[0, 3], 5.0
+    )
+
+
+def test_what_moves_on_during_a_reset_is_thought_of_and_admitted() -> None:
+    """Ahead at 2 m/s, turning at 1 rad/s; nobody looked for 0.1 s, or for 3 s."""
+    twist = np.array([2.0, 0, 0, 0, 0, 1.0])
+    before = replace(estimate_at(1.0, 0.0), twist=twist)
+    shortly, long = Continuity(np.eye(4)), Continuity(np.eye(4))
+    for continuity, after_s in ((shortly, 0.1), (long, 3.0)):
+        continuity.apply(before, 5.0)
+        continuity.go_on(5.0 + after_s)
+    first = shortly.apply(estimate_at(0.0, 0.0), 5.1)
+    np.testing.assert_allclose(first.odom_from_body[:2, 3], [1.2, 0.01], atol=1e-3)
+    assert first.odom_from_body[1, 0] == pytest.approx(np.sin(0.1))
+    # As far as an acceleration may have taken it off.
+    assert 0.005 < np.sqrt(first.covariance[0, 0]) < 0.03
+    first = long.apply(estimate_at(0.0, 0.0), 8.0)
+    np.testing.assert_allclose(first.odom_from_body, before.odom_from_body)
+    assert np.sqrt(first.covariance[0, 0]) > 6.0  # it may be 6 m on
 
 
 @pytest.mark.parametrize('channels', [(), (3,)])
