@@ -252,6 +252,10 @@ class Features:
             sigma_px=self.sigma_px[chosen],
         )
 
+    def noisier(self, factor: float) -> Features:
+        """The same, expected to err `factor` times as far."""
+        return self if factor == 1.0 else replace(self, sigma_px=self.sigma_px * factor)
+
 
 @dataclass(frozen=True)
 class Matches:

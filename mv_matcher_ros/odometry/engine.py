@@ -22,6 +22,7 @@ from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.bundle_adjustment import to_fixed_axes
 from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.odometry.background import Background, Work, limit_threads
+from mv_matcher_ros.odometry.blur import BLURRED_PX
 from mv_matcher_ros.odometry.flow import FlowTracker, Followed, Target
 from mv_matcher_ros.odometry.hypotheses import Hypotheses
 from mv_matcher_ros.odometry.initialisation import MapInitialiser
@@ -169,7 +170,11 @@ class OdometryEngine:
         with clock('total'):
             fault, covered = self._image_faults(frame)
             start_or_follow = self._start if self._motion is None else self._follow
-            estimate = self._checked(start_or_follow(frame, fault, clock), covered)
+            edges_px = min(self._observer.edges_px(frame))
+            blurred = (
+                f'blurred: edges are {edges_px:.0f} pixels wide' if edges_px > BLURRED_PX else ''
+            )
+            estimate = self._checked(start_or_follow(frame, fault, clock), covered, blurred)
             self._note_published(estimate)
         if self._motion is not None and self._motion.stamp_ns == frame.stamp_ns:
             self._guess = frame.guess
@@ -532,12 +537,14 @@ class OdometryEngine:
 
     # ----------------------------------------------------------------- output
 
-    def _checked(self, estimate: Estimate, covered: str) -> Estimate:
-        """The estimate, not trusted while the images contradict the stereo calibration.
+    def _checked(self, estimate: Estimate, covered: str, blurred: str) -> Estimate:
+        """The estimate, not trusted of blurred images, and while they contradict the calibration.
 
         A covered camera of several is said; those that see are enough.
         """
-        status, said = estimate.status, [covered, estimate.message]
+        status, said = estimate.status, [covered, estimate.message, blurred]
+        if blurred and status is Status.TRACKING:
+            status = Status.DEGRADED
         if self._rig_fault:
             status = Status.DEGRADED if status is Status.TRACKING else status
             said.insert(0, f'check the stereo calibration: {self._rig_fault}')

@@ -8,6 +8,7 @@ following it back (Kalal et al., Forward-backward error, ICPR 2010).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from mv_matcher_ros.datatypes import Frame
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.camera import camera_project
 from mv_matcher_ros.geometry.epipolar import homogeneous
+from mv_matcher_ros.odometry.blur import detected_noise, edge_width_px, followed_noise
 from mv_matcher_ros.odometry.observation import Observation, Observer
 from mv_matcher_ros.odometry.seeing import SeeingCameras, moved, of_each
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
@@ -143,6 +145,7 @@ class FlowTracker:
         self._pixels = np.zeros((0, 2), np.float32)  # of the working images
         self._frame: Frame | None = None  # in which they are there
         self._images: list[NDArray[np.uint8]] = []
+        self._edges_px = self._target_edges_px = np.zeros(0)  # of its image; of the most blurred
         self._pose = torch.eye(4, dtype=torch.float64)
 
     def start(self, target: Target, frame: Frame) -> None:
@@ -152,6 +155,7 @@ class FlowTracker:
         pixels = target.observation.features.keypoints_xy.numpy()
         self._pixels = self._working(pixels, target.observation.camera)
         self._frame, self._images = frame, self._working_images(frame)
+        self._edges_px = self._target_edges_px = _edges_px(self._images)
         self._pose = target.world_from_body
 
     def hand_on(self, target: Target, frame: Frame, carried: Carried, pose: Tensor) -> None:
@@ -166,7 +170,7 @@ class FlowTracker:
             pose: (4, 4) of the last image that was followed into, in the world of the target.
         """
         before, last, images = self._target, self._frame, self._images
-        origin, pixels = self._origin, self._pixels
+        origin, pixels, edges_px = self._origin, self._pixels, self._edges_px
         self.start(target, frame)
         if before is None or last is None or before.observation.index != carried.index:
             return
@@ -183,6 +187,7 @@ class FlowTracker:
         good[feature.numpy()] = True
         self._origin, self._pixels = torch.from_numpy(good.nonzero()[0]), found[good]
         self._frame, self._images, self._pose = last, images, pose
+        self._edges_px = np.maximum(edges_px, self._edges_px)
 
     def renew(self, target: Target) -> bool:
         """Go on with the same features, whose landmarks and pose are known better now.
@@ -207,9 +212,10 @@ class FlowTracker:
             self._target = None
             return None
         images = self._working_images(frame)
+        edges_px = np.maximum(self._edges_px, _edges_px(images))
         found, good = self._searched(target, frame, images, guess)
         origin, pixels = self._origin[torch.from_numpy(good)], found[good]
-        observation, valid = self._observe(target, frame, origin, pixels)
+        observation, valid = self._observe(target, frame, origin, pixels, edges_px)
         origin, pixels = origin[valid], pixels[valid.numpy()]
         sees = target.landmarks.alive[origin].nonzero()[:, 0]
         tracked = self._tracker.solve_pose(
@@ -223,6 +229,7 @@ class FlowTracker:
         followed = Followed(target, observation, origin, kept, tracked)
         self._origin, self._pixels = origin[kept], pixels[kept.numpy()]
         self._frame, self._images, self._pose = frame, images, tracked.world_from_body
+        self._edges_px = edges_px
         return followed
 
     def _searched(
@@ -258,7 +265,12 @@ class FlowTracker:
         return found, good
 
     def _observe(
-        self, target: Target, frame: Frame, origin: Tensor, pixels: NDArray[np.float32]
+        self,
+        target: Target,
+        frame: Frame,
+        origin: Tensor,
+        pixels: NDArray[np.float32],
+        edges_px: NDArray[np.float64],
     ) -> tuple[Observation, Tensor]:
         """The followed features as an observation, and the (K,) mask of those it could hold."""
         source = target.observation.chosen(origin)
@@ -266,8 +278,15 @@ class FlowTracker:
             source.features, keypoints_xy=torch.from_numpy(self._full(pixels, source.camera))
         )
         source = replace(source, features=features)
-        every = [self._cameras.part(source, number) for number in range(len(self._cameras))]
-        return self._observer.complete(frame, [part.features for part in every])
+        parts = [
+            self._cameras.part(source, number).features.noisier(
+                followed_noise(widest) / detected_noise(own)
+            )
+            for number, (own, widest) in enumerate(
+                zip(self._target_edges_px, edges_px, strict=True)
+            )
+        ]
+        return self._observer.complete(frame, parts)
 
     def _points(self, target: Target) -> Tensor:
         """(K, 3) what the followed features see; the median depth of their camera stands in."""
@@ -308,6 +327,10 @@ class FlowTracker:
         """(K, 2) of the working images of the camera (K,) of each feature."""
         scales = [self._observer.working_scale(number) for number in range(len(self._cameras))]
         return np.stack(scales)[camera.numpy()]
+
+
+def _edges_px(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+    return np.array([edge_width_px(image) for image in images])
 
 
 def in_mask(mask: NDArray[np.bool_], xy: NDArray[np.float32]) -> NDArray[np.bool_]:

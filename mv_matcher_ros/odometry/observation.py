@@ -22,6 +22,7 @@ from mv_matcher_ros.models.classical import (
     working_image,
     working_size,
 )
+from mv_matcher_ros.odometry.blur import detected_noise, edge_width_px
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,13 @@ class Observer:
         Of several cameras those that are covered show nothing.
         """
         blind = self.blind(frame)
-        return self.complete(
-            frame,
-            [
-                empty_features(self.image_size(camera), self._detector.descriptor_size)
-                if camera in blind
-                else self._detector.detect(view.image, view.mask)
-                for camera, view in enumerate(self.views(frame))
-            ],
-        )[0]
+        of_each = [
+            empty_features(self.image_size(camera), self._detector.descriptor_size)
+            if camera in blind
+            else self._detected(view)
+            for camera, view in enumerate(self.views(frame))
+        ]
+        return self.complete(frame, of_each)[0]
 
     def complete(self, frame: Frame, of_each: Sequence[Features]) -> tuple[Observation, Tensor]:
         """Features of each seeing camera undistorted and with depth, and (N,) which are kept.
@@ -126,7 +125,7 @@ class Observer:
         """Features (M), plane coordinates (M, 2) and sigma (M,) of the other camera of a pair."""
         number = 2 * pair + 1
         view = frame.views[number]
-        features = self._detector.detect(view.image, view.mask)
+        features = self._detected(view)
         return self._normalised(features, self._rig.cameras[number])[:3]
 
     def views(self, frame: Frame) -> list[View]:
@@ -147,6 +146,10 @@ class Observer:
     def sharpness(self, frame: Frame) -> float:
         """Contrast between neighbouring pixels of the images: motion blur lowers it."""
         return float(np.mean([sharpness(view.image) for view in self.views(frame)]))
+
+    def edges_px(self, frame: Frame) -> list[float]:
+        """Of each seeing camera how wide the edges of its working image are: blur widens them."""
+        return [self._edges_px(view) for view in self.views(frame)]
 
     def working_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The grey image (h, w) that detection and flow work on."""
@@ -193,6 +196,14 @@ class Observer:
                     f'frame {frame.index}: image of {camera.name} is {width}x{height}, '
                     f'its calibration is for {camera.width}x{camera.height}'
                 )
+
+    def _detected(self, view: View) -> Features:
+        """What is detected in one image, with the noise that its blur makes."""
+        features = self._detector.detect(view.image, view.mask)
+        return features.noisier(detected_noise(self._edges_px(view)))
+
+    def _edges_px(self, view: View) -> float:
+        return edge_width_px(self.working_image(view.image))
 
     def _normalised(
         self, features: Features, camera: Camera
