@@ -118,8 +118,9 @@ class OdometryEngine:
         self._report([*(mapped.records if mapped else ()), *self._mapper.records_left()])
         self._mapper.reset()
         self._motion: Motion | None = None
+        self._expected: Tensor | None = None  # velocity, before the frame was looked at
         self._guess: Array | None = None  # of the frame that `_motion` is of
-        self._continuity = Continuity()
+        self._continuity = Continuity(self._metric)
         self._standstill = StandstillGate(self.settings.zero_motion)
         self._initialiser.reset()
         self._flow.reset()
@@ -167,6 +168,7 @@ class OdometryEngine:
         self._observer.check(frame)
         clock = Stopwatch()
         self._points_are_new = False
+        self._expected = None if self._motion is None else self._motion.velocity
         with clock('total'):
             fault, covered = self._image_faults(frame)
             start_or_follow = self._start if self._motion is None else self._follow
@@ -613,7 +615,7 @@ class OdometryEngine:
         last_ns = frame.stamp_ns if self._last_stamp_ns is None else self._last_stamp_ns
         elapsed = seconds(frame.stamp_ns - last_ns)
         estimated = self._motion.world_from_body if pose is None else pose
-        published = self._continuity.publish(estimated, self._motion, elapsed)
+        published = self._continuity.publish(estimated, self._motion, elapsed, self._expected)
         covariance = self._accumulated(estimated) + self._continuity.covariance
         covariance = covariance + self._not_refined
         twist, twist_covariance = self._motion.velocity, None

@@ -21,6 +21,10 @@ ACCELERATION_SIGMA = (2.0, 2.0)  # m/s², rad/s²
 # remaining offset shrinks by this share a second even when the body stands still.
 CATCH_UP = 0.5
 DECAY_PER_S = 0.1
+# Farther at once than this many times the motion that was expected, and this (m, rad) besides, is
+# a correction, not a motion; it is handed out in the same way.
+FASTEST = 2.0
+AT_ONCE = (0.05, 0.05)
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,16 @@ def plausible(
 class Continuity:
     """Keeps the published pose continuous while the estimate behind it may be corrected.
 
-    After LOST the recovered pose can differ from the last published one. `odom` must not jump
-    (REP-105), so the difference is handed out in steps no longer than the body could have moved.
+    After LOST the recovered pose can differ from the last published one, and so can one that a
+    new keyframe has mended after poor images. `odom` must not jump (REP-105), so the difference is
+    handed out in steps no longer than the body could have moved.
+
+    Args:
+        metric: lengths are metres; without, nothing says what is farther than a body can move.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, metric: bool = True) -> None:
+        self._metric = metric
         self._offset: Tensor | None = None  # published = estimated · offset
         self._last: Tensor | None = None
 
@@ -107,10 +116,20 @@ class Continuity:
         if self._last is not None:
             self._offset = se3.inverse(estimated) @ self._last
 
-    def publish(self, estimated: Tensor, motion: Motion, elapsed_s: float) -> Tensor:
+    def publish(
+        self,
+        estimated: Tensor,
+        motion: Motion,
+        elapsed_s: float,
+        expected: Tensor | None = None,
+    ) -> Tensor:
         """(4, 4) pose to publish for an estimate; the offset shrinks with the motion of the body.
 
         What is published moves by the body's own motion and at most `CATCH_UP` of it more.
+
+        Args:
+            estimated: (4, 4); motion: that led to it; elapsed_s: since the last one.
+            expected: (6,) velocity of the body before it was measured; None if not known.
         """
         if self._offset is not None:
             step = se3.log(self._offset)
@@ -124,8 +143,27 @@ class Continuity:
             )
             self._offset = se3.exp(step * share) if share > 1e-6 else None
         published = estimated if self._offset is None else estimated @ self._offset
+        if expected is not None and self._jumps(published, expected, elapsed_s):
+            assert self._last is not None
+            published = se3.normalise(self._last @ se3.exp(expected * elapsed_s))
+            self._offset = se3.inverse(estimated) @ published
         self._last = published
         return published
+
+    def _jumps(self, published: Tensor, expected: Tensor, elapsed_s: float) -> bool:
+        """Whether no body that moved as expected can have come there from the last pose."""
+        if self._last is None or not self._metric:
+            return False
+        step = se3.log(se3.inverse(self._last) @ published)
+        return any(
+            float(step[part].norm())
+            > FASTEST * elapsed_s * float(expected[part].norm())
+            + at_once
+            + 0.5 * acceleration * elapsed_s**2
+            for part, at_once, acceleration in zip(
+                (slice(0, 3), slice(3, 6)), AT_ONCE, ACCELERATION_SIGMA, strict=True
+            )
+        )
 
     @property
     def covariance(self) -> Tensor:

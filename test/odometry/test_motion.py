@@ -129,6 +129,51 @@ class TestContinuity:
         assert torch.equal(published, pose(5))
         assert continuity.last is published
 
+    @pytest.mark.parametrize('metric', [True, False])
+    @pytest.mark.parametrize(
+        'correction', [(0.5, 0.2, 0, 0, 0, 0), (0, 0, 0, 0, 0.3, 0)], ids=['metres', 'radians']
+    )
+    def test_a_correction_is_handed_out_and_admitted(
+        self, correction: tuple[float, ...], metric: bool, pose: Callable[..., Tensor]
+    ) -> None:
+        continuity = Continuity(metric)
+        motion = Motion(0, START, VELOCITY)
+        continuity.publish(START, motion, STEP_S, VELOCITY)
+        last = continuity.publish(screw(START, 1, VELOCITY), motion, STEP_S, VELOCITY)
+        assert not bool(continuity.covariance.any())
+        mended = screw(START, 2, VELOCITY) @ pose(*correction)
+        published = continuity.publish(mended, motion, STEP_S, VELOCITY)
+        if not metric:  # nothing says how far is too far
+            assert torch.equal(published, mended)
+            return
+        torch.testing.assert_close(se3.log(se3.inverse(last) @ published), VELOCITY * STEP_S)
+        off = torch.stack(
+            [part.norm() for part in se3.log(se3.inverse(mended) @ published).split(3)]
+        )
+        stated = continuity.covariance.diagonal().sqrt().reshape(2, 3)[:, 0]
+        torch.testing.assert_close(stated, off)
+        for number in range(3, 90):
+            mended = screw(START, number, VELOCITY) @ pose(*correction)
+            before, published = published, continuity.publish(mended, motion, STEP_S, VELOCITY)
+            moved, turned = lengths(se3.inverse(before) @ published)
+            assert moved < 2.0 * STEP_S * float(VELOCITY[:3].norm())
+            assert turned < 2.0 * STEP_S * float(VELOCITY[3:].norm())
+        assert torch.equal(published, mended)
+        assert not bool(continuity.covariance.any())
+
+    @pytest.mark.parametrize(
+        ('elapsed_s', 'moved_m'), [(STEP_S, 0.14), (0.3, 0.7)], ids=['small', 'after a gap']
+    )
+    def test_what_a_body_can_do_is_published_at_once(
+        self, elapsed_s: float, moved_m: float, pose: Callable[..., Tensor]
+    ) -> None:
+        continuity = Continuity()
+        speed = torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=torch.float64)
+        continuity.publish(START, Motion(0, START, speed), STEP_S, speed)
+        there = START @ pose(moved_m)
+        published = continuity.publish(there, Motion(0, START, speed), elapsed_s, speed)
+        assert torch.equal(published, there)
+
 
 @pytest.mark.parametrize(
     ('step', 'metric', 'expected'),
