@@ -17,7 +17,8 @@ from mv_matcher_ros.config import Settings, read_settings
 from mv_matcher_ros.datatypes import Estimate, Frame, Status, View
 from mv_matcher_ros.errors import SettingsError, SourceError
 from mv_matcher_ros.geometry.bundle_adjustment import to_fixed_axes
-from mv_matcher_ros.odometry.engine import OdometryEngine
+from mv_matcher_ros.odometry import engine as engine_module
+from mv_matcher_ros.odometry.engine import SEARCHED, OdometryEngine
 from mv_matcher_ros.odometry.local_adjustment import LocalAdjustment
 from mv_matcher_ros.odometry.tracking import Tracked
 from mv_matcher_ros.worlds import presets
@@ -199,6 +200,33 @@ def test_the_map_is_found_again_however_long_it_was_dark() -> None:
     error = np.linalg.inv(np.linalg.inv(poses[11]) @ poses[26]) @ ours
     assert np.linalg.norm(error[:3, 3]) > 0.05
     assert np.linalg.norm(error[:3, 3]) < 3.0 * np.sqrt(known.covariance[:3, :3].trace())
+
+
+def test_a_pose_that_was_searched_for_admits_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so does everything after it: a keyframe was made there."""
+    source = presets.room_loop('stereo', 44, SIZE, effects=SHARP)
+    frames = [frame for number, frame in enumerate(source) if not 12 <= number < 26]
+    known = []
+    for factor in (1.0, SEARCHED):
+        monkeypatch.setattr(engine_module, 'SEARCHED', factor)
+        engine = OdometryEngine(settings('stereo'), source.rig)
+        known.append([engine.process(frame) for frame in frames])
+    bold, careful = known
+    for a, b in zip(bold, careful, strict=True):
+        assert a.status is b.status is Status.TRACKING
+        np.testing.assert_array_equal(a.odom_from_body, b.odom_from_body)
+    np.testing.assert_array_equal(bold[11].covariance, careful[11].covariance)
+    for number in (12, len(frames) - 1):
+        a, b = bold[number].covariance, careful[number].covariance
+        assert a is not None
+        assert b is not None
+        assert np.linalg.eigvalsh(b - a).min() > 0.0
+    a, b = bold[12].covariance, careful[12].covariance
+    assert a is not None
+    assert b is not None
+    assert bold[11].covariance is not None
+    grown = [np.trace(each[:3, :3] - bold[11].covariance[:3, :3]) for each in (a, b)]
+    assert grown[1] > 1.5 * grown[0]
 
 
 def test_the_map_is_not_given_up_for_glimpses_in_the_dark() -> None:
