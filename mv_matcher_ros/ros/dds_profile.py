@@ -31,10 +31,17 @@ def apply_profile() -> Path | None:
     data are lost in it. Other middleware ignores the setting.
 
     Returns:
-        The profile that was set; None where the user has one, or it was not found.
+        The profile that was set; None where the user has one, or it was not found, which is said.
     """
+    if any(name in os.environ for name in _CHOSEN):
+        return None
     profile = find_profile()
-    if profile is None or any(name in os.environ for name in _CHOSEN):
+    if profile is None:
+        print(
+            f'config/{_FILE} is neither beside the package nor in share/mv_matcher_ros: '
+            f'Fast DDS may lose large images; set {_CHOSEN[0]} to such a file',
+            file=sys.stderr,
+        )
         return None
     os.environ[_CHOSEN[0]] = str(profile)
     return profile

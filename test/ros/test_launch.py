@@ -450,6 +450,17 @@ def test_profile_is_found_valid_and_gives_way_to_the_users(
     assert sizes == [str(16 * 1024 * 1024)]
 
 
+def test_a_profile_that_is_not_found_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in dds_profile._CHOSEN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(dds_profile, 'find_profile', lambda: None)
+    assert dds_profile.apply_profile() is None
+    assert 'may lose large images; set FASTDDS_DEFAULT_PROFILES_FILE' in capsys.readouterr().err
+    assert dds_profile._CHOSEN[0] not in os.environ
+
+
 @pytest.mark.parametrize('name', ['main', 'bag_player', 'trajectory_recorder'])
 def test_without_ros_the_extra_is_named(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
