@@ -51,8 +51,8 @@ ORIGIN_VARIANCE = 1e-10
 # DEGRADED.
 WELL_LEFT, LEAST_LEFT = 0.5, 0.1
 # Poses that were searched for, and the keyframe made there, err this many times as far as their
-# noise says: landmarks seen from elsewhere than before err alike (65 gaps of 0.5 to 2.7 m in three
-# rendered worlds: 1.7).
+# noise says: landmarks seen from elsewhere than before err alike (65 gaps of 0.3 to 11 m in
+# three rendered worlds: 1.7).
 SEARCHED = 1.75
 # After a loss, a map is not given up before it has been sought in images without a break for so
 # long.
@@ -552,9 +552,10 @@ class OdometryEngine:
 
         A covered camera of several is said; those that see are enough.
         """
-        status, said = estimate.status, [covered, estimate.message, blurred]
-        if blurred and status is Status.TRACKING:
-            status = Status.DEGRADED
+        status, said = estimate.status, [covered, estimate.message]
+        if blurred and estimate.odom_from_body is not None:  # without a pose: perhaps no texture
+            status = Status.DEGRADED if status is Status.TRACKING else status
+            said.append(blurred)
         if self._rig_fault:
             status = Status.DEGRADED if status is Status.TRACKING else status
             said.insert(0, f'check the stereo calibration: {self._rig_fault}')

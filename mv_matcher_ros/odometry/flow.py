@@ -145,7 +145,7 @@ class FlowTracker:
         self._pixels = np.zeros((0, 2), np.float32)  # of the working images
         self._frame: Frame | None = None  # in which they are there
         self._images: list[NDArray[np.uint8]] = []
-        self._edges_px = self._target_edges_px = np.zeros(0)  # of its image; of the most blurred
+        self._edges_px = self._target_edges_px = np.zeros(0)  # widest since; in its image
         self._pose = torch.eye(4, dtype=torch.float64)
 
     def start(self, target: Target, frame: Frame) -> None:

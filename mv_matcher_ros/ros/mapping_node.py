@@ -319,7 +319,7 @@ class MappingNode(LifecycleNode):
         try:
             self.get_logger().info(session.save_unasked())
             self.failure = None  # an end before this one may have failed
-        except Exception as error:
+        except Exception as error:  # kept: the exit code of the process
             self.failure = error
             self.get_logger().error(f'the map is not saved: {_detail(error)}')
 

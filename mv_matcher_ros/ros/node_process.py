@@ -90,7 +90,7 @@ def _guarded(node: Any, work: Callable[[], None]) -> bool:
     """Whether it was done; an error is logged and kept as the failure of the node."""
     try:
         work()
-    except Exception as error:
+    except Exception as error:  # kept: the exit code of the process
         node.failure = node.failure or error
         node.get_logger().fatal(traceback.format_exc())
         return False
