@@ -186,6 +186,7 @@ def test_an_engine_is_not_used_by_two(
     states, camera = bench.states(), camcorder('mono')
     camera.shoot(1 * FRAME_NS)
     bench.wait(lambda: states, 'an answer')
+    bench.wait(lambda: node._health._in_work_s is None, 'the end of its work')
     bench.engines[0].go.clear()
     camera.shoot(2 * FRAME_NS)
     bench.wait(lambda: node._health._in_work_s is not None, 'the frame in work')

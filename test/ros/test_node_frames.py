@@ -349,6 +349,7 @@ def test_an_error_in_the_last_frame_is_not_swallowed(
     camera = camcorder()
     camera.shoot(1 * MS)
     bench.wait(lambda: bench.engines and bench.engines[0].frames, 'the first frame')
+    bench.wait(lambda: node._health._in_work_s is None, 'the end of its work')
     (engine,) = bench.engines
 
     def crash(frame: Any, estimate: Any) -> Any:
