@@ -193,15 +193,15 @@ class _Soak:
         false, worst_m, drift = 0, None, None
         if self._clip.sensor != 'mono':
             false, worst_m, drift = motion_errors(poses, self._shown, self._period_s)
-        before, after = first.usage[0], last.usage[0]
-        grown_mb = after.memory_mb - before.memory_mb
-        if grown_mb > _MOST_GROWTH_MB:
-            complaints.append(f'memory grew by {grown_mb:.0f} MB')
-        if after.threads > before.threads or after.files > before.files:
-            complaints.append(
-                f'threads {before.threads} -> {after.threads}, '
-                f'open files {before.files} -> {after.files}'
-            )
+        for name, before, after in zip((NODE, MAPPING), first.usage, last.usage, strict=True):
+            grown_mb = after.memory_mb - before.memory_mb
+            if grown_mb > _MOST_GROWTH_MB:
+                complaints.append(f'{name}: memory grew by {grown_mb:.0f} MB')
+            if after.threads > before.threads or after.files > before.files:
+                complaints.append(
+                    f'{name}: threads {before.threads} -> {after.threads}, '
+                    f'open files {before.files} -> {after.files}'
+                )
         if last.latency_ms[1] > _MOST_SLOWER * first.latency_ms[1]:
             complaints.append('slower than at the beginning')
         if false:

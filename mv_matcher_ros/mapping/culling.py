@@ -17,31 +17,29 @@ WITNESSES = 3
 FEWEST = 20
 
 
-def redundant(world: Map, settings: CullingSettings, protected: set[int]) -> list[int]:
+def redundant(world: Map, settings: CullingSettings) -> list[int]:
     """Keys of keyframes that nothing is lost with, the oldest first.
 
-    Not one that a loop holds, the first or last of a segment, one of the newest, nor two
-    neighbours at a time: the map stays as dense as the odometry's steps need it.
-
-    Args:
-        protected: others that stay.
+    Points that no other keyframe sees do not count: most are features that were found once. Not
+    the first or last of a segment, one of the newest, nor two neighbours at a time: the map stays
+    as dense as the odometry's steps need it.
     """
     if settings.share > 1.0:
         return []
     keys = list(world.keyframes)
-    staying = protected | set(keys[-settings.newest :])
-    staying |= {key for edge in world.edges if edge.loop for key in (edge.a, edge.b)}
+    newest = set(keys[-settings.newest :])
     seen = world.landmarks.seen.copy()
     going: list[int] = []
     for before, key, after in zip(keys, keys[1:], keys[2:], strict=False):
         segments = {world.keyframes[k].segment for k in (before, key, after)}
-        if key in staying or len(segments) > 1 or (going and going[-1] == before):
+        if key in newest or len(segments) > 1 or (going and going[-1] == before):
             continue
         mine = world.keyframes[key].landmark
         mine = mine[mine >= 0]
-        if len(mine) < FEWEST:
+        shared = mine[seen[mine] > 1]
+        if len(shared) < FEWEST:
             continue
-        if float((seen[mine] > WITNESSES).mean()) >= settings.share:
+        if float((seen[shared] > WITNESSES).mean()) >= settings.share:
             going.append(key)
             seen[mine] -= 1
     return going
@@ -61,12 +59,12 @@ def uncertain(world: Map, settings: CullingSettings) -> np.ndarray:
     return found
 
 
-def cull(world: Map, settings: CullingSettings, protected: set[int] | None = None) -> list[int]:
+def cull(world: Map, settings: CullingSettings) -> list[int]:
     """Let go of both; returns the keys of the keyframes that have gone."""
     gone = uncertain(world, settings)
     if len(gone):
         world.forget(gone)
-    going = redundant(world, settings, protected or set())
+    going = redundant(world, settings)
     if going:
         world.remove(going)
     return going

@@ -18,6 +18,9 @@ from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 
 # A measured depth less certain than this share of it makes no landmark.
 MAX_DEPTH_SIGMA = 0.15
+# Keyframes after which a landmark that was not seen is forgotten, once or twice: more than any
+# window has.
+REMEMBERED = 60
 # As little is a point uncertain at best, as a share of its distance.
 MIN_SIGMA = 1e-4
 
@@ -34,8 +37,15 @@ class Insertion:
         self._keypoints = keypoints
         self._body_from_camera = torch.from_numpy(camera.body_from_camera.copy())
         self._segment: int | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        # What the odometry still sees, and what it saw before: a landmark that it has not seen for
+        # long it does not know any more.
         self._number: dict[int, int] = {}
+        self._before: dict[int, int] = {}
         self._held: set[int] = set()
+        self._since = 0
 
     def add(
         self, world: Map, record: KeyframeRecord, segment: int, pose: Array, place: Floats
@@ -52,7 +62,12 @@ class Insertion:
             place: descriptor of its place.
         """
         if segment != self._segment:
-            self._segment, self._number, self._held = segment, {}, set()
+            self._segment = segment
+            self._forget()
+        if self._since == REMEMBERED:
+            self._before, self._number, self._since = self._number, {}, 0
+            self._held &= set(self._before.values())
+        self._since += 1
         points, spread = self._points(record)
         shows = points.isfinite().all(1)
         order = record.observation.features.scores.argsort(descending=True, stable=True)
@@ -60,7 +75,8 @@ class Insertion:
         kept = order[: self._keypoints].sort().values
         features = record.observation.features.chosen(kept)
         number = self._landmarks(world, record.landmark[kept], shows[kept])
-        there = (number >= 0) & ~np.isin(number, list(self._held))
+        held = [n for n in self._held if world.landmarks.anchor[n] >= 0]
+        there = (number >= 0) & ~np.isin(number, held)
         rows = torch.from_numpy(there)
         world.landmarks.place(
             number[there], world.next_key, points[kept][rows].numpy(), spread[kept][rows].numpy()
@@ -84,15 +100,27 @@ class Insertion:
 
     def fused(self, now: Mapping[int, int]) -> None:
         """Landmarks by their numbers that have become older ones, which stay where they hang."""
-        for own, number in self._number.items():
-            if number in now:
-                self._number[own] = now[number]
-                self._held.add(now[number])
+        for names in (self._number, self._before):
+            for own, number in names.items():
+                if number in now:
+                    names[own] = now[number]
+                    self._held.add(now[number])
+
+    def renumbered(self, new_number: NDArray[np.int32]) -> None:
+        """Landmarks have other numbers: (L,) of each, −1 for those that have gone."""
+
+        def renamed(names: dict[int, int]) -> dict[int, int]:
+            return {own: new for own, old in names.items() if (new := int(new_number[old])) >= 0}
+
+        self._number, self._before = renamed(self._number), renamed(self._before)
+        self._held = {int(new_number[number]) for number in self._held} - {-1}
 
     def _landmarks(self, world: Map, own: Tensor, shows: Tensor) -> NDArray[np.int32]:
         """(K,) numbers in the map; of points that the odometry does not follow new ones."""
         number = np.full(len(own), -1, np.int32)
         for row, (name, seen) in enumerate(zip(own.tolist(), shows.tolist(), strict=True)):
+            if seen and name in self._before:
+                self._number.setdefault(name, self._before.pop(name))
             if seen and name in self._number:
                 number[row] = self._number[name]
         # Two landmarks may have become one: the first of the two features shows it.

@@ -114,6 +114,11 @@ class Map:
         pose, scale = rigid(self.pose[key])
         return pose, 1.0 if self.metric else scale
 
+    def between(self, a: int, b: int) -> tuple[Array, float]:
+        """(4, 4) rigid `a_from_b` of two keyframes in units of a, and units of b in those of a."""
+        pose, scale = rigid(np.linalg.inv(self.pose[a]) @ self.pose[b])
+        return pose, 1.0 if self.metric else scale
+
     def points_in_map(self, number: NDArray[np.int32]) -> Array:
         """(K, 3) places of landmarks in the map; NaN for those that are gone or negative."""
         found = np.full((len(number), 3), np.nan)
@@ -227,9 +232,15 @@ class Map:
             covariance = turn @ to.covariance @ turn.T + on.covariance
             self.edges.append(Edge(to.a, on.b, to.a_from_b @ on.a_from_b, covariance, False))
 
-    def compact(self) -> None:
-        """Give landmarks that are left new numbers, without gaps."""
-        self._renumber(self.landmarks.compact())
+    def compact(self) -> NDArray[np.int32]:
+        """Give landmarks that are left new numbers, without gaps.
+
+        Returns:
+            (L,) the new number of each that there was, −1 for those that have gone.
+        """
+        new_number = self.landmarks.compact()
+        self._renumber(new_number)
+        return new_number
 
     def _rehang(self, homeless: NDArray[np.bool_]) -> None:
         for key, keyframe in self.keyframes.items():

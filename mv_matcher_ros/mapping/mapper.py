@@ -22,7 +22,7 @@ from mv_matcher_ros.mapping.culling import cull
 from mv_matcher_ros.mapping.insertion import Insertion
 from mv_matcher_ros.mapping.loop_closure import LoopVerifier, Refusal, Revisit, similarity
 from mv_matcher_ros.mapping.loops import Loop
-from mv_matcher_ros.mapping.map import Edge, Map, rigid
+from mv_matcher_ros.mapping.map import Edge, Map
 from mv_matcher_ros.mapping.map_adjustment import adjust_map
 from mv_matcher_ros.mapping.map_matching import MapMatcher
 from mv_matcher_ros.mapping.place_index import PlaceIndex
@@ -37,6 +37,13 @@ LEAST_VARIANCE = 1e-10
 # Keyframes of a map that was loaded are no neighbours in time of what comes, also where a
 # recording is played again.
 LONG_AGO_NS = -(1 << 62)
+# The graph begins again from what the map has kept once it has so many times more keyframes than
+# that, and at least so many more.
+GONE_SHARE, GONE_LEAST = 2.0, 200
+# Keyframes after which a place is looked for again, where there is no time.
+FOUND_KEYFRAMES = 5
+# So many verified loops may wait to be believed for what they say of landmarks.
+MOST_WAITING = 1000
 # A step over keyframes that were lost on the way is so many times less certain (variance).
 LOST_BETWEEN = 9.0
 
@@ -97,37 +104,54 @@ class Mapper:
         self._insertion = Insertion(rig.cameras[0], settings.mapping.keypoints)
         matcher = MapMatcher(models.matcher, rig.cameras[0])
         self._verifier = LoopVerifier(settings.mapping.loops, matcher, rig.cameras[0])
-        self._graph = PoseGraph(settings.mapping.pose_graph, similarity=not self.world.metric)
-        self._index = PlaceIndex(describer.size)
-        self._recogniser = PlaceRecogniser(self._index, settings.mapping.places)
         self._measured: dict[tuple[int, int], Revisit] = {}
         self._last: tuple[int, KeyframeRecord] | None = None
         self._segment = -1
-        self._restore()
+        self._found_at = -FOUND_KEYFRAMES
+        self._first_key = self.world.next_key
+        self._begin()
 
-    def _restore(self) -> None:
-        """Graph and index of a map that was loaded."""
-        steps = {edge.b: edge for edge in self.world.edges if not edge.loop}
-        for key, keyframe in self.world.keyframes.items():
+    def _begin(self) -> None:
+        """Graph and index of what the map holds.
+
+        What was measured is taken to be what the map says by now, and as certain as it was: the
+        graph is at its optimum, and stays there until a new loop moves it (factors recovered at
+        the estimate: Mazuran et al., IJRR 2016, without their choice of covariances).
+        """
+        world, settings = self.world, self._settings
+        self._graph = PoseGraph(settings.pose_graph, similarity=not world.metric)
+        self._index = PlaceIndex(self._describer.size)
+        self._recogniser = PlaceRecogniser(self._index, settings.places)
+        steps = {edge.b: edge for edge in world.edges if not edge.loop}
+        for key, keyframe in world.keyframes.items():
             step = steps.get(key)
             if step is None:
-                pose, scale = self.world.placed(key)
-                self._graph.add_keyframe(key, pose, scale)
+                self._graph.add_keyframe(key, *world.placed(key))
             else:
-                pose, _ = rigid(step.a_from_b)
-                self._graph.add_odometry(step.a, key, pose, step.covariance[:6, :6])
-            self._index.append(key, LONG_AGO_NS, torch.tensor(keyframe.place))
-        loops = [_loop_of(edge, self.world.metric) for edge in self.world.edges if edge.loop]
+                # Maps of before say nothing of the drift of the scale.
+                size = 7 if step.covariance[6, 6] > 0.0 else 6
+                pose, scale = world.between(step.a, key)
+                self._graph.add_odometry(step.a, key, pose, step.covariance[:size, :size], scale)
+            stamp_ns = keyframe.stamp_ns if key >= self._first_key else LONG_AGO_NS
+            self._index.append(key, stamp_ns, torch.tensor(keyframe.place))
+        size = 6 if world.metric else 7
+        loops = [
+            Loop(edge.a, edge.b, pose, edge.covariance[:size, :size], scale)
+            for edge in world.edges
+            if edge.loop
+            for pose, scale in [world.between(edge.a, edge.b)]
+        ]
         self._graph.add_loops(loops, trusted=True)
         self._graph.update(now=True)
 
     # ------------------------------------------------------------- one keyframe
 
-    def add(self, record: KeyframeRecord, run: str = '') -> MapUpdate | None:
+    def add(self, record: KeyframeRecord, run: str = '', hurry: bool = False) -> MapUpdate | None:
         """A keyframe of the odometry, in order of time.
 
         Args:
             run: of the odometry, where several make one map: segments are numbered in each.
+            hurry: others wait; where a place was found a moment ago, none is looked for.
 
         Returns:
             None for a keyframe that the map has already.
@@ -150,6 +174,8 @@ class Mapper:
         )
         self._index.append(key, keyframe.stamp_ns, place)
         self._last = key, record
+        if hurry and key - self._found_at < FOUND_KEYFRAMES:
+            candidates = []
         revisits, refused = self._revisits(key, candidates)
         self._graph.add_loops([_loop(found, self.world.metric) for found in revisits])
         update = self._settle(self._graph.update())
@@ -161,10 +187,28 @@ class Mapper:
         )  # fmt: skip
 
     def _cull(self) -> None:
-        # The graph keeps what has gone: it costs little there, and holds the rest.
-        held = {k for found in self._measured.values() for k in (found.a, found.b)}
-        for key in cull(self.world, self._settings.culling, held):
+        """Let go of what the map does not need. The graph keeps it for a while: it costs little
+        there, and holds the rest."""
+        gone = cull(self.world, self._settings.culling)
+        for key in gone:
             self._index.remove(key)
+        if gone:
+            self._write_loops()
+        if len(self._graph) > GONE_SHARE * len(self.world) + GONE_LEAST:
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        """A graph, an index and landmarks of what is left only: in a place that is known they do
+        not grow for ever."""
+        self._insertion.renumbered(self.world.compact())
+        self._measured = {}
+        self._begin()
+
+    def _write_loops(self) -> None:
+        """The loops of the graph between the keyframes that the map still has."""
+        loops = self._graph.loops_among(list(self.world.keyframes))
+        steps = [edge for edge in self.world.edges if not edge.loop]
+        self.world.edges = [*steps, *(_edge(loop) for loop in loops)]
 
     def finish(self) -> None:
         """Work in every loop that waits, and adjust the map: there will be no more keyframes."""
@@ -218,6 +262,8 @@ class Mapper:
         self._graph.add_odometry(before, key, step.numpy(), covariance)
         whole = np.zeros((7, 7))
         whole[:6, :6] = covariance
+        if not self.world.metric:
+            whole[6, 6] = self._settings.pose_graph.log_scale_sigma**2
         self.world.edges.append(Edge(before, key, step.numpy(), whole, False))
 
     def _unknown(self, step: Array) -> Array:
@@ -240,7 +286,10 @@ class Mapper:
             if isinstance(found, Refusal):
                 refused.append(f'{key} -> {keys[0]}: {found.reason}')
                 continue
+            self._found_at = key
             self._measured[found.a, found.b] = found
+            if len(self._measured) > MOST_WAITING:
+                del self._measured[next(iter(self._measured))]
             return [found], refused
         return [], refused
 
@@ -251,18 +300,17 @@ class Mapper:
             for key, pose, scale in zip(update.keys, update.new, update.new_scale, strict=True)
             if int(key) in self.world.keyframes
         })  # fmt: skip
-        gone = {(loop.a, loop.b) for loop in update.dropped}
-        self.world.edges = [e for e in self.world.edges if not (e.loop and (e.a, e.b) in gone)]
+        known = self.world.keyframes
+        if update.dropped or any({loop.a, loop.b} - known.keys() for loop in update.taken):
+            self._write_loops()
+        else:
+            self.world.edges += [_edge(loop) for loop in update.taken]
         pairs: list[tuple[int, int]] = []
         for loop in update.taken:
-            step = similarity(loop.a_from_b, loop.scale)
-            covariance = np.zeros((7, 7))
-            size = len(loop.covariance)
-            covariance[:size, :size] = loop.covariance
-            self.world.edges.append(Edge(loop.a, loop.b, step, covariance, True))
             found = self._measured.pop((loop.a, loop.b), None)
             if found is not None:
-                pairs += [(int(one), int(other)) for one, other in found.same]
+                there = (self.world.landmarks.anchor[found.same] >= 0).all(1)
+                pairs += [(int(one), int(other)) for one, other in found.same[there]]
         if pairs:
             self._insertion.fused(self.world.fuse(pairs))
         return update
@@ -273,10 +321,10 @@ def _loop(found: Revisit, metric: bool) -> Loop:
     return Loop(found.a, found.b, found.a_from_b, covariance, found.scale)
 
 
-def _loop_of(edge: Edge, metric: bool) -> Loop:
-    pose, scale = rigid(edge.a_from_b)
-    covariance = edge.covariance[:6, :6] if metric else edge.covariance
-    return Loop(edge.a, edge.b, pose, covariance, 1.0 if metric else scale)
+def _edge(loop: Loop) -> Edge:
+    covariance, size = np.zeros((7, 7)), len(loop.covariance)
+    covariance[:size, :size] = loop.covariance
+    return Edge(loop.a, loop.b, similarity(loop.a_from_b, loop.scale), covariance, True)
 
 
 def detector_of(models: Models) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mv_matcher_ros.config import PoseGraphSettings
 from mv_matcher_ros.datatypes import Array
 from mv_matcher_ros.errors import GeometryError
+from mv_matcher_ros.mapping.carried_loops import carried
 from mv_matcher_ros.mapping.condensed_graph import CondensedGraph
 from mv_matcher_ros.mapping.graph_update import GraphUpdate, moved_enough
 from mv_matcher_ros.mapping.loop_consistency import LoopConsistency
@@ -81,6 +82,25 @@ class PoseGraph:
         """Those that are believed."""
         return tuple(self._loops.link(n).loop for n in sorted(self._loops.believed))
 
+    def loops_among(self, keys: Sequence[int]) -> list[Loop]:
+        """Loops that are believed, as they are between keyframes that stay when others go.
+
+        An end that is not one of `keys` is replaced by the nearest that is, by the odometry in
+        between, whose covariance adds up. Of several loops between the same two the tightest is
+        given: they rest on the same ways.
+
+        Args:
+            keys: of keyframes of the graph, in order; ends of a segment without one are lost.
+        """
+        kept = np.array([self._number(key) for key in keys], dtype=np.int64)
+        links = [self._loops.link(n) for n in sorted(self._loops.believed)]
+        found = []
+        for link in carried(self._graph.chain, links, kept):
+            pose, scale = split_scale(link.a_from_b)
+            unit = float(scale) if self.similarity else 1.0
+            found.append(Loop(self._keys[link.a], self._keys[link.b], pose, link.covariance, unit))
+        return found
+
     def add_keyframe(self, key: int, map_from_body: Array, scale: float = 1.0) -> None:
         """The first keyframe, or the first after odometry was lost: it begins a segment.
 
@@ -102,14 +122,17 @@ class PoseGraph:
         self._keys.append(key)
         self._since += 1
 
-    def add_odometry(self, a: int, b: int, a_from_b: Array, covariance: Array) -> None:
+    def add_odometry(
+        self, a: int, b: int, a_from_b: Array, covariance: Array, scale: float = 1.0
+    ) -> None:
         """Keyframe `b`, seen from the newest one `a`; it takes its place in the map from there.
 
         Args:
             a, b: keys.
             a_from_b: (4, 4) rigid, in the units of `a`.
-            covariance: (6, 6); without metric scale the drift of the scale,
-                `mapping.pose_graph.log_scale_sigma`, comes on top.
+            covariance: (6, 6); without metric scale the drift of the scale over one step,
+                `mapping.pose_graph.log_scale_sigma`, comes on top. Or (7, 7), which says it all.
+            scale: units of `b` in units of `a`; odometry itself keeps it.
 
         Raises:
             GeometryError: `a` is not the newest keyframe, `b` is not new, or a pose or covariance
@@ -120,11 +143,14 @@ class PoseGraph:
             newest = self._keys[-1] if self._keys else 'none'
             raise GeometryError(f'{name}: the newest keyframe is {newest}')
         self._check_new(b)
-        check_pose(name, a_from_b)
-        whole = np.diag([0.0] * 6 + [self._settings.log_scale_sigma**2])
-        whole[:6, :6] = check_covariance(name, covariance, 6)
+        self._check(name, a_from_b, scale)
         size = self._algebra.size
-        self._graph.extend(np.array(a_from_b, dtype=np.float64), whole[:size, :size])
+        if np.shape(covariance) != (7, 7):
+            whole = np.diag([0.0] * 6 + [self._settings.log_scale_sigma**2])
+            whole[:6, :6] = check_covariance(name, covariance, 6)
+            covariance = whole
+        covariance = check_covariance(name, covariance[:size, :size], size)
+        self._graph.extend(with_scale(a_from_b, scale), covariance)
         self._keys.append(b)
         self._since += 1
 

@@ -103,18 +103,25 @@ class MapSession:
             self._settings, self._rig, self._models, self._describer, world
         )
 
-    def take(self, record: KeyframeRecord, run: str = '') -> Taken | None:
-        """A keyframe; None for one that the map has already."""
-        taken = self._grown(record, run) if self._mapper is not None else self._found(record, run)
+    def take(self, record: KeyframeRecord, run: str = '', hurry: bool = False) -> Taken | None:
+        """A keyframe; None for one that the map has already.
+
+        Args:
+            record: of the odometry.
+            run: of the odometry, see `Mapper.add`.
+            hurry: others wait.
+        """
+        growing = self._mapper is not None
+        taken = self._grown(record, run, hurry) if growing else self._found(record, run)
         every = self._settings.mapping.save_every_s
-        if self._mapper is not None and every and time.monotonic() - self._saved_s > every:
+        if growing and every and time.monotonic() - self._saved_s > every:
             with contextlib.suppress(MvMatcherError):  # tried again after as long
                 self.save_unasked()
         return taken
 
-    def _grown(self, record: KeyframeRecord, run: str) -> Taken | None:
+    def _grown(self, record: KeyframeRecord, run: str, hurry: bool) -> Taken | None:
         assert self._mapper is not None
-        update = self._mapper.add(record, run)
+        update = self._mapper.add(record, run, hurry)
         if update is None:
             return None
         self.map_from_odom = update.map_from_odom

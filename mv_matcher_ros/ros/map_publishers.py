@@ -56,7 +56,9 @@ class MapPublishers:
         self._loops = node.create_publisher(Marker, '~/loops', latched)
         self._state = node.create_publisher(String, '~/state', 100)
         self._diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        self._published_s = -_PERIOD_S
+        self._published_s, self._changed = -_PERIOD_S, False
+        self._pictures = (self._path, self._landmarks, self._loops)
+        self._audience = [0, 0, 0]  # of each, when it was published
         self._tf: Any = None
         try:
             self._tf = tf2().TransformBroadcaster(node)
@@ -76,7 +78,7 @@ class MapPublishers:
             self._tf.sendTransform(transform_message(stamp_ns, parent, self.odom, map_from_odom))
 
     def publish(self, taken: Taken, world: Map) -> None:
-        """What a keyframe brought; the map itself now and then, and whenever it moved."""
+        """What a keyframe brought; the map itself is shown now and then (`due`)."""
         from std_msgs.msg import String
 
         state = {
@@ -87,30 +89,50 @@ class MapPublishers:
             'counts': taken.counts,
         }
         self._state.publish(String(data=json.dumps(state)))
-        now_s = time.monotonic()
-        if taken.moved or now_s - self._published_s > _PERIOD_S:
+        self._changed = True
+        if time.monotonic() - self._published_s > _PERIOD_S:
             self.show(taken.stamp_ns, world)
 
+    def due(self) -> bool:
+        """Whether the map is to be shown: it has changed since, or somebody has come who has not
+        seen it. Says so once."""
+        counts = [picture.get_subscription_count() for picture in self._pictures]
+        came = any(now > then for now, then in zip(counts, self._audience, strict=True))
+        self._audience = counts
+        late = self._changed and time.monotonic() - self._published_s > _PERIOD_S
+        self._changed = self._changed and not late
+        return came or late
+
     def show(self, stamp_ns: int, world: Map) -> None:
-        """Path, landmarks and loops of a map."""
+        """Path, landmarks and loops of a map, to those who listen."""
+        self._published_s, self._changed = time.monotonic(), False
+        self._audience = [picture.get_subscription_count() for picture in self._pictures]
+        name = self._settings.ros.frames.map
+        header = header_message(stamp_ns, name)
+        path, landmarks, loops = self._audience
+        if path:
+            self._path.publish(self._poses(header, world))
+        if landmarks:
+            points = world.points_in_map(np.arange(len(world.landmarks), dtype=np.int32))
+            known = np.asarray(points[np.isfinite(points).all(1)], np.float32)
+            self._landmarks.publish(cloud_message(stamp_ns, name, known))
+        if loops:
+            self._loops.publish(self._lines(header, world))
+
+    @staticmethod
+    def _poses(header: Any, world: Map) -> Any:
+        """nav_msgs/Path of the keyframes."""
         from geometry_msgs.msg import PoseStamped
         from nav_msgs.msg import Path
 
-        self._published_s = time.monotonic()
-        name = self._settings.ros.frames.map
-        header = header_message(stamp_ns, name)
         poses = [
             PoseStamped(
-                header=header_message(k.stamp_ns, name),
+                header=header_message(k.stamp_ns, header.frame_id),
                 pose=pose_message(world.placed(k.key)[0]),
             )
             for k in world.keyframes.values()
         ]
-        self._path.publish(Path(header=header, poses=poses))
-        points = world.points_in_map(np.arange(len(world.landmarks), dtype=np.int32))
-        known = np.asarray(points[np.isfinite(points).all(1)], np.float32)
-        self._landmarks.publish(cloud_message(stamp_ns, name, known))
-        self._loops.publish(self._lines(header, world))
+        return Path(header=header, poses=poses)
 
     @staticmethod
     def _lines(header: Any, world: Map) -> Any:

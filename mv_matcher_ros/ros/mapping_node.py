@@ -270,6 +270,8 @@ class MappingNode(LifecycleNode):
         known = session is not None and session.map_from_odom is not None
         if self._inputs and known and map_from_odom is not None:
             self._outputs.transform(self.get_clock().now().nanoseconds, map_from_odom)
+        if self._inputs and session is not None and self._outputs.due():
+            self._mailbox.put(self._show)
         now_s = time.monotonic()
         self._answer_late(lambda until_s: now_s > until_s, 'still busy')
 
@@ -289,7 +291,8 @@ class MappingNode(LifecycleNode):
             self.get_logger().error(problem, throttle_duration_sec=REPEAT_S)
         if session is not None and session.keeps:
             advice.append('the map is not saved by itself since ~/reset: ~/save_map does')
-        counts = {**self._counts, 'dropped': self._mailbox.dropped}
+        waiting = {'waiting': len(self._mailbox), 'dropped': self._mailbox.dropped}
+        counts = {**self._counts, **waiting}
         words = '; '.join(filter(None, advice))
         self._outputs.diagnose(self._last, problem, words, counts, idle)
 
@@ -328,9 +331,13 @@ class MappingNode(LifecycleNode):
         session = self._session
         assert session is not None
         self._map_from_odom = None
-        self._outputs.show(self.get_clock().now().nanoseconds, session.world)
+        self._show()
         self.get_logger().info(words)
         return words
+
+    def _show(self) -> None:
+        if self._session is not None:
+            self._outputs.show(self.get_clock().now().nanoseconds, self._session.world)
 
     def _take(self, message: Any) -> None:
         try:
@@ -349,7 +356,7 @@ class MappingNode(LifecycleNode):
             self._counts['of another camera or detector'] += 1
             self.get_logger().error(self._problem, throttle_duration_sec=REPEAT_S)
             return
-        taken = session.take(sent.record, sent.run)
+        taken = session.take(sent.record, sent.run, hurry=len(self._mailbox) > 1)
         if taken is None:
             self._counts['known already'] += 1
             return

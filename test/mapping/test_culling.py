@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,28 +23,40 @@ SETTINGS = CullingSettings(share=0.6, newest=2)
 
 def test_keyframes_whose_landmarks_others_see_go() -> None:
     world = made_map(9)
-    going = redundant(world, SETTINGS, set())
+    going = redundant(world, SETTINGS)
     assert going
     assert set(going) <= set(range(1, 7))
     assert all(b - a > 1 for a, b in itertools.pairwise(going))
-    assert redundant(world, SETTINGS, {going[0]})[:1] != going[:1]
-    assert redundant(world, CullingSettings(share=1.5, newest=2), set()) == []
+    assert redundant(world, CullingSettings(share=1.5, newest=2)) == []
 
 
-def test_what_a_loop_holds_stays() -> None:
+def test_points_that_one_keyframe_sees_keep_none() -> None:
     world = made_map(9)
-    kept = redundant(world, SETTINGS, set())[0]
-    world.edges.append(Edge(kept, 8, np.eye(4), np.eye(7), True))
-    assert kept not in redundant(world, SETTINGS, set())
+    going = redundant(world, SETTINGS)
+    for key in going:
+        keyframe = world.keyframes[key]
+        free = np.flatnonzero(keyframe.landmark < 0)
+        more = np.full(len(free) + 400, -1, np.int32)
+        more[:] = world.landmarks.add(len(more))
+        world.keyframes[key] = replace(
+            keyframe, landmark=np.concatenate([keyframe.landmark, more]).astype(np.int32)
+        )
+    world._count_seen()
+    assert redundant(world, SETTINGS) == going
+
+
+def test_a_loop_keeps_no_keyframe() -> None:
+    world = made_map(9)
+    going = redundant(world, SETTINGS)
+    world.edges.append(Edge(going[0], 8, np.eye(4), np.eye(7), True))
+    assert redundant(world, SETTINGS) == going
 
 
 def test_the_ends_of_segments_stay() -> None:
-    from dataclasses import replace
-
     world = made_map(9)
     for key in (4, 5, 6, 7, 8):
         world.keyframes[key] = replace(world.keyframes[key], segment=1)
-    assert not {3, 4} & set(redundant(world, SETTINGS, set()))
+    assert not {3, 4} & set(redundant(world, SETTINGS))
 
 
 def test_steps_lead_over_what_has_gone() -> None:

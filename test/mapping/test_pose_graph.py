@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from mv_matcher_ros.mapping.g2o import write_g2o
 from mv_matcher_ros.mapping.graph_files import file_from_graph
 from mv_matcher_ros.mapping.graph_worlds import GraphWorld
 from mv_matcher_ros.mapping.loops import Loop
-from mv_matcher_ros.mapping.pose_algebra import SE3, SIM3, with_scale
+from mv_matcher_ros.mapping.pose_algebra import SE3, SIM3, split_scale, with_scale
 from mv_matcher_ros.mapping.pose_graph import PoseGraph
 
 gtsam = pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
@@ -377,3 +378,74 @@ def test_a_similarity_maps_points_as_it_says() -> None:
     expected = with_scale(moved(1.0, 2.0, 0.5), 3.0) @ moved(1.0, 0.0, 0.2)
     np.testing.assert_allclose(with_scale(pose, scale), expected, atol=1e-12)
     np.testing.assert_allclose(SIM3.inverse(expected) @ expected, np.eye(4), atol=1e-12)
+
+
+def driven_line(similarity: bool) -> tuple[PoseGraph, np.ndarray]:
+    """Keyframes 0 … 20 there and 21 … 41 back, four loops, and their true poses."""
+    scale = 1.3 if similarity else 1.0
+    rng = np.random.default_rng(0)
+    poses = [moved(float(k), 0.1 * k, 0.05 * k) for k in range(21)]
+    poses += [pose @ moved(0.2, 0.1, 0.02) for pose in reversed(poses)]
+    truth = with_scale(np.stack(poses), np.where(np.arange(42) < 21, 1.0, scale))
+    size = 7 if similarity else 6
+    algebra = SIM3 if similarity else SE3
+    steps = [np.linalg.inv(a) @ b for a, b in pairwise(truth)]
+    graph = PoseGraph(PoseGraphSettings(), similarity)
+    graph.add_keyframe(0, truth[0])
+    for k, step in enumerate(steps, 1):
+        pose, unit = split_scale(step)
+        graph.add_odometry(k - 1, k, pose, np.eye(7) * 1e-6, round(float(unit), 9))
+    for a, b in ((3, 38), (4, 37), (10, 31), (18, 24)):
+        off = algebra.exp(rng.normal(0.0, 1e-4, size))
+        pose, unit = split_scale(np.linalg.inv(truth[a]) @ truth[b] @ off)
+        graph.add_loops(
+            [Loop(a, b, pose, 1e-6 * np.eye(size), round(float(unit), 9))], trusted=True
+        )
+    graph.update(now=True)
+    return graph, truth
+
+
+@pytest.mark.parametrize('similarity', [False, True])
+def test_loops_of_keyframes_that_go_are_those_of_their_neighbours(similarity: bool) -> None:
+    graph, truth = driven_line(similarity)
+    every = graph.loops_among(list(range(42)))
+    assert [(loop.a, loop.b) for loop in every] == [(3, 38), (4, 37), (10, 31), (18, 24)]
+    np.testing.assert_allclose(every[2].a_from_b, graph.loops[2].a_from_b, atol=1e-12)
+    np.testing.assert_allclose(every[2].covariance, graph.loops[2].covariance, atol=1e-18)
+    kept = [0, 5, 11, 20, 25, 30, 36, 41]
+    carried = graph.loops_among(kept)
+    # Two of them lay between the same two: the tighter one is left.
+    assert [(loop.a, loop.b) for loop in carried] == [(5, 36), (11, 30), (20, 25)]
+    for loop, (a, b) in zip(carried, ((4, 37), (10, 31), (18, 24)), strict=True):
+        true, unit = split_scale(np.linalg.inv(truth[loop.a]) @ truth[loop.b])
+        np.testing.assert_allclose(loop.a_from_b, true, atol=5e-3)
+        assert loop.scale == pytest.approx(float(unit), rel=1e-3)
+        steps = abs(loop.a - a) + abs(loop.b - b)
+        least = np.linalg.eigvalsh(loop.covariance)[0]
+        assert 1e-6 < least < (1 + steps) * 1e-6
+        assert np.linalg.eigvalsh(loop.covariance)[-1] >= (1 + steps) * 1e-6
+    assert graph.loops_among([7]) == []
+    assert graph.loops_among([]) == []
+
+
+def test_the_covariance_of_a_carried_loop_is_the_spread_of_what_it_says() -> None:
+    rng = np.random.default_rng(1)
+    spread = np.diag([1e-4, 4e-4, 1e-4, 1e-5, 1e-5, 4e-5])
+    true = [moved(float(k), 0.3 * k, 0.2 * k) for k in range(12)]
+    root, said = np.linalg.cholesky(spread), []
+    for _ in range(400):
+        graph = PoseGraph(PoseGraphSettings())
+        graph.add_keyframe(0, true[0])
+
+        def seen(a: int, b: int) -> np.ndarray:
+            return np.linalg.inv(true[a]) @ true[b] @ SE3.exp(root @ rng.normal(size=6))
+
+        for k in range(1, 12):
+            graph.add_odometry(k - 1, k, seen(k - 1, k), spread)
+        graph.add_loops([Loop(3, 9, seen(3, 9), spread)], trusted=True)
+        (loop,) = graph.loops_among([0, 4, 8, 11])
+        exact = np.linalg.inv(true[4]) @ true[8]
+        said.append(SE3.log(np.linalg.inv(exact) @ loop.a_from_b))
+    assert (loop.a, loop.b) == (4, 8)
+    whitened = np.linalg.solve(np.linalg.cholesky(loop.covariance), np.stack(said).T)
+    np.testing.assert_allclose(whitened @ whitened.T / len(said), np.eye(6), atol=0.25)

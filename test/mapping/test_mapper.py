@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A map in a place that is walked through again and again: it does not grow for ever."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from made_maps import CAMERA, keyframe_of, pose_at, scene, seen_from
+from test_view_pose import Alike
+
+from mv_matcher_ros.config import Settings
+from mv_matcher_ros.datatypes import Array, Features, Rig
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.mapping import mapper as mapper_module
+from mv_matcher_ros.mapping.map_folder import load_map, save_map
+from mv_matcher_ros.mapping.mapper import Mapper
+from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
+from mv_matcher_ros.odometry.observation import Observation
+
+pytest.importorskip('gtsam', reason='gtsam has no wheel for Python 3.10')
+
+PLACES = 12
+STEP = torch.diag(torch.tensor([1e-5] * 3 + [1e-7] * 3, dtype=torch.float64))
+
+
+class ByPoints:
+    """Describes a place by the points that are seen."""
+
+    size = 32
+
+    def describe(self, features: Features) -> torch.Tensor:
+        bins = (features.descriptors @ torch.randn(16, 32, generator=torch.manual_seed(0))).relu()
+        place = bins.mean(0) - bins.mean()
+        return place / place.norm()
+
+
+def walk(passes: int, seed: int = 0) -> Iterator[tuple[KeyframeRecord, Array]]:
+    """Records of keyframes forth and back, of odometry that drifts, and where they really were."""
+    place, look = scene()
+    rng = np.random.default_rng(seed)
+    root = torch.linalg.cholesky(STEP)
+    believed, before, before_ns = torch.eye(4, dtype=torch.float64), None, None
+    there = list(range(PLACES))
+    order = [n for k in range(passes) for n in (there if k % 2 == 0 else there[::-1])]
+    for number, spot in enumerate(order):
+        true = pose_at(0.3 * spot, 0.03 * spot)
+        if before is not None:
+            noise = torch.from_numpy(rng.normal(size=6))
+            step = torch.from_numpy(np.linalg.inv(before) @ true)
+            believed = believed @ step @ se3.exp(root @ noise)
+        _, which = seen_from(true, place)
+        local = (place[which] - true[:3, 3]) @ true[:3, :3]
+        count = len(which)
+        keyframe = keyframe_of(0, true, place, look, np.full(len(place), -1))
+        observation = Observation(
+            10**8 * (2 * number + 1), 0, keyframe.features((640, 480)),
+            torch.from_numpy(local[:, :2] / local[:, 2:]),
+            torch.full((count,), 1e-3).double(), torch.full((count,), torch.nan).double(),
+            torch.full((count,), 1e-3).double(), torch.zeros(count, dtype=torch.int64),
+        )  # fmt: skip
+        spread = (1e-4 * torch.eye(3).double()).expand(count, 3, 3)
+        # The odometry knows a point for as long as it sees it.
+        names = torch.from_numpy(which) + 1000 * (number // PLACES)
+        yield KeyframeRecord(
+            observation, 0, before_ns, believed, believed, STEP, names,
+            torch.from_numpy(local), spread, True,
+        ), true  # fmt: skip
+        before, before_ns = true, observation.stamp_ns
+
+
+def mapper(**culling: Any) -> Mapper:
+    settings = Settings.model_validate(
+        {
+            'sensor': 'stereo',
+            'mapping': {
+                'culling': {'newest': 5, 'every': 5, **culling},
+                'places': {'gap_s': 3.0, 'min_score': 0.5},
+                'adjustment': {'enabled': False},
+            },
+        }
+    )
+    models = SimpleNamespace(matcher=Alike(), networks={})
+    return Mapper(settings, Rig((CAMERA,)), models, ByPoints())  # type: ignore[arg-type]
+
+
+def errors_m(made: Mapper, truth: dict[int, Array]) -> Array:
+    """(K,) how far the keyframes are from where they were."""
+    off = [
+        np.linalg.norm((made.world.pose[key] - truth[keyframe.stamp_ns])[:3, 3])
+        for key, keyframe in made.world.keyframes.items()
+    ]
+    return np.array(off)
+
+
+def test_a_map_of_a_known_place_does_not_grow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(mapper_module, 'GONE_LEAST', 20)
+    made, truth = mapper(), {}
+    keyframes, landmarks, graph, moved = [], [], [], []
+    begin = made._begin_again
+
+    def watched() -> None:
+        before = dict(made.world.pose)
+        points = [made.world.points_seen_by(key)[0] for key in made.world.keyframes]
+        begin()
+        moved.append(max(np.abs(made.world.pose[k] - before[k]).max() for k in before))
+        for key, then in zip(made.world.keyframes, points, strict=True):
+            np.testing.assert_allclose(made.world.points_seen_by(key)[0], then, atol=1e-5)
+        for key in made.world.keyframes:
+            pose, _ = made.pose_graph.pose(key)
+            np.testing.assert_allclose(pose, made.world.pose[key], atol=1e-6)
+
+    monkeypatch.setattr(made, '_begin_again', watched)
+    for record, true in walk(20):
+        truth[record.stamp_ns] = true
+        made.add(record)
+        keyframes.append(len(made.world))
+        landmarks.append(len(made.world.landmarks))
+        graph.append(len(made.pose_graph))
+    assert len(moved) > 1
+    assert max(moved) == 0.0
+    half = len(keyframes) // 2
+    assert max(keyframes[half:]) <= max(keyframes[:half]) + 5
+    assert max(graph[half:]) <= 2 * max(keyframes) + 20 + 5
+    assert max(landmarks[half:]) < 1.5 * max(landmarks[:half])
+    assert sum(edge.loop for edge in made.world.edges) < len(made.world) ** 2 / 2
+    assert errors_m(made, truth).max() < 0.05
+    # What is saved leads on from where it was.
+    save_map(made.world, tmp_path / 'map')
+    world = load_map(tmp_path / 'map')
+    again = Mapper(
+        Settings.model_validate({'sensor': 'stereo'}), Rig((CAMERA,)),
+        SimpleNamespace(matcher=Alike(), networks={}), ByPoints(), world,
+    )  # type: ignore[arg-type]  # fmt: skip
+    for key in world.keyframes:
+        np.testing.assert_allclose(again.pose_graph.pose(key)[0], made.world.pose[key], atol=1e-6)
+
+
+def test_without_culling_everything_stays() -> None:
+    made, truth = mapper(share=2.0), {}
+    for record, true in walk(6):
+        truth[record.stamp_ns] = true
+        made.add(record)
+    assert len(made.world) == 6 * PLACES == len(made.pose_graph)
+    assert errors_m(made, truth).max() < 0.05
+
+
+def test_in_a_hurry_a_place_is_not_looked_for_at_every_keyframe() -> None:
+    found = {}
+    for hurry in (False, True):
+        made = mapper()
+        updates = [made.add(record, hurry=hurry) for record, _ in walk(4)]
+        found[hurry] = [bool(update and update.revisits) for update in updates]
+    assert sum(found[False]) > 20
+    first = found[False].index(True)
+    assert found[True].index(True) == first
+    assert sum(found[True]) <= 1 + (4 * PLACES - first) // 5
+    assert sum(found[True]) >= 4
