@@ -414,8 +414,8 @@ class CullingSettings(Section):
         0.9,
         ge=0.0,
         le=2.0,
-        description='A keyframe goes when this share of its landmarks is seen by three others; '
-        'above 1: none.',
+        description='A keyframe goes when three others see this share of the landmarks that it '
+        'does not see alone; above 1: none.',
     )
     newest: int = Field(20, ge=2, le=1000, description='The newest keyframes stay.')
     every: int = Field(10, ge=1, le=1000, description='Keyframes between two cullings.')

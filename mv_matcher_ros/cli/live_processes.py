@@ -176,6 +176,16 @@ class NodeProcesses:
         """Whether a process runs."""
         return self._running[name].poll() is None
 
+    def require(self, *names: str) -> None:
+        """That processes run.
+
+        Raises:
+            MvMatcherError: one has ended; with its last words.
+        """
+        for name in names:
+            if not self.alive(name):
+                raise MvMatcherError(self._failure(name))
+
     def kill(self, name: str) -> None:
         """End a process as the kernel does when memory is short: SIGKILL."""
         self._running[name].kill()

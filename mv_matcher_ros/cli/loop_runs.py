@@ -168,7 +168,12 @@ def replayed(run: LoopRun, settings: Settings, false: Sequence[Loop]) -> PoseGra
     mapper = run.mapper
     metric = mapper.world.metric
     size = 6 if metric else 7
-    true = [Loop(r.a, r.b, r.a_from_b, r.covariance[:size, :size], r.scale) for r in run.revisits]
+    known = set(mapper.pose_graph.poses()[0].tolist())
+    true = [
+        Loop(r.a, r.b, r.a_from_b, r.covariance[:size, :size], r.scale)
+        for r in run.revisits
+        if r.a in known and r.b in known
+    ]
     steps: dict[int, Loop] = {}
     for measured in mapper.pose_graph.measurements():  # odometry comes first
         steps.setdefault(measured.b, measured)
@@ -178,7 +183,7 @@ def replayed(run: LoopRun, settings: Settings, false: Sequence[Loop]) -> PoseGra
     for key, pose, scale in zip(keys.tolist(), poses, scales, strict=True):
         step = steps.get(key)
         if step is not None and step.a == before:
-            made.add_odometry(step.a, key, step.a_from_b, step.covariance[:6, :6])
+            made.add_odometry(step.a, key, step.a_from_b, step.covariance, step.scale)
         else:
             made.add_keyframe(key, pose, float(scale))
         made.add_loops([loop for loop in (*true, *false) if max(loop.a, loop.b) == key])

@@ -32,6 +32,7 @@ class MappingSink:
 
     def __init__(self, mapper: Mapper) -> None:
         self.mapper = mapper
+        mapper.world.gone = {}  # for the poses of all frames
         # A recording that is run twice makes two parts of a map.
         self.run = uuid.uuid4().hex
         self.updates: list[MapUpdate] = []

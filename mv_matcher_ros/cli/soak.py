@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mv_matcher_ros.cli.console import print_json, print_table, progress
+from mv_matcher_ros.cli.console import print_json, print_table, progress, say
 from mv_matcher_ros.cli.faults import Clip
 from mv_matcher_ros.cli.live_processes import NodeProcesses, Usage, environment_of_its_own
 from mv_matcher_ros.cli.wire_session import MAPPING, NODE, node_words
@@ -94,9 +95,14 @@ def soak(clip: Clip, minutes: float, settings: Settings, json: bool) -> bool:
         raise MissingDependencyError('rclpy', 'ros', 'stress --soak')
     if clip.truth is None:
         raise MvMatcherError(f'{clip.name}: no truth, so no pose could be called false')
-    with tempfile.TemporaryDirectory(prefix='mv_matcher_') as place:
-        os.environ.update(environment_of_its_own(Path(place)))
-        soaked = _Soak(clip, minutes * 60.0, settings, Path(place)).run()
+    place = Path(tempfile.mkdtemp(prefix='mv_matcher_'))
+    os.environ.update(environment_of_its_own(place))
+    try:
+        soaked = _Soak(clip, minutes * 60.0, settings, place).run()
+    except MvMatcherError:
+        say(f'what the nodes said: {place}')
+        raise
+    shutil.rmtree(place, ignore_errors=True)
     _print(clip, soaked, json)
     return not soaked.complaints
 
@@ -164,8 +170,7 @@ class _Soak:
                 wire.publish(start_ns + stamp, wire.messages(frame, start_ns + stamp))
                 self._shown[start_ns + stamp] = self._truth[frame.stamp_ns]
                 while len(wire.states) == answered:
-                    if not processes.alive(NODE) or not processes.alive(MAPPING):
-                        raise MvMatcherError(f'a node died after {shown_s / 60:.1f} minutes')
+                    processes.require(NODE, MAPPING)
                     if time.monotonic() - sent_s > _ANSWER_S:
                         raise MvMatcherError(f'no answer after {shown_s / 60:.1f} minutes')
                     time.sleep(1e-3)

@@ -15,9 +15,10 @@ from mv_matcher_ros.mapping.map import Map, rigid
 def on_map(published: Trajectory, world: Map, run: str = '') -> Trajectory:
     """Poses of the frames of a run on the map that was made of it.
 
-    At a keyframe a pose is the map's. Between two of one segment what takes `odom` to the map at
-    the one changes evenly to what does at the other; before the first and after the last of a
-    segment it stays. Frames before the first keyframe are left out.
+    At a keyframe a pose is the map's, also at one that is gone where the map remembers it.
+    Between two of one segment what takes `odom` to the map at the one changes evenly to what does
+    at the other; before the first and after the last of a segment it stays. Frames before the
+    first keyframe are left out.
 
     Args:
         published: poses in odom of a run.
@@ -29,15 +30,27 @@ def on_map(published: Trajectory, world: Map, run: str = '') -> Trajectory:
     """
     frames = set(published.stamps_ns.tolist())
     own = {segment for segment, name in world.origin.items() if name.rpartition('/')[0] == run}
-    keyframes = [k for k in world.keyframes.values() if k.stamp_ns in frames and k.segment in own]
-    if not keyframes:
+    anchors: list[tuple[int, int, Array]] = [
+        (k.stamp_ns, k.segment, world.pose[k.key] @ np.linalg.inv(k.odom_from_body))
+        for k in world.keyframes.values()
+    ]
+    for key, others in (world.gone or {}).items():
+        anchors += [
+            (
+                other.stamp_ns,
+                other.segment,
+                world.pose[key] @ other.anchor_from_body @ np.linalg.inv(other.odom_from_body),
+            )
+            for other in others
+        ]
+    anchors = sorted(
+        (anchor for anchor in anchors if anchor[0] in frames and anchor[1] in own),
+        key=lambda anchor: anchor[0],
+    )
+    if not anchors:
         raise EvaluationError('no keyframe of the map has the stamp of a frame of the run')
-    keyframes.sort(key=lambda k: k.stamp_ns)
-    stamps = np.array([k.stamp_ns for k in keyframes])
-    segment = np.array([k.segment for k in keyframes])
-    correction = np.stack([
-        world.pose[k.key] @ np.linalg.inv(k.odom_from_body) for k in keyframes
-    ])  # fmt: skip
+    stamps, segment = (np.array([anchor[i] for anchor in anchors]) for i in (0, 1))
+    correction = np.stack([anchor[2] for anchor in anchors])
     kept = published.stamps_ns >= stamps[0]
     poses = []
     for stamp, pose in zip(

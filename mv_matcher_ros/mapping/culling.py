@@ -6,6 +6,9 @@ Source of the rule for keyframes: Mur-Artal et al., ORB-SLAM, TRO 2015, VI.E.
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
+
 import numpy as np
 
 from mv_matcher_ros.config import CullingSettings
@@ -13,7 +16,7 @@ from mv_matcher_ros.mapping.map import Map
 
 # A landmark that so many other keyframes see does not need one more.
 WITNESSES = 3
-# Fewer landmarks say nothing of a keyframe.
+# A keyframe with fewer landmarks says nothing, and fewer that others see say nothing of it.
 FEWEST = 20
 
 
@@ -21,26 +24,28 @@ def redundant(world: Map, settings: CullingSettings) -> list[int]:
     """Keys of keyframes that nothing is lost with, the oldest first.
 
     Points that no other keyframe sees do not count: most are features that were found once. Not
-    the first or last of a segment, one of the newest, nor two neighbours at a time: the map stays
-    as dense as the odometry's steps need it.
+    the first one, one of the newest, the last of a segment, nor two neighbours at a time: the map
+    stays as dense as the odometry's steps need it.
     """
     if settings.share > 1.0:
         return []
     keys = list(world.keyframes)
-    newest = set(keys[-settings.newest :])
+    left = Counter(keyframe.segment for keyframe in world.keyframes.values())
     seen = world.landmarks.seen.copy()
     going: list[int] = []
-    for before, key, after in zip(keys, keys[1:], keys[2:], strict=False):
-        segments = {world.keyframes[k].segment for k in (before, key, after)}
-        if key in newest or len(segments) > 1 or (going and going[-1] == before):
+    for before, key in pairwise(keys[: -settings.newest]):
+        segment = world.keyframes[key].segment
+        if left[segment] == 1 or (going and going[-1] == before):
             continue
         mine = world.keyframes[key].landmark
         mine = mine[mine >= 0]
         shared = mine[seen[mine] > 1]
-        if len(shared) < FEWEST:
+        nothing = len(mine) < FEWEST
+        if len(shared) < FEWEST and not nothing:
             continue
-        if float((seen[shared] > WITNESSES).mean()) >= settings.share:
+        if nothing or float((seen[shared] > WITNESSES).mean()) >= settings.share:
             going.append(key)
+            left[segment] -= 1
             seen[mine] -= 1
     return going
 

@@ -7,8 +7,9 @@ at keyframes: when a pose moves, they move.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -38,6 +39,21 @@ class Edge:
     loop: bool
 
 
+@dataclass(frozen=True)
+class Gone:
+    """A keyframe that the map has let go, for who wants to know where the body was.
+
+    Attributes:
+        stamp_ns, segment, odom_from_body: of the keyframe.
+        anchor_from_body: (4, 4) similarity, its pose seen from a keyframe that is left.
+    """
+
+    stamp_ns: int
+    segment: int
+    odom_from_body: Array
+    anchor_from_body: Array
+
+
 @dataclass
 class Map:
     """What has been seen, and where.
@@ -51,6 +67,8 @@ class Map:
         pose: by key, (4, 4) similarity map_from_body; for metric sensors its scale is one.
         edges: between keyframes.
         origin: of each segment, what the odometry called it; one that says the same goes on.
+        gone: by the key of a keyframe that is left, those that hang at it now; None: nobody wants
+            to know. Not saved.
     """
 
     rig: Rig
@@ -61,6 +79,7 @@ class Map:
     pose: dict[int, Array] = field(default_factory=dict)
     edges: list[Edge] = field(default_factory=list)
     origin: dict[int, str] = field(default_factory=dict)
+    gone: dict[int, list[Gone]] | None = None
 
     def __post_init__(self) -> None:
         self._next_key = 1 + max(self.keyframes, default=-1)
@@ -164,12 +183,12 @@ class Map:
         return [other for other in best[:count] if shared[other]]
 
     def _of_segment(self, key: int, reach: int = 12) -> Iterable[tuple[int, MapKeyframe]]:
-        """Keyframes that came shortly before or after, of the same segment."""
-        segment = self.keyframes[key].segment
-        for other in range(key - reach, key + reach + 1):
-            keyframe = self.keyframes.get(other)
-            if keyframe is not None and keyframe.segment == segment:
-                yield other, keyframe
+        """Up to so many keyframes before and after, of the same segment."""
+        keys, segment = list(self.keyframes), self.keyframes[key].segment
+        place = bisect_left(keys, key)
+        for other in keys[max(place - reach, 0) : place + reach + 1]:
+            if self.keyframes[other].segment == segment:
+                yield other, self.keyframes[other]
 
     # -------------------------------------------------------------- changing
 
@@ -201,7 +220,9 @@ class Map:
     def remove(self, keys: Iterable[int]) -> None:
         """Let keyframes go; landmarks that hang at them are hung at another that sees them."""
         going = set(keys)
-        for key in going:
+        left = [key for key in self.keyframes if key not in going]
+        for key in sorted(going):
+            self._remember(key, left)
             del self.keyframes[key]
         homeless = np.isin(self.landmarks.anchor[: len(self.landmarks)], list(going))
         if homeless.any():
@@ -210,6 +231,23 @@ class Map:
             self._bridge(key)
             del self.pose[key]
         self._count_seen()
+
+    def _remember(self, key: int, left: list[int]) -> None:
+        """Hang a keyframe that goes, and what hangs at it, at the nearest of its segment."""
+        if self.gone is None:
+            return
+        keyframe = self.keyframes[key]
+        beside = [k for k in left if self.keyframes[k].segment == keyframe.segment]
+        if not beside:
+            return
+        anchor = min(beside, key=lambda k: abs(k - key))
+        step = np.linalg.inv(self.pose[anchor]) @ self.pose[key]
+        hanging = self.gone.setdefault(anchor, [])
+        hanging.append(Gone(keyframe.stamp_ns, keyframe.segment, keyframe.odom_from_body, step))
+        hanging += [
+            replace(other, anchor_from_body=step @ other.anchor_from_body)
+            for other in self.gone.pop(key, [])
+        ]
 
     def forget(self, number: NDArray[np.int32]) -> None:
         """Let landmarks go: nobody sees them any more."""
@@ -283,10 +321,14 @@ class Map:
 
 
 def rigid(similarity: Array) -> tuple[Array, float]:
-    """A similarity (4, 4) without its scale, and the scale: x → s R x + t becomes R x + t."""
+    """A similarity (4, 4) without its scale, and the scale: x → s R x + t becomes R x + t.
+
+    The rotation is one exactly: products of rounded ones would cease to be.
+    """
     scale = float(np.cbrt(np.linalg.det(similarity[:3, :3])))
     pose = similarity.copy()
-    pose[:3, :3] /= scale
+    u, _, vt = np.linalg.svd(similarity[:3, :3])
+    pose[:3, :3] = u @ vt
     return pose, scale
 
 

@@ -41,7 +41,7 @@ LONG_AGO_NS = -(1 << 62)
 # that, and at least so many more.
 GONE_SHARE, GONE_LEAST = 2.0, 200
 # Keyframes after which a place is looked for again, where there is no time.
-FOUND_KEYFRAMES = 5
+FOUND_KEYFRAMES = 3
 # So many verified loops may wait to be believed for what they say of landmarks.
 MOST_WAITING = 1000
 # A step over keyframes that were lost on the way is so many times less certain (variance).
@@ -163,6 +163,7 @@ class Mapper:
         follows = self._last is not None and self.world.origin.get(self._segment) == origin
         if not follows:
             self._recogniser.forget()
+            self._found_at = -FOUND_KEYFRAMES
             self._segment = self.world.next_segment
             self.world.origin[self._segment] = origin
         candidates = self._recogniser.recognise(place, record.stamp_ns)
@@ -200,6 +201,7 @@ class Mapper:
     def _begin_again(self) -> None:
         """A graph, an index and landmarks of what is left only: in a place that is known they do
         not grow for ever."""
+        self.settle()
         self._insertion.renumbered(self.world.compact())
         self._measured = {}
         self._begin()
@@ -210,9 +212,20 @@ class Mapper:
         steps = [edge for edge in self.world.edges if not edge.loop]
         self.world.edges = [*steps, *(_edge(loop) for loop in loops)]
 
+    def settle(self) -> None:
+        """Work in every loop that waits, and every move too small to be worth it: the map is then
+        all that is known."""
+        self._settle(self._graph.update(now=True))
+        known = self.world.keyframes
+        self.world.move({
+            int(key): similarity(pose, float(scale))
+            for key, pose, scale in zip(*self._graph.poses(), strict=True)
+            if int(key) in known
+        })  # fmt: skip
+
     def finish(self) -> None:
         """Work in every loop that waits, and adjust the map: there will be no more keyframes."""
-        self._settle(self._graph.update(now=True))
+        self.settle()
         self._cull()
         if self._settings.adjustment.enabled and self.world.keyframes:
             adjust_map(self.world, self._settings.adjustment)
@@ -235,13 +248,18 @@ class Mapper:
         """Whether the map has it; what comes next then goes on from there."""
         if self._last is not None and self._last[1].stamp_ns < record.stamp_ns:
             return False
-        for key, keyframe in self.world.keyframes.items():
-            named = self.world.origin.get(keyframe.segment)
-            if keyframe.stamp_ns == record.stamp_ns and named == origin:
-                if key == self.world.next_key - 1:
-                    self._last, self._segment = (key, record), keyframe.segment
-                return True
-        return False
+        of_it = [
+            keyframe
+            for keyframe in self.world.keyframes.values()
+            if self.world.origin.get(keyframe.segment) == origin
+        ]
+        newest = max(of_it, key=lambda keyframe: keyframe.stamp_ns, default=None)
+        if newest is None or newest.stamp_ns < record.stamp_ns:
+            return False
+        # Those before it were there, too, even if they have gone since.
+        if newest.stamp_ns == record.stamp_ns and newest.key == self.world.next_key - 1:
+            self._last, self._segment = (newest.key, record), newest.segment
+        return True
 
     def _scale_of(self, key: int) -> float:
         return self.world.placed(key)[1]

@@ -350,8 +350,9 @@ class PoseGraph:
     def measurements(self) -> list[Loop]:
         """Every step of odometry and every believed loop, by keys."""
         keys = self._keys
-        odometry = [
-            Loop(keys[k - 1], keys[k], step, covariance)
-            for k, step, covariance in self._graph.steps()
-        ]
+        odometry = []
+        for k, step, covariance in self._graph.steps():
+            pose, scale = split_scale(step)
+            unit = float(scale) if self.similarity else 1.0
+            odometry.append(Loop(keys[k - 1], keys[k], pose, covariance, unit))
         return [*odometry, *self.loops]

@@ -180,6 +180,7 @@ class MapSession:
             return 'mapping.folder is empty: the map is kept nowhere'
         if self._mapper is None:
             return f'{self.folder}: the map does not grow, nothing to save'
+        self._mapper.settle()
         save_map(self.world, self.folder)
         self.unsaved, self.keeps = '', False
         return f'{self.folder}: {len(self.world)} keyframes saved'

@@ -103,20 +103,26 @@ class MapPublishers:
         self._changed = self._changed and not late
         return came or late
 
-    def show(self, stamp_ns: int, world: Map) -> None:
-        """Path, landmarks and loops of a map, to those who listen."""
+    def show(self, stamp_ns: int, world: Map, latch: bool = False) -> None:
+        """Path, landmarks and loops of a map, to those who listen.
+
+        Args:
+            stamp_ns: of the messages.
+            world: the map.
+            latch: also for who comes later, when nobody may be there to ask `due`.
+        """
         self._published_s, self._changed = time.monotonic(), False
         self._audience = [picture.get_subscription_count() for picture in self._pictures]
         name = self._settings.ros.frames.map
         header = header_message(stamp_ns, name)
         path, landmarks, loops = self._audience
-        if path:
+        if path or latch:
             self._path.publish(self._poses(header, world))
-        if landmarks:
+        if landmarks or latch:
             points = world.points_in_map(np.arange(len(world.landmarks), dtype=np.int32))
             known = np.asarray(points[np.isfinite(points).all(1)], np.float32)
             self._landmarks.publish(cloud_message(stamp_ns, name, known))
-        if loops:
+        if loops or latch:
             self._loops.publish(self._lines(header, world))
 
     @staticmethod

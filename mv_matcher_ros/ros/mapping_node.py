@@ -190,6 +190,8 @@ class MappingNode(LifecycleNode):
             self.destroy_subscription(subscription)
         self._inputs = []
         self.close()
+        if not self._busy():
+            self._show(latch=True)
         if self._odometry is not None:
             self._odometry.close()
             self._odometry = None
@@ -331,13 +333,14 @@ class MappingNode(LifecycleNode):
         session = self._session
         assert session is not None
         self._map_from_odom = None
-        self._show()
+        self._show(latch=True)
         self.get_logger().info(words)
         return words
 
-    def _show(self) -> None:
+    def _show(self, latch: bool = False) -> None:
         if self._session is not None:
-            self._outputs.show(self.get_clock().now().nanoseconds, self._session.world)
+            now_ns = self.get_clock().now().nanoseconds
+            self._outputs.show(now_ns, self._session.world, latch)
 
     def _take(self, message: Any) -> None:
         try:

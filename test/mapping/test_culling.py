@@ -52,11 +52,43 @@ def test_a_loop_keeps_no_keyframe() -> None:
     assert redundant(world, SETTINGS) == going
 
 
-def test_the_ends_of_segments_stay() -> None:
+def test_one_keyframe_of_each_segment_stays() -> None:
     world = made_map(9)
-    for key in (4, 5, 6, 7, 8):
+    for key in (3, 4):
         world.keyframes[key] = replace(world.keyframes[key], segment=1)
-    assert not {3, 4} & set(redundant(world, SETTINGS))
+    for key in (5, 6, 7, 8):
+        world.keyframes[key] = replace(world.keyframes[key], segment=2)
+    cutting = CullingSettings(share=0.0, newest=2)
+    for _ in range(9):
+        cull(world, cutting)
+    assert {keyframe.segment for keyframe in world.keyframes.values()} == {0, 1, 2}
+    assert sum(keyframe.segment == 1 for keyframe in world.keyframes.values()) == 1
+    assert 0 in world.keyframes
+    assert {7, 8} <= set(world.keyframes)
+
+
+def test_a_keyframe_that_saw_nothing_goes() -> None:
+    world = made_map(9)
+    dark = world.keyframes[3]
+    world.keyframes[3] = replace(dark, landmark=np.full_like(dark.landmark, -1))
+    world._count_seen()
+    assert 3 in redundant(world, CullingSettings(share=1.0, newest=2))
+
+
+def test_what_has_gone_is_remembered_where_it_was() -> None:
+    world = made_map(9)
+    world.gone = {}
+    poses, frames = dict(world.pose), dict(world.keyframes)
+    gone = cull(world, SETTINGS) + cull(world, SETTINGS) + cull(world, SETTINGS)
+    assert set(gone) == set(poses) - set(world.keyframes)
+    assert set(world.gone) <= set(world.keyframes)
+    remembered = {other.stamp_ns: (k, other) for k, all_ in world.gone.items() for other in all_}
+    assert set(remembered) == {frames[key].stamp_ns for key in gone}
+    for key in gone:
+        anchor, other = remembered[frames[key].stamp_ns]
+        np.testing.assert_allclose(
+            world.pose[anchor] @ other.anchor_from_body, poses[key], atol=1e-12
+        )
 
 
 def test_steps_lead_over_what_has_gone() -> None:
