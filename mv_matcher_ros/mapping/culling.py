@@ -7,6 +7,7 @@ Source of the rule for keyframes: Mur-Artal et al., ORB-SLAM, TRO 2015, VI.E.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 from itertools import pairwise
 
 import numpy as np
@@ -20,12 +21,17 @@ WITNESSES = 3
 FEWEST = 20
 
 
-def redundant(world: Map, settings: CullingSettings) -> list[int]:
+def redundant(world: Map, settings: CullingSettings, spare: Set[int] = frozenset()) -> list[int]:
     """Keys of keyframes that nothing is lost with, the oldest first.
 
     Points that no other keyframe sees do not count: most are features that were found once. Not
     the first one, one of the newest, the last of a segment, nor two neighbours at a time: the map
     stays as dense as the odometry's steps need it.
+
+    Args:
+        world: the map.
+        settings: when a keyframe goes.
+        spare: keys of keyframes that show what is known, whoever sees their landmarks.
     """
     if settings.share > 1.0:
         return []
@@ -41,9 +47,9 @@ def redundant(world: Map, settings: CullingSettings) -> list[int]:
         mine = mine[mine >= 0]
         shared = mine[seen[mine] > 1]
         nothing = len(mine) < FEWEST
-        if len(shared) < FEWEST and not nothing:
+        if len(shared) < FEWEST and not nothing and key not in spare:
             continue
-        if nothing or float((seen[shared] > WITNESSES).mean()) >= settings.share:
+        if nothing or key in spare or float((seen[shared] > WITNESSES).mean()) >= settings.share:
             going.append(key)
             left[segment] -= 1
             seen[mine] -= 1
@@ -64,12 +70,12 @@ def uncertain(world: Map, settings: CullingSettings) -> np.ndarray:
     return found
 
 
-def cull(world: Map, settings: CullingSettings) -> list[int]:
+def cull(world: Map, settings: CullingSettings, spare: Set[int] = frozenset()) -> list[int]:
     """Let go of both; returns the keys of the keyframes that have gone."""
     gone = uncertain(world, settings)
     if len(gone):
         world.forget(gone)
-    going = redundant(world, settings)
+    going = redundant(world, settings, spare)
     if going:
         world.remove(going)
     return going

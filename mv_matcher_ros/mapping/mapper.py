@@ -108,6 +108,8 @@ class Mapper:
         self._last: tuple[int, KeyframeRecord] | None = None
         self._segment = -1
         self._found_at = -FOUND_KEYFRAMES
+        self._passed: list[int] = []  # since then, without a look
+        self._spare: set[int] = set()
         self._first_key = self.world.next_key
         self._begin()
 
@@ -163,7 +165,7 @@ class Mapper:
         follows = self._last is not None and self.world.origin.get(self._segment) == origin
         if not follows:
             self._recogniser.forget()
-            self._found_at = -FOUND_KEYFRAMES
+            self._found_at, self._passed = -FOUND_KEYFRAMES, []
             self._segment = self.world.next_segment
             self.world.origin[self._segment] = origin
         candidates = self._recogniser.recognise(place, record.stamp_ns)
@@ -177,6 +179,7 @@ class Mapper:
         self._last = key, record
         if hurry and key - self._found_at < FOUND_KEYFRAMES:
             candidates = []
+            self._passed.append(key)
         revisits, refused = self._revisits(key, candidates)
         self._graph.add_loops([_loop(found, self.world.metric) for found in revisits])
         update = self._settle(self._graph.update())
@@ -190,7 +193,8 @@ class Mapper:
     def _cull(self) -> None:
         """Let go of what the map does not need. The graph keeps it for a while: it costs little
         there, and holds the rest."""
-        gone = cull(self.world, self._settings.culling)
+        gone = cull(self.world, self._settings.culling, self._spare)
+        self._spare.difference_update(gone)
         for key in gone:
             self._index.remove(key)
         if gone:
@@ -304,7 +308,10 @@ class Mapper:
             if isinstance(found, Refusal):
                 refused.append(f'{key} -> {keys[0]}: {found.reason}')
                 continue
-            self._found_at = key
+            # What was passed by since the last place that was found is known, too.
+            if key - self._found_at <= FOUND_KEYFRAMES:
+                self._spare.update(self._passed)
+            self._found_at, self._passed = key, []
             self._measured[found.a, found.b] = found
             if len(self._measured) > MOST_WAITING:
                 del self._measured[next(iter(self._measured))]

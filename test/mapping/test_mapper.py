@@ -173,6 +173,18 @@ def test_in_a_hurry_a_place_is_not_looked_for_at_every_keyframe() -> None:
     assert sum(found[True]) >= 4
 
 
+def test_a_map_does_not_grow_in_a_hurry_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapper_module, 'GONE_LEAST', 20)
+    made, truth, keyframes = mapper(), {}, []
+    for record, true in walk(20):
+        made.add(record, hurry=True)
+        truth[record.stamp_ns] = true
+        keyframes.append(len(made.world))
+    half = len(keyframes) // 2
+    assert max(keyframes[half:]) <= max(keyframes[:half]) + 8
+    assert errors_m(made, truth).max() < 0.05
+
+
 def test_what_the_map_has_had_is_not_taken_again() -> None:
     records = [record for record, _ in walk(6)]
     made = mapper()
