@@ -181,7 +181,12 @@ class Mapper:
             candidates = []
             self._passed.append(key)
         revisits, refused = self._revisits(key, candidates)
-        self._graph.add_loops([_loop(found, self.world.metric) for found in revisits])
+        believed = self._graph.add_loops([_loop(found, self.world.metric) for found in revisits])
+        if any(believed):
+            # What was passed by since the last place that was found is known, too.
+            if key - self._found_at <= FOUND_KEYFRAMES:
+                self._spare.update(self._passed)
+            self._found_at, self._passed = key, []
         update = self._settle(self._graph.update())
         if (key + 1) % self._settings.culling.every == 0:
             self._cull()
@@ -308,10 +313,6 @@ class Mapper:
             if isinstance(found, Refusal):
                 refused.append(f'{key} -> {keys[0]}: {found.reason}')
                 continue
-            # What was passed by since the last place that was found is known, too.
-            if key - self._found_at <= FOUND_KEYFRAMES:
-                self._spare.update(self._passed)
-            self._found_at, self._passed = key, []
             self._measured[found.a, found.b] = found
             if len(self._measured) > MOST_WAITING:
                 del self._measured[next(iter(self._measured))]
