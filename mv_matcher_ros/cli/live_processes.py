@@ -216,9 +216,7 @@ class NodeProcesses:
         `watch` is called meanwhile, twenty times a second.
         """
         while self._running[name].poll() is None:
-            for other, process in self._running.items():
-                if other != name and process.poll() is not None:
-                    raise MvMatcherError(self._failure(other))
+            self.require(*(other for other in self._running if other != name))
             watch()
             time.sleep(_POLL_S)
         if self._running[name].returncode != 0:

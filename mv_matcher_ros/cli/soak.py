@@ -97,10 +97,11 @@ def soak(clip: Clip, minutes: float, settings: Settings, json: bool) -> bool:
         raise MvMatcherError(f'{clip.name}: no truth, so no pose could be called false')
     place = Path(tempfile.mkdtemp(prefix='mv_matcher_'))
     os.environ.update(environment_of_its_own(place))
+    session = _Soak(clip, minutes * 60.0, settings, place)
     try:
-        soaked = _Soak(clip, minutes * 60.0, settings, place).run()
+        soaked = session.run()
     except MvMatcherError:
-        say(f'what the nodes said: {place}')
+        say(f'ended after {session.shown_s / 60:.1f} minutes; what the nodes said: {place}')
         raise
     shutil.rmtree(place, ignore_errors=True)
     _print(clip, soaked, json)
@@ -128,6 +129,7 @@ class _Soak:
         truth = clip.truth
         self._truth = dict(zip(truth.stamps_ns.tolist(), truth.world_from_body, strict=True))
         self._shown: dict[int, Array] = {}  # what each stamp showed
+        self.shown_s = 0.0  # of camera time
         self._latency_ms: list[float] = []
         self._statuses: Counter[str] = Counter()
         self._parts: list[Part] = []
@@ -162,8 +164,8 @@ class _Soak:
         answered = 0
         with progress('minutes', max(1, round(self._seconds / 60.0))) as advance:
             for stamp, frame in forth_and_back(self._clip, self._seconds):
-                shown_s = (stamp - self._clip.frames[0].stamp_ns) * 1e-9
-                if shown_s >= part_s * (len(self._parts) + 1):
+                self.shown_s = (stamp - self._clip.frames[0].stamp_ns) * 1e-9
+                if self.shown_s >= part_s * (len(self._parts) + 1):
                     self._end_part(wire, processes, since)
                     since = len(self._latency_ms)
                 sent_s = time.monotonic()
@@ -172,7 +174,7 @@ class _Soak:
                 while len(wire.states) == answered:
                     processes.require(NODE, MAPPING)
                     if time.monotonic() - sent_s > _ANSWER_S:
-                        raise MvMatcherError(f'no answer after {shown_s / 60:.1f} minutes')
+                        raise MvMatcherError(f'no answer for {_ANSWER_S:g} s')
                     time.sleep(1e-3)
                 state = wire.states[answered]
                 answered += 1

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from mv_matcher_ros.datatypes import Array, Rig, Sensor
-from mv_matcher_ros.geometry import sim3
+from mv_matcher_ros.geometry import sim3, so3
 from mv_matcher_ros.mapping.keyframe import MapKeyframe
 from mv_matcher_ros.mapping.landmarks import Landmarks
 
@@ -327,8 +327,7 @@ def rigid(similarity: Array) -> tuple[Array, float]:
     """
     scale = float(np.cbrt(np.linalg.det(similarity[:3, :3])))
     pose = similarity.copy()
-    u, _, vt = np.linalg.svd(similarity[:3, :3])
-    pose[:3, :3] = u @ vt
+    pose[:3, :3] = so3.nearest_rotation(torch.from_numpy(similarity[:3, :3].copy())).numpy()
     return pose, scale
 
 

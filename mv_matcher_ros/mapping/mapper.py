@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Array, Rig
@@ -61,7 +62,6 @@ class MapUpdate:
         revisits: places that it shows, verified.
         refused: candidates that were not, and why.
         taken, dropped: loops that are believed now, or no longer.
-        moved: keyframes that have moved.
     """
 
     key: int
@@ -71,7 +71,6 @@ class MapUpdate:
     refused: tuple[str, ...]
     taken: int
     dropped: int
-    moved: int
 
 
 class Mapper:
@@ -192,7 +191,7 @@ class Mapper:
             self._cull()
         return MapUpdate(
             key, self.map_from_odom, self._scale_of(key), tuple(revisits), tuple(refused),
-            len(update.taken), len(update.dropped), len(update.keys),
+            len(update.taken), len(update.dropped),
         )  # fmt: skip
 
     def _cull(self) -> None:
@@ -225,12 +224,7 @@ class Mapper:
         """Work in every loop that waits, and every move too small to be worth it: the map is then
         all that is known."""
         self._settle(self._graph.update(now=True))
-        known = self.world.keyframes
-        self.world.move({
-            int(key): similarity(pose, float(scale))
-            for key, pose, scale in zip(*self._graph.poses(), strict=True)
-            if int(key) in known
-        })  # fmt: skip
+        self._move(*self._graph.poses())
 
     def finish(self) -> None:
         """Work in every loop that waits, and adjust the map: there will be no more keyframes."""
@@ -319,13 +313,17 @@ class Mapper:
             return [found], refused
         return [], refused
 
-    def _settle(self, update: GraphUpdate) -> GraphUpdate:
-        """Move the map, and make landmarks one that loops say are the same."""
+    def _move(self, keys: NDArray[np.int64], poses: Array, scales: Array) -> None:
+        """Keyframes that the map still has to where the graph has them."""
         self.world.move({
             int(key): similarity(pose, float(scale))
-            for key, pose, scale in zip(update.keys, update.new, update.new_scale, strict=True)
+            for key, pose, scale in zip(keys, poses, scales, strict=True)
             if int(key) in self.world.keyframes
         })  # fmt: skip
+
+    def _settle(self, update: GraphUpdate) -> GraphUpdate:
+        """Move the map, and make landmarks one that loops say are the same."""
+        self._move(update.keys, update.new, update.new_scale)
         known = self.world.keyframes
         if update.dropped or any({loop.a, loop.b} - known.keys() for loop in update.taken):
             self._write_loops()

@@ -96,10 +96,16 @@ class PoseGraph:
         links = [self._loops.link(n) for n in sorted(self._loops.believed)]
         found = []
         for link in carried(self._graph.chain, links, kept):
-            pose, scale = split_scale(link.a_from_b)
-            unit = float(scale) if self.similarity else 1.0
-            found.append(Loop(self._keys[link.a], self._keys[link.b], pose, link.covariance, unit))
+            pose, scale = self._parts(link.a_from_b)
+            found.append(
+                Loop(self._keys[link.a], self._keys[link.b], pose, link.covariance, scale)
+            )
         return found
+
+    def _parts(self, transform: Array) -> tuple[Array, float]:
+        """Rigid (4, 4) and scale; exactly 1 in a metric graph, whatever rounding has left."""
+        pose, scale = split_scale(transform)
+        return pose, float(scale) if self.similarity else 1.0
 
     def add_keyframe(self, key: int, map_from_body: Array, scale: float = 1.0) -> None:
         """The first keyframe, or the first after odometry was lost: it begins a segment.
@@ -352,7 +358,6 @@ class PoseGraph:
         keys = self._keys
         odometry = []
         for k, step, covariance in self._graph.steps():
-            pose, scale = split_scale(step)
-            unit = float(scale) if self.similarity else 1.0
-            odometry.append(Loop(keys[k - 1], keys[k], pose, covariance, unit))
+            pose, scale = self._parts(step)
+            odometry.append(Loop(keys[k - 1], keys[k], pose, covariance, scale))
         return [*odometry, *self.loops]

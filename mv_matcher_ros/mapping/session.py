@@ -31,7 +31,6 @@ class Taken:
             INITIALISING until it is found for the first time.
         message: one line on why it is not TRACKING, or what changed.
         map_from_odom: (4, 4) rigid, None where nobody knows.
-        moved: keyframes of the map have moved.
         counts: keyframes, loops, …
     """
 
@@ -39,7 +38,6 @@ class Taken:
     status: Status
     message: str
     map_from_odom: Array | None
-    moved: bool
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -134,8 +132,7 @@ class MapSession:
             'refused': len(update.refused),
         }
         return Taken(
-            record.stamp_ns, Status.TRACKING, message, self.map_from_odom, bool(update.moved),
-            counts,
+            record.stamp_ns, Status.TRACKING, message, self.map_from_odom, counts
         )  # fmt: skip
 
     def _found(self, record: KeyframeRecord, run: str) -> Taken:
@@ -158,12 +155,12 @@ class MapSession:
             status = Status.RELOCALISED if lost and self._ever else Status.TRACKING
             self._missed, self._ever, self._guess = 0, True, None
             counts['inliers'] = found.inliers
-            return Taken(record.stamp_ns, status, '', self.map_from_odom, False, counts)
+            return Taken(record.stamp_ns, status, '', self.map_from_odom, counts)
         self._missed += 1
         status = Status.DEGRADED
         if self._missed >= self._settings.mapping.lost_after:
             status = Status.LOST if self._ever else Status.INITIALISING
-        return Taken(record.stamp_ns, status, found.reason, self.map_from_odom, False, counts)
+        return Taken(record.stamp_ns, status, found.reason, self.map_from_odom, counts)
 
     def expect(self, map_from_body: Array) -> None:
         """Somebody says where the body is: the next keyframe is looked for there first."""

@@ -27,7 +27,7 @@ def said(transition: _Transition[Node]) -> _Transition[Node]:
         except MvMatcherError as error:
             node.get_logger().error(f'{transition.__name__}: {error}')
             return TransitionCallbackReturn.FAILURE
-        except Exception:
+        except Exception:  # rclpy answers ERROR, too, but keeps to itself what it was
             node.get_logger().error(f'{transition.__name__}: {traceback.format_exc()}')
             return TransitionCallbackReturn.ERROR
 

@@ -27,8 +27,7 @@ def working_module(
         module = importlib.import_module(package)
         if works is not None:
             works(module)
-    # Not only ImportError: apt packages built for another numpy die with AttributeError.
-    except Exception:
+    except Exception:  # apt packages built for another numpy die with AttributeError
         return None
     return module
 
