@@ -2,10 +2,11 @@
 """Self-calibration of a stereo rig's disparity while it moves.
 
 A tenth of a pixel of error in the relative yaw of two cameras (or in a principal point) adds a
-constant to every disparity, and with it a scale error that grows with depth. Motion tells: inverse
-depths from two keyframes, ρ_m, are right up to one common factor 1 + ε, whatever the offset, so
-that the stereo ones are ρ_s = ρ_m − ε ρ_m + δ. Points at different depths separate δ from ε by
-weighted regression.
+constant δ to every disparity, and with it a scale error that grows with depth. Motion tells: seen
+from another keyframe, points whose inverse depths are all off by δ are not where any motion would
+put them. What the motion itself is wrong by, in all six directions, is estimated with δ and
+eliminated: the poses come from these depths, and agree with them as far as they can. Told to be
+right, they would confirm whatever the depths say.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ import torch
 from torch import Tensor
 
 from mv_matcher_ros.datatypes import Rig
-from mv_matcher_ros.odometry.landmarks import LandmarkMaker, inverse_depth_from_pair
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.geometry.epipolar import homogeneous
+from mv_matcher_ros.odometry.landmarks import LandmarkMaker
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
 # What is thought of the offset before any motion, and how far it may go: a calibration is good to
 # less than a pixel.
 START_SIGMA_PX = 0.3
 LARGEST_PX = 1.0
+# Most rigs are right: none is corrected before it is that many standard deviations off. What is
+# not yet known well would shift all depths alike, by more than they err.
+SURE_SIGMAS = 3.0
 # The same keyframes take part in several regressions: their information is counted that much less.
 REUSE = 3.0
 FEWEST_POINTS = 30
@@ -40,8 +46,9 @@ class DisparityOffset:
         camera: which of the seeing cameras is the first of the pair.
 
     Attributes:
-        offset: estimate in units of inverse depth (disparity over focal length times baseline).
-        variance: of the estimate.
+        offset: what is taken out, in units of inverse depth (disparity over focal length times
+            baseline); 0 until it is sure that there is one.
+        estimate, variance: of it.
     """
 
     def __init__(self, rig: Rig, maker: LandmarkMaker, camera: int = 0) -> None:
@@ -55,17 +62,17 @@ class DisparityOffset:
 
     def reset(self) -> None:
         """Back to the calibration as given."""
-        self.offset = 0.0
+        self.offset = self.estimate = 0.0
         self.variance = (START_SIGMA_PX * self._per_px) ** 2
 
     @property
     def offset_px(self) -> float:
-        """The estimate in pixels of disparity."""
+        """What is taken out, in pixels of disparity."""
         return self.offset / self._per_px
 
     @property
     def sigma_px(self) -> float:
-        """Its standard deviation in pixels."""
+        """Standard deviation of the estimate in pixels."""
         return float(self.variance**0.5) / self._per_px
 
     def update(self, window: Window) -> None:
@@ -78,9 +85,14 @@ class DisparityOffset:
         intercept, variance = found
         gain = self.variance / (self.variance + REUSE * variance)
         limit = LARGEST_PX * self._per_px
-        updated = min(max(self.offset + gain * intercept, -limit), limit)
+        seen_offset = self.offset + intercept
+        updated = self.estimate + gain * (seen_offset - self.estimate)
+        self.estimate = min(max(updated, -limit), limit)
         self.variance *= 1.0 - gain
-        change, self.offset = updated - self.offset, updated
+        sure = abs(self.estimate) > SURE_SIGMAS * self.variance**0.5
+        if self.offset == 0.0 and not sure:
+            return
+        change, self.offset = self.estimate - self.offset, self.estimate
         for keyframe in window.keyframes:
             seen = keyframe.observation
             corrected = seen.inverse_depth - change
@@ -88,42 +100,73 @@ class DisparityOffset:
             keyframe.observation = replace(seen, inverse_depth=corrected)
 
     def _regress(self, window: Window) -> tuple[float, float] | None:
-        """Intercept δ and its variance over the pairs of the newest keyframe with older ones."""
+        """δ and its variance over the pairs of the newest keyframe with older ones."""
         newest = window.keyframes[-1]
-        normal = torch.zeros(2, 2, dtype=torch.float64)
-        right = torch.zeros(2, dtype=torch.float64)
+        information = pull = 0.0
         used = 0
         for other in window.keyframes[-6:-1:2]:
-            design, value = self._rows(window, newest, other)
-            normal += design.T @ design
-            right += design.T @ value
-            used += len(value)
-        if used < FEWEST_POINTS:
+            motion, offset, value = self._rows(window, newest, other)
+            # What any motion could do as well says nothing of the offset (Schur complement).
+            by_motion = torch.linalg.pinv(motion.T @ motion, hermitian=True) @ (motion.T @ offset)
+            offset = offset - motion @ by_motion
+            information += float(offset.square().sum())
+            pull += float((offset * value).sum())
+            used += len(value) // 2
+        if used < FEWEST_POINTS or information <= 0.0:
             return None
-        covariance = torch.linalg.pinv(normal, hermitian=True)
-        return float((covariance @ right)[1]), float(covariance[1, 1])
+        return pull / information, 1.0 / information
 
-    def _rows(self, window: Window, newest: Keyframe, other: Keyframe) -> tuple[Tensor, Tensor]:
-        """Whitened rows (K, 2) of [ρ_m, 1] and values (K,) ρ_s − ρ_m of common landmarks."""
+    def _rows(
+        self, window: Window, newest: Keyframe, other: Keyframe
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of common landmarks in the other image: what moves them, and how far off they are.
+
+        Returns:
+            (2K, 6) by a motion of the other camera, (2K,) by δ, (2K,) seen less expected from the
+            stereo depths; all over the standard deviation of the latter.
+        """
         here = newest.observation
         place = other.feature_of_landmark(len(window.landmarks), self._camera)
         usable = (newest.landmark >= 0) & here.inverse_depth.isfinite()
         feature = (usable & (here.camera == self._camera)).nonzero()[:, 0]
         partner = place[newest.landmark[feature]]
         feature, partner = feature[partner >= 0], partner[partner >= 0]
-        other_from_newest = self._maker.relative(newest, other, self._camera)
-        there_xy = other.observation.plane_xy[partner]
-        by_motion, _ = inverse_depth_from_pair(here.plane_xy[feature], there_xy, other_from_newest)
-        slope = other_from_newest[:2, 3] - there_xy * other_from_newest[2, 3]
+        pose = self._maker.relative(newest, other, self._camera)
+        turned = homogeneous(here.plane_xy[feature]) @ pose[:3, :3].T
+        translation = pose[:3, 3]
+
+        def seen_at(inverse_depth: Tensor) -> tuple[Tensor, Tensor]:
+            """Points over their depth in newest, in the other camera; d plane / d point."""
+            point = turned + inverse_depth[:, None] * translation
+            plane = point[:, :2] / point[:, 2:]
+            eye = torch.eye(2, dtype=plane.dtype).expand(len(plane), 2, 2)
+            return point, torch.cat([eye, -plane[:, :, None]], 2) / point[:, 2:, None]
+
+        point, _ = seen_at(here.inverse_depth[feature])
+        difference = other.observation.plane_xy[partner] - point[:, :2] / point[:, 2:]
+        # Derivatives at the landmark's depth: the measured one would carry its noise into both
+        # sides and bend the result (errors in variables).
+        rows = newest.landmark[feature]
+        inverse = 1.0 / self._maker.depth_in(window, newest, rows, self._camera)
+        point, by_point = seen_at(inverse)
+        by_depth = by_point @ translation
         noise = here.sigma[feature].square() + other.observation.sigma[partner].square()
-        variance = noise / slope.square().sum(1).clamp_min(1e-18)
-        variance = variance + here.inverse_depth_sigma[feature].square()
-        difference = here.inverse_depth[feature] - by_motion
-        good = difference.square() < OUTLIER_SIGMAS**2 * variance
-        weight = variance[good].rsqrt()
-        # The regressor is the landmark's depth: `by_motion` would carry its noise into both
-        # sides and bend the line (errors in variables).
-        rows = newest.landmark[feature[good]]
-        depth = self._maker.depth_in(window, newest, rows, self._camera)
-        design = torch.stack([1.0 / depth, torch.ones_like(depth)], 1)
-        return design * weight[:, None], difference[good] * weight
+        depth_noise = here.inverse_depth_sigma[feature].square()
+        covariance = noise[:, None, None] * torch.eye(2, dtype=noise.dtype)
+        covariance = covariance + (
+            depth_noise[:, None, None] * by_depth[:, :, None] * by_depth[:, None, :]
+        )
+        factor = torch.linalg.cholesky(covariance)
+        columns = torch.cat(
+            [
+                by_point * inverse[:, None, None],
+                -by_point @ se3.hat(point),
+                -by_depth[:, :, None],
+                difference[:, :, None],
+            ],
+            2,
+        )
+        white = torch.linalg.solve_triangular(factor, columns, upper=False)
+        good = white[:, :, 7].square().sum(1) < OUTLIER_SIGMAS**2
+        motion, offset, value = white[good].flatten(0, 1).split([6, 1, 1], dim=1)
+        return motion, offset[:, 0], value[:, 0]

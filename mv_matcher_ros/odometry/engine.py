@@ -37,6 +37,7 @@ from mv_matcher_ros.odometry.motion import (
     seconds,
 )
 from mv_matcher_ros.odometry.observation import Observation, Observer
+from mv_matcher_ros.odometry.pair_alignment import FollowedDepth
 from mv_matcher_ros.odometry.reporting import pose_noise, track_view
 from mv_matcher_ros.odometry.seeing import SeeingCameras
 from mv_matcher_ros.odometry.standstill import StandstillGate
@@ -103,7 +104,8 @@ class OdometryEngine:
         self._observer = Observer(settings, rig, models.detector)
         self._tracker = Tracker(settings, cameras, nearest, graph)
         self._hypotheses = Hypotheses(settings, self._tracker)
-        self._flow = FlowTracker(cameras, self._observer, self._tracker)
+        self._depth = FollowedDepth(settings, rig, cameras, self._observer)
+        self._flow = FlowTracker(cameras, self._observer, self._tracker, self._depth)
         self._initialiser = MapInitialiser(settings, rig.cameras[0], models.matcher)
         joint = None if graph is None else JointMatcher(settings, rig, graph)
         self._mapper = LocalMapper(settings, rig, self._observer, self._tracker, nearest, joint)
@@ -291,6 +293,7 @@ class OdometryEngine:
         observation, fault = self._observe(frame, clock)
         with clock('track'):
             tracked = None if fault else self._track(frame, observation)
+            observation, tracked = self._with_depth(frame, observation, tracked)
         if tracked is None:
             self._flow.reset()
             return self._coast(frame, fault or 'too few landmarks agree with a pose', bool(fault))
@@ -523,6 +526,7 @@ class OdometryEngine:
         window = self._mapper.window
         points = window.landmarks.position[window.landmarks.alive].float()
         self._rig_fault = self._mapper.rig_fault
+        self._depth.offsets = self._mapper.disparity_offsets
         self._points = points.numpy()
         poses = [keyframe.world_from_body.numpy().copy() for keyframe in window.keyframes]
         self._keyframes = np.stack(poses) if poses else np.zeros((0, 4, 4))
@@ -536,6 +540,25 @@ class OdometryEngine:
             return self._hypotheses.anywhere(window, observation, self._inliers)
         predicted = self._predicted(frame)
         return self._hypotheses.best(window, observation, self._motion, predicted, self._inliers)
+
+    def _with_depth(
+        self, frame: Frame, observation: Observation, tracked: Tracked | None
+    ) -> tuple[Observation, Tracked | None]:
+        """A pose that was searched for, told again with the depth of what it was found by."""
+        if tracked is None:
+            return observation, None
+        landmarks, pose = self._mapper.window.landmarks, tracked.world_from_body
+        good = tracked.inlier
+        feature, landmark = tracked.feature[good], tracked.landmark[good]
+        deep = self._depth.added(frame, observation, landmarks, feature, landmark, pose)
+        if deep is observation:
+            return observation, tracked
+        again = self._tracker.solve_pose(
+            landmarks, deep, tracked.feature, tracked.landmark, pose, tracked.method
+        )
+        if again is None or not self._tracker.believable(again):
+            return observation, tracked
+        return deep, again
 
     def _judge(self, tracked: Tracked, left: float = 1.0) -> tuple[Status, str]:
         if left < LEAST_LEFT:

@@ -24,6 +24,7 @@ from mv_matcher_ros.geometry.camera import camera_project
 from mv_matcher_ros.geometry.epipolar import homogeneous
 from mv_matcher_ros.odometry.blur import detected_noise, edge_width_px, followed_noise
 from mv_matcher_ros.odometry.observation import Observation, Observer
+from mv_matcher_ros.odometry.pair_alignment import FollowedDepth
 from mv_matcher_ros.odometry.seeing import SeeingCameras, moved, of_each
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 from mv_matcher_ros.odometry.window import Landmarks
@@ -132,8 +133,15 @@ class FlowTracker:
     Each feature is followed in the images of the camera that saw it.
     """
 
-    def __init__(self, cameras: SeeingCameras, observer: Observer, tracker: Tracker) -> None:
+    def __init__(
+        self,
+        cameras: SeeingCameras,
+        observer: Observer,
+        tracker: Tracker,
+        depth: FollowedDepth | None = None,
+    ) -> None:
         self._cameras = cameras
+        self._depth = depth
         self._observer = observer
         self._tracker = tracker
         self.reset()
@@ -218,6 +226,10 @@ class FlowTracker:
         observation, valid = self._observe(target, frame, origin, pixels, edges_px)
         origin, pixels = origin[valid], pixels[valid.numpy()]
         sees = target.landmarks.alive[origin].nonzero()[:, 0]
+        if self._depth is not None:
+            observation = self._depth.added(
+                frame, observation, target.landmarks, sees, origin[sees], guess
+            )
         tracked = self._tracker.solve_pose(
             target.landmarks, observation, sees, origin[sees], guess, 'optical flow'
         )

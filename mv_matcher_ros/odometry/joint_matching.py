@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,11 +35,18 @@ TRACKED_PX = 4.0
 
 @dataclass(frozen=True)
 class SecondView:
-    """What the other camera of a pair sees: features, and their place on its normalised plane."""
+    """What the other camera of a pair sees.
+
+    Attributes:
+        features: of it.
+        plane_xy, sigma: (N, 2) their places on its normalised plane, (N,) standard deviations.
+        images: the working images (H, W) of the first camera and of this one.
+    """
 
     features: Features
     plane_xy: Tensor
     sigma: Tensor
+    images: tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)

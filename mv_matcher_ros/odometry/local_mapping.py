@@ -124,6 +124,11 @@ class LocalMapper:
         """How the images contradict the stereo calibration in one line; empty if they do not."""
         return '' if self._stereo is None else self._stereo.fault
 
+    @property
+    def disparity_offsets(self) -> tuple[float, ...]:
+        """Of each stereo pair the constant error of its inverse depths, 1/m, as learned so far."""
+        return () if self._stereo is None else self._stereo.offsets
+
     # ------------------------------------------------------------------ start
 
     def begin_with_depth(self, frame: Frame, observation: Observation, pose: Tensor) -> int:
@@ -291,7 +296,13 @@ class LocalMapper:
     def _second_views(self, frame: Frame) -> list[SecondView]:
         """What the other camera of each stereo pair sees."""
         pairs = 0 if self._stereo is None else len(self._cameras)
-        return [SecondView(*self._observer.second_view(frame, number)) for number in range(pairs)]
+        return [
+            SecondView(
+                *self._observer.second_view(frame, number),
+                self._observer.images_of_pair(frame, number),
+            )
+            for number in range(pairs)
+        ]
 
     def _with_depth(
         self,

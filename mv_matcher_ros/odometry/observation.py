@@ -128,6 +128,13 @@ class Observer:
         features = self._detected(view)
         return self._normalised(features, self._rig.cameras[number])[:3]
 
+    def images_of_pair(
+        self, frame: Frame, pair: int = 0
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The working images of both cameras of a pair."""
+        first, second = frame.views[2 * pair : 2 * pair + 2]
+        return self.working_image(first.image), self.working_image(second.image)
+
     def views(self, frame: Frame) -> list[View]:
         """What the seeing cameras deliver."""
         return [frame.views[number] for number in self._seeing]

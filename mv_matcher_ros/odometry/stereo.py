@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth from the second camera of a rig, by sparse matching along epipolar lines.
+"""Depth from the second camera of a rig: features matched along epipolar lines, then aligned.
 
-The rig need not be rectified.
+The rig need not be rectified. Two keypoints of one spot are a pixel or so apart from where they
+should be; the images around them say where the first one is in the second image ten times better.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from mv_matcher_ros.geometry.epipolar import homogeneous
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.landmarks import inverse_depth_from_pair
 from mv_matcher_ros.odometry.observation import Observation, with_depth
+from mv_matcher_ros.odometry.pair_alignment import Images, PairAlignment
 
 
 class StereoMatcher:
@@ -29,6 +31,7 @@ class StereoMatcher:
         self._essential = se3.hat(self._second_from_first[:3, 3]) @ self._second_from_first[:3, :3]
         self._baseline = float(self._second_from_first[:3, 3].norm())
         self._focal = rig.cameras[0].focal_px
+        self._alignment = PairAlignment(settings, rig)
 
     def add_depth(
         self,
@@ -38,6 +41,7 @@ class StereoMatcher:
         sigma: Tensor,
         offset: float = 0.0,
         given: Tensor | None = None,
+        images: Images | None = None,
     ) -> Observation:
         """The observation with inverse depths where the second view agrees.
 
@@ -46,6 +50,8 @@ class StereoMatcher:
             features, plane_xy, sigma: of the second view.
             offset: constant error of the inverse depths, taken out.
             given: (K, 2) matches that are known already; those that the rig allows are taken.
+            images: the working images of both views, to measure matches in them; None leaves them
+                as far apart as their keypoints are.
         """
         unknown = torch.full((len(observation),), torch.nan, dtype=torch.float64)
         spread = torch.ones_like(unknown)
@@ -60,15 +66,20 @@ class StereoMatcher:
             if given is not None:
                 pairs = torch.cat([given, pairs])
             left, right = pairs[:, 0], pairs[:, 1]
-            found, _ = inverse_depth_from_pair(
-                observation.plane_xy[left], plane_xy[right], self._second_from_first
-            )
-            unknown[left] = found - offset
-            slope = (
-                self._second_from_first[:2, 3] - plane_xy[right] * self._second_from_first[2, 3]
-            )
+            first_xy, second_xy = observation.plane_xy[left], plane_xy[right]
+            found, _ = inverse_depth_from_pair(first_xy, second_xy, self._second_from_first)
+            slope = self._second_from_first[:2, 3] - second_xy * self._second_from_first[2, 3]
             noise = (observation.sigma[left].square() + sigma[right].square()).sqrt()
-            spread[left] = noise / slope.norm(dim=1)
+            noise = noise / slope.norm(dim=1)
+            if images is not None:
+                aligned = self._alignment.inverse_depth(
+                    images, first_xy, observation.sigma[left], found
+                )
+                better = aligned[0].isfinite() & (aligned[1] < noise)
+                found = torch.where(better, aligned[0], found)
+                noise = torch.where(better, aligned[1], noise)
+            unknown[left] = found - offset
+            spread[left] = noise
         return with_depth(observation, unknown, spread)
 
     def _candidates(self, first_xy: Tensor, second_xy: Tensor) -> Tensor:

@@ -65,6 +65,13 @@ class StereoDepth:
             ]
         return '; '.join(fault for fault in faults if fault)
 
+    @property
+    def offsets(self) -> tuple[float, ...]:
+        """Of each pair the constant error of its inverse depths, 1/m, that is taken out."""
+        if not self._offsets:
+            return (0.0,) * len(self._pairs)
+        return tuple(offset.offset for offset in self._offsets)
+
     def add_depth(
         self,
         observation: Observation,
@@ -88,8 +95,9 @@ class StereoDepth:
                     second.features,
                     second.plane_xy,
                     second.sigma,
-                    self._offsets[number].offset if self._offsets else 0.0,
+                    self.offsets[number],
                     None if known is None else known[0],
+                    second.images,
                 )
             )
         return with_depth(
