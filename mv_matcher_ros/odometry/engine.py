@@ -526,7 +526,7 @@ class OdometryEngine:
         window = self._mapper.window
         points = window.landmarks.position[window.landmarks.alive].float()
         self._rig_fault = self._mapper.rig_fault
-        self._depth.offsets = self._mapper.disparity_offsets
+        self._depth.fields = self._mapper.disparity_fields
         self._points = points.numpy()
         poses = [keyframe.world_from_body.numpy().copy() for keyframe in window.keyframes]
         self._keyframes = np.stack(poses) if poses else np.zeros((0, 4, 4))

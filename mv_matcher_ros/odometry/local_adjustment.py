@@ -38,11 +38,16 @@ class LocalAdjustment:
         self._camera_from_body = cameras.camera_from_body
         self._covariance = torch.zeros(0, 0, dtype=torch.float64)
 
-    def anchor(self, window: Window, hold_scale: bool) -> None:
-        """A prior that holds the first pose and, if asked to, the distance of the newest."""
+    def anchor(self, window: Window, hold_scale: bool = False, number: int = 0) -> None:
+        """A prior that holds one pose and, if asked to, the distance of the newest.
+
+        What keyframes that have left knew is forgotten.
+        """
         poses = window.poses()
         information = torch.zeros(6 * len(poses), 6 * len(poses), dtype=torch.float64)
-        information[:6, :6] = torch.eye(6, dtype=torch.float64) / ANCHOR_SIGMA**2
+        first = 6 * (number % len(poses))
+        held = slice(first, first + 6)
+        information[held, held] = torch.eye(6, dtype=torch.float64) / ANCHOR_SIGMA**2
         if hold_scale and len(poses) > 1:
             step = poses[-1, :3, :3].T @ (poses[-1, :3, 3] - poses[0, :3, 3])
             direction = step / step.norm()

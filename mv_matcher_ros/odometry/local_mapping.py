@@ -16,6 +16,7 @@ from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Frame, Rig
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
+from mv_matcher_ros.odometry.disparity_error import DisparityField
 from mv_matcher_ros.odometry.flow import Carried, Followed, Target
 from mv_matcher_ros.odometry.joint_matching import JointMatcher, JointMatches, SecondView
 from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord, KeyframeRecorder
@@ -125,9 +126,9 @@ class LocalMapper:
         return '' if self._stereo is None else self._stereo.fault
 
     @property
-    def disparity_offsets(self) -> tuple[float, ...]:
-        """Of each stereo pair the constant error of its inverse depths, 1/m, as learned so far."""
-        return () if self._stereo is None else self._stereo.offsets
+    def disparity_fields(self) -> tuple[DisparityField, ...]:
+        """Of each stereo pair the error of its inverse depths, as learned so far."""
+        return () if self._stereo is None else self._stereo.fields
 
     # ------------------------------------------------------------------ start
 
@@ -243,10 +244,12 @@ class LocalMapper:
             self._adjustment.assess(window)
             hand_over(Begun(frame, keyframe.world_from_body, self.newest_target()))
         self._adjustment.refine(window)
+        if self._stereo is not None and self._stereo.learn(window):
+            # The map gets another scale, all at once, and about the body: it has not moved.
+            self._adjustment.anchor(window, number=-1)
+            self._adjustment.refine(window, START_ITERATIONS)
         covariance = self._adjustment.step_covariance(window)
         records = self._recorder.due(window, self._adjustment)
-        if self._stereo is not None:
-            self._stereo.learn(window)
         before = window.keyframes[-2]
         step = se3.inverse(before.world_from_body) @ keyframe.world_from_body
         while len(window.keyframes) > self._most:

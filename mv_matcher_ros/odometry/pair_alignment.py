@@ -21,6 +21,7 @@ from mv_matcher_ros.geometry.camera import (
 )
 from mv_matcher_ros.geometry.epipolar import homogeneous
 from mv_matcher_ros.models.classical import working_size
+from mv_matcher_ros.odometry.disparity_error import DisparityField
 from mv_matcher_ros.odometry.landmarks import inverse_depth_from_pair
 from mv_matcher_ros.odometry.observation import Observation, Observer, with_depth
 from mv_matcher_ros.odometry.patch_alignment import PatchWarp, align_patches
@@ -108,7 +109,7 @@ class FollowedDepth:
     the pose errs along the view by what the landmark errs by.
 
     Attributes:
-        offsets: of each pair the constant error of its inverse depths, taken out.
+        fields: of each pair the error of its inverse depths, taken out; none before it is given.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class FollowedDepth:
         self._observer = observer
         pairs = len(cameras) if settings.sensor == 'stereo' else 0
         self._pairs = [PairAlignment(settings, rig.pair(number)) for number in range(pairs)]
-        self.offsets: Sequence[float] = [0.0] * pairs
+        self.fields: Sequence[DisparityField] = ()
 
     def added(
         self,
@@ -149,14 +150,16 @@ class FollowedDepth:
         expected = 1.0 / moved(camera_from_world, landmarks.position[landmark])[:, 2]
         inverse = torch.full_like(observation.inverse_depth, torch.nan)
         spread = torch.ones_like(inverse)
-        for number, (pair, offset) in enumerate(zip(self._pairs, self.offsets, strict=True)):
+        for number, pair in enumerate(self._pairs):
             its = (camera == number) & (expected > 0)
             rows = feature[its]
+            plane_xy = observation.plane_xy[rows]
+            error = self.fields[number].at(plane_xy) if self.fields else 0.0
             found, spread[rows] = pair.inverse_depth(
                 self._observer.images_of_pair(frame, number),
-                observation.plane_xy[rows],
+                plane_xy,
                 observation.sigma[rows],
-                expected[its] + offset,
+                expected[its] + error,
             )
-            inverse[rows] = found - offset
+            inverse[rows] = found - error
         return with_depth(observation, inverse, spread)

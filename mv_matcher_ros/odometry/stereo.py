@@ -15,6 +15,7 @@ from mv_matcher_ros.datatypes import Features, Rig
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.geometry.epipolar import homogeneous
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
+from mv_matcher_ros.odometry.disparity_error import DisparityField
 from mv_matcher_ros.odometry.landmarks import inverse_depth_from_pair
 from mv_matcher_ros.odometry.observation import Observation, with_depth
 from mv_matcher_ros.odometry.pair_alignment import Images, PairAlignment
@@ -39,7 +40,7 @@ class StereoMatcher:
         features: Features,
         plane_xy: Tensor,
         sigma: Tensor,
-        offset: float = 0.0,
+        error: DisparityField | None = None,
         given: Tensor | None = None,
         images: Images | None = None,
     ) -> Observation:
@@ -48,7 +49,7 @@ class StereoMatcher:
         Args:
             observation: of the first view.
             features, plane_xy, sigma: of the second view.
-            offset: constant error of the inverse depths, taken out.
+            error: of the inverse depths, taken out.
             given: (K, 2) matches that are known already; those that the rig allows are taken.
             images: the working images of both views, to measure matches in them; None leaves them
                 as far apart as their keypoints are.
@@ -78,7 +79,7 @@ class StereoMatcher:
                 better = aligned[0].isfinite() & (aligned[1] < noise)
                 found = torch.where(better, aligned[0], found)
                 noise = torch.where(better, aligned[1], noise)
-            unknown[left] = found - offset
+            unknown[left] = found if error is None else found - error.at(first_xy)
             spread[left] = noise
         return with_depth(observation, unknown, spread)
 

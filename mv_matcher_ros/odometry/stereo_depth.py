@@ -12,7 +12,7 @@ from torch import Tensor
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Rig
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
-from mv_matcher_ros.odometry.disparity_offset import DisparityOffset
+from mv_matcher_ros.odometry.disparity_error import DisparityError, DisparityField
 from mv_matcher_ros.odometry.joint_matching import SecondView
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker
 from mv_matcher_ros.odometry.observation import Observation, with_depth
@@ -23,7 +23,7 @@ from mv_matcher_ros.odometry.window import Window
 
 
 class StereoDepth:
-    """The pairs of a rig, each with its matcher, its check and its constant error.
+    """The pairs of a rig, each with its matcher, its check and the error of its disparities.
 
     Raises:
         SettingsError: the two cameras of a pair are at one place.
@@ -41,16 +41,15 @@ class StereoDepth:
         self._pairs = [rig.pair(number) for number in range(len(cameras))]
         self._matchers = [StereoMatcher(settings, pair, matcher) for pair in self._pairs]
         self._checks = [RigCheck(settings, pair, matcher) for pair in self._pairs]
-        self._offsets: list[DisparityOffset] = []
-        if settings.stereo.self_calibration:
-            self._offsets = [
-                DisparityOffset(pair, maker, number) for number, pair in enumerate(self._pairs)
-            ]
+        self._learns = settings.stereo.self_calibration
+        self._errors = [
+            DisparityError(pair, maker, number) for number, pair in enumerate(self._pairs)
+        ]
 
     def reset(self) -> None:
         """Forget what was learned of the rig, and check it again."""
-        for offset in self._offsets:
-            offset.reset()
+        for error in self._errors:
+            error.reset()
         for check in self._checks:
             check.rearm()
 
@@ -66,11 +65,9 @@ class StereoDepth:
         return '; '.join(fault for fault in faults if fault)
 
     @property
-    def offsets(self) -> tuple[float, ...]:
-        """Of each pair the constant error of its inverse depths, 1/m, that is taken out."""
-        if not self._offsets:
-            return (0.0,) * len(self._pairs)
-        return tuple(offset.offset for offset in self._offsets)
+    def fields(self) -> tuple[DisparityField, ...]:
+        """Of each pair the error of its inverse depths that is taken out."""
+        return tuple(error.field for error in self._errors)
 
     def add_depth(
         self,
@@ -95,7 +92,7 @@ class StereoDepth:
                     second.features,
                     second.plane_xy,
                     second.sigma,
-                    self.offsets[number],
+                    self._errors[number].field,
                     None if known is None else known[0],
                     second.images,
                 )
@@ -106,7 +103,10 @@ class StereoDepth:
             torch.cat([part.inverse_depth_sigma for part in parts]),
         )
 
-    def learn(self, window: Window) -> None:
-        """What the newest keyframe says of constant errors; depths of the window follow."""
-        for offset in self._offsets:
-            offset.update(window)
+    def learn(self, window: Window) -> bool:
+        """What the newest keyframe says of these errors; depths of the window follow.
+
+        Returns whether one has become sure, and all depths have changed by much.
+        """
+        changed = [error.update(window) for error in self._errors] if self._learns else []
+        return any(changed)
