@@ -254,7 +254,9 @@ class StereoSettings(Section):
         1.5, gt=0.0, description='Nearest depth that is searched, in baselines.'
     )
     self_calibration: bool = Field(
-        True, description='Estimate a constant disparity error of the rig from motion.'
+        True,
+        description='Learn from motion how a pair is turned and what its focal lengths are, where '
+        'that is not as calibrated, and correct its depths.',
     )
 
 

@@ -244,6 +244,8 @@ def _run_once(
         finally:
             for fault, count in source.faults.items():
                 warn(f'{recording.name}: {fault} ({count} x)')
+    if engine.rig_correction:
+        say(f'the stereo calibration is off, depths were corrected: {engine.rig_correction}')
     if mapping is not None and folders is not None:
         engine.finish()
         write_map(mapping, out, folders.save)

@@ -102,6 +102,14 @@ class DisparityError:
         return self.field.parts / self._per_px
 
     @property
+    def in_words(self) -> str:
+        """What is taken out, for messages; empty if nothing is."""
+        if self.field is self._none:
+            return ''
+        yaw, focal, roll = (f'{part:+.2f}' for part in self.parts_px.tolist())
+        return f'yaw {yaw} px, focal length {focal} px, roll {roll} px'
+
+    @property
     def sigma_px(self) -> Tensor:
         """(3,) standard deviations of the estimate, in pixels of disparity."""
         return torch.linalg.inv(self._information).diagonal().sqrt()

@@ -84,6 +84,8 @@ class OdometryEngine:
     Attributes:
         networks: what runs of 'detector' and 'matcher' that is a network: `place` (device and
             precision), `weights` (file) and `sha256`, as `models.choice.NetworkUse`.
+        rig_correction: what of the stereo calibration turned out wrong and is corrected, in one
+            line; empty if nothing did.
 
     Raises:
         SettingsError: the sensor does not fit the rig.
@@ -144,6 +146,7 @@ class OdometryEngine:
         self._not_refined = self._noise  # of a keyframe in work
         self._inliers = 0
         self._before_keyframe = self._origin
+        self.rig_correction = ''
         self._anchor = self._origin  # the pose that `_covariance` is of
         self._note_map()
 
@@ -527,6 +530,8 @@ class OdometryEngine:
         points = window.landmarks.position[window.landmarks.alive].float()
         self._rig_fault = self._mapper.rig_fault
         self._depth.fields = self._mapper.disparity_fields
+        before, self.rig_correction = self.rig_correction, self._mapper.rig_correction
+        self._rig_news = '' if before else self.rig_correction
         self._points = points.numpy()
         poses = [keyframe.world_from_body.numpy().copy() for keyframe in window.keyframes]
         self._keyframes = np.stack(poses) if poses else np.zeros((0, 4, 4))
@@ -582,6 +587,9 @@ class OdometryEngine:
         if self._rig_fault:
             status = Status.DEGRADED if status is Status.TRACKING else status
             said.insert(0, f'check the stereo calibration: {self._rig_fault}')
+        if self._rig_news:
+            said.append(f'the stereo calibration is off, depths are corrected: {self._rig_news}')
+            self._rig_news = ''
         return replace(estimate, status=status, message='; '.join(line for line in said if line))
 
     def _coast(self, frame: Frame, reason: str, blind: bool) -> Estimate:

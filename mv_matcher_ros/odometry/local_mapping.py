@@ -126,6 +126,11 @@ class LocalMapper:
         return '' if self._stereo is None else self._stereo.fault
 
     @property
+    def rig_correction(self) -> str:
+        """What of the stereo calibration is corrected in one line; empty if nothing is."""
+        return '' if self._stereo is None else self._stereo.correction
+
+    @property
     def disparity_fields(self) -> tuple[DisparityField, ...]:
         """Of each stereo pair the error of its inverse depths, as learned so far."""
         return () if self._stereo is None else self._stereo.fields

@@ -56,13 +56,20 @@ class StereoDepth:
     @property
     def fault(self) -> str:
         """How the images contradict the calibration in one line; of several pairs, of which."""
-        faults = [check.fault for check in self._checks]
-        if len(faults) > 1:
-            faults = [
-                f'{pair.cameras[0].name} and {pair.cameras[1].name}: {fault}' if fault else ''
-                for pair, fault in zip(self._pairs, faults, strict=True)
+        return self._of_pairs([check.fault for check in self._checks])
+
+    @property
+    def correction(self) -> str:
+        """What of the calibration is corrected in one line; of several pairs, of which."""
+        return self._of_pairs([error.in_words for error in self._errors])
+
+    def _of_pairs(self, said: list[str]) -> str:
+        if len(said) > 1:
+            said = [
+                f'{pair.cameras[0].name} and {pair.cameras[1].name}: {line}' if line else ''
+                for pair, line in zip(self._pairs, said, strict=True)
             ]
-        return '; '.join(fault for fault in faults if fault)
+        return '; '.join(line for line in said if line)
 
     @property
     def fields(self) -> tuple[DisparityField, ...]:
