@@ -17,7 +17,7 @@ from mv_matcher_ros.datatypes import Camera, Features, Rig
 from mv_matcher_ros.errors import SettingsError
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
-from mv_matcher_ros.odometry.disparity_offset import DisparityOffset
+from mv_matcher_ros.odometry.disparity_error import DisparityError
 from mv_matcher_ros.odometry.landmarks import LandmarkMaker
 from mv_matcher_ros.odometry.local_adjustment import LocalAdjustment
 from mv_matcher_ros.odometry.observation import Observation
@@ -225,23 +225,24 @@ def test_each_pair_has_a_constant_error_of_its_own(around: Around, pose: Make) -
         )
     )
     maker = LandmarkMaker(SETTINGS, cameras, MATCHER)
-    offsets = [DisparityOffset(rig.pair(number), maker, number) for number in range(2)]
+    errors = [DisparityError(rig.pair(number), maker, number) for number in range(2)]
     per_px = 1.0 / (cameras.cameras[1].focal_px * 0.12)
     window = landmarks_of(around)
     for number in range(12):
         at = pose(0.1 * number, 0.03 * number, 0.05 * number, 0, 0.01 * number, 0)
         seen = around.observe(at, 0.2, depth=True, index=number)
-        error = torch.where(seen.camera == 1, 0.3 * per_px - offsets[1].offset, 0.0)
-        error = error - torch.where(seen.camera == 0, offsets[0].offset, 0.0)
+        corrected = [each.field.at(seen.plane_xy) for each in errors]
+        true = replace(errors[1].field, parts=torch.tensor([0.3, 0.0, 0.0]).double() * per_px)
+        error = torch.where(seen.camera == 1, true.at(seen.plane_xy) - corrected[1], -corrected[0])
         spread = torch.full_like(seen.sigma, 0.3 * per_px)
         seen = replace(seen, inverse_depth=seen.inverse_depth + error, inverse_depth_sigma=spread)
         keyframe = Keyframe.of(seen, at)
         keyframe.landmark = around.rows(seen)
         window.keyframes.append(keyframe)
-        for offset in offsets:
-            offset.update(window)
-    assert abs(offsets[0].offset_px) < 0.08
-    assert offsets[1].offset_px == pytest.approx(0.3, abs=0.1)
+        for each in errors:
+            each.update(window)
+    assert not errors[0].parts_px.any()
+    assert errors[1].parts_px.tolist() == pytest.approx([0.3, 0.0, 0.0], abs=0.1)
 
 
 def test_standstill_compares_pixels_within_a_camera(around: Around, pose: Make) -> None:
