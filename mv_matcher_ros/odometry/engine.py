@@ -146,7 +146,7 @@ class OdometryEngine:
         self._not_refined = self._noise  # of a keyframe in work
         self._inliers = 0
         self._before_keyframe = self._origin
-        self.rig_correction = ''
+        self._rig_news = ''
         self._anchor = self._origin  # the pose that `_covariance` is of
         self._note_map()
 
@@ -485,6 +485,7 @@ class OdometryEngine:
         if mapped is None:
             return
         self._report(mapped.records)
+        self._rig_news = self.rig_correction if mapped.recalibrated else ''
         assert self._motion is not None
         since = se3.inverse(self._before_keyframe) @ self._motion.world_from_body
         self._motion = self._motion.corrected(se3.normalise(mapped.refined @ since))
@@ -530,8 +531,7 @@ class OdometryEngine:
         points = window.landmarks.position[window.landmarks.alive].float()
         self._rig_fault = self._mapper.rig_fault
         self._depth.fields = self._mapper.disparity_fields
-        before, self.rig_correction = self.rig_correction, self._mapper.rig_correction
-        self._rig_news = '' if before else self.rig_correction
+        self.rig_correction = self._mapper.rig_correction
         self._points = points.numpy()
         poses = [keyframe.world_from_body.numpy().copy() for keyframe in window.keyframes]
         self._keyframes = np.stack(poses) if poses else np.zeros((0, 4, 4))

@@ -64,6 +64,7 @@ class Mapped:
         step: (4, 4) keyframe before from this one.
         target: its features and landmarks, to be followed.
         records: of keyframes that it has refined for the last time that counts.
+        recalibrated: it made sure that a stereo pair is not as calibrated.
     """
 
     frame: Frame
@@ -72,6 +73,7 @@ class Mapped:
     step: Tensor
     target: Target
     records: tuple[KeyframeRecord, ...] = ()
+    recalibrated: bool = False
 
 
 HandOver = Callable[[Begun], None]
@@ -249,7 +251,8 @@ class LocalMapper:
             self._adjustment.assess(window)
             hand_over(Begun(frame, keyframe.world_from_body, self.newest_target()))
         self._adjustment.refine(window)
-        if self._stereo is not None and self._stereo.learn(window):
+        recalibrated = self._stereo is not None and self._stereo.learn(window)
+        if recalibrated:
             # The map gets another scale, all at once, and about the body: it has not moved.
             self._adjustment.anchor(window, number=-1)
             self._adjustment.refine(window, START_ITERATIONS)
@@ -260,7 +263,15 @@ class LocalMapper:
         while len(window.keyframes) > self._most:
             self._adjustment.drop_oldest(window)
         target = self.newest_target()
-        return Mapped(frame, keyframe.world_from_body, covariance, step, target, tuple(records))
+        return Mapped(
+            frame,
+            keyframe.world_from_body,
+            covariance,
+            step,
+            target,
+            tuple(records),
+            recalibrated,
+        )
 
     def keep_up(self, work_ms: float) -> None:
         """Fewer keyframes where the last one took too long to be worked on, more where it did not.
