@@ -27,9 +27,10 @@ from mv_matcher_ros.odometry.window import Keyframe, Window
 # is good to less than a pixel.
 START_SIGMA_PX = 0.3
 LARGEST_PX = 1.0
-# Most pairs are right: none is corrected before it is that many standard deviations off. What is
-# not yet known well would shift all depths alike, by more than they err.
-SURE_SIGMAS = 4.0
+# Most pairs are right: none is corrected before its parts together are that far from nought, in
+# standard deviations (Mahalanobis). What is not yet known well would shift all depths alike, by
+# more than they err.
+SURE_SIGMAS = 4.5
 # Surfaces and lenses are not what they are taken for: no part is known better than this.
 LEAST_SIGMA_PX = 0.03
 # The same keyframes take part in several regressions: their information is counted that much less.
@@ -45,7 +46,8 @@ class DisparityField:
     """An error of inverse depths over the image of the first camera of a pair.
 
     With s along the baseline and t across it on the normalised plane it is a (1 + s²) + b s + c t:
-    relative yaw, ratio of the focal lengths, relative roll. Relative pitch moves images across.
+    relative yaw, ratio of the focal lengths (of a fisheye what comes nearest to that), relative
+    roll. Relative pitch moves images across.
 
     Attributes:
         along: (2,) unit vector of the baseline on the normalised plane.

@@ -65,11 +65,18 @@ class KeyframeRecorder:
         self._lag, self._metric = min(settings.map_lag, settings.window), metric
         self._segment = -1
         self._before_ns: int | None = None
+        self._segment_from_window = torch.eye(4, dtype=torch.float64)
 
     def begin(self) -> None:
         """A new window: nothing ties it to the one before."""
         self._segment += 1
         self._before_ns = None
+        self._segment_from_window = torch.eye(4, dtype=torch.float64)
+
+    def rescaled(self, before: Tensor, after: Tensor) -> None:
+        """The window has changed: its oldest keyframe that is not reported went from one pose
+        (4, 4) to another. For those who know the keyframes before it, it stays where it was."""
+        self._segment_from_window = self._segment_from_window @ before @ se3.inverse(after)
 
     def due(self, window: Window, adjustment: LocalAdjustment) -> list[KeyframeRecord]:
         """Of the keyframes that are old enough, in order of time."""
@@ -110,7 +117,7 @@ class KeyframeRecorder:
             observation,
             self._segment,
             self._before_ns,
-            pose,
+            self._segment_from_window @ pose,
             pose,  # until the engine says what it published
             covariance,
             number,

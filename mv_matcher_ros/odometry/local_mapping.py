@@ -253,9 +253,7 @@ class LocalMapper:
         self._adjustment.refine(window)
         recalibrated = self._stereo is not None and self._stereo.learn(window)
         if recalibrated:
-            # The map gets another scale, all at once, and about the body: it has not moved.
-            self._adjustment.anchor(window, number=-1)
-            self._adjustment.refine(window, START_ITERATIONS)
+            self._rescale(window)
         covariance = self._adjustment.step_covariance(window)
         records = self._recorder.due(window, self._adjustment)
         before = window.keyframes[-2]
@@ -272,6 +270,14 @@ class LocalMapper:
             tuple(records),
             recalibrated,
         )
+
+    def _rescale(self, window: Window) -> None:
+        """The map gets another scale, all at once, and about the body: it has not moved."""
+        oldest = next(keyframe for keyframe in window.keyframes if not keyframe.reported)
+        before = oldest.world_from_body
+        self._adjustment.anchor(window, number=-1)
+        self._adjustment.refine(window, START_ITERATIONS)
+        self._recorder.rescaled(before, oldest.world_from_body)
 
     def keep_up(self, work_ms: float) -> None:
         """Fewer keyframes where the last one took too long to be worked on, more where it did not.

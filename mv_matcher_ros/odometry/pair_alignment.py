@@ -70,13 +70,16 @@ class PairAlignment:
         warp, ahead = self._warp(first_xy, expected)
         found = align_patches(*images, warp, REACH_PX)
         plane, valid = camera_normalise(self._second, found.other_xy.double())
-        measured, _ = inverse_depth_from_pair(first_xy, plane, self._second_from_first)
-        slope = self._second_from_first[:2, 3] - plane * self._second_from_first[2, 3]
+        measured, turned = inverse_depth_from_pair(first_xy, plane, self._second_from_first)
+        translation = self._second_from_first[:3, 3]
+        distance = turned[:, 2] + measured * translation[2]
+        slope = translation[:2] - plane * translation[2]
+        by_depth = camera_pixel_jacobian(self._second, plane) @ slope[:, :, None]
         noise = found.sigma_px.double().hypot(found.slant * sigma * self._first.focal_px)
-        good = found.good & valid & ahead
+        good = found.good & valid & ahead & (distance > 0)
         return (
             torch.where(good, measured, torch.nan),
-            noise / self._second.focal_px / slope.norm(dim=1),
+            noise * distance / by_depth[..., 0].norm(dim=1).clamp_min(1e-12),
         )
 
     def _warp(self, first_xy: Tensor, inverse_depth: Tensor) -> tuple[PatchWarp, Tensor]:

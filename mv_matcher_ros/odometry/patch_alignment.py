@@ -84,8 +84,8 @@ def align_patches(
     Args:
         first, other: the images.
         warp: N patches.
-        reach_px: nothing is believed that is farther from where it should be; what is so far off
-            was something else.
+        reach_px: nothing is believed that is farther from where it should be, in pixels of the
+            other image; what is so far off was something else.
     """
     patch, weight = _grid()
     across = torch.stack([-warp.along[:, 1], warp.along[:, 0]], 1)
@@ -99,11 +99,12 @@ def align_patches(
         step, variance, correlation = template.step(values, state, weight)
         state = _composed(state, step)
     good = (step[:, 0].abs() < CONVERGED_PX) & (correlation > LEAST_CORRELATION)
-    good &= (state[:, :2].abs() < reach_px).all(1)
+    way = (there @ state[:, :2, None])[..., 0]
+    good &= (way.abs() < reach_px).all(1)
     good &= template.whole & _inside(levels, _affine(warp, there, state))
     per_px = there[:, :, 0].norm(dim=1)
     return Aligned(
-        warp.other_xy + (there @ state[:, :2, None])[..., 0],
+        warp.other_xy + way,
         (NOISE_FACTOR * per_px * variance.sqrt()).clamp_min(LEAST_SIGMA_PX),
         per_px * state[:, 2:].norm(dim=1),
         good,
@@ -167,7 +168,7 @@ class _Template:
         left = left.clamp_min(LEAST_DIFFERENCE**2) * float(weight.square().sum())
         prior = left[:, None] * torch.tensor([0.0, 0.0, 1.0, 1.0]) / SLANT_SIGMA**2
         inverse = torch.linalg.inv(self.hessian + torch.diag_embed(prior + 1e-3))
-        pull = gain[:, None] * answer[:, :4] - prior * state
+        pull = gain[:, None] * answer[:, :4] + prior * state
         step = (inverse @ pull[..., None])[..., 0]
         longest = step.new_tensor(LONGEST_STEP)
         correlation = common / (self.energy.clamp_min(1.0) * own).sqrt()

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from mv_matcher_ros.config import read_settings
 from mv_matcher_ros.datatypes import Array, Frame, Rig, View
-from mv_matcher_ros.models.classical import ClassicalDetector
+from mv_matcher_ros.models.classical import ClassicalDetector, NearestNeighbourMatcher
 from mv_matcher_ros.odometry.disparity_error import DisparityField
 from mv_matcher_ros.odometry.observation import Observation, Observer, depth_at
 from mv_matcher_ros.odometry.pair_alignment import MOST_MEASURED, FollowedDepth, PairAlignment
 from mv_matcher_ros.odometry.seeing import SeeingCameras
+from mv_matcher_ros.odometry.stereo import StereoMatcher
 from mv_matcher_ros.odometry.window import Landmarks, Window
 from mv_matcher_ros.worlds.effects import Effects
 from mv_matcher_ros.worlds.presets import make_rig, room_loop, street_drive
@@ -142,6 +143,23 @@ def test_followed_landmarks_get_a_depth_in_every_frame(seen: Seen) -> None:
         0.0, abs=0.01
     )
     assert float(change[change.isfinite()].max()) > 0.1
+
+
+def test_the_error_of_a_pair_is_taken_out_of_matched_features(seen: Seen) -> None:
+    matcher = NearestNeighbourMatcher(SETTINGS.matching, 'sift')
+    stereo = StereoMatcher(SETTINGS, seen.rig, matcher)
+    second = seen.observer.second_view(seen.frame)
+    images = seen.observer.images_of_pair(seen.frame)
+    parts = torch.tensor([0.5, 0.0, 0.0]).double() / seen.px
+    error = DisparityField(torch.tensor([1.0, 0.0]).double(), parts)
+    found = stereo.add_depth(seen.observation, *second, images=images)
+    less = stereo.add_depth(seen.observation, *second, error=error, images=images)
+    change = (found.inverse_depth - less.inverse_depth)[found.inverse_depth.isfinite()]
+    at = seen.observation.plane_xy[found.inverse_depth.isfinite()]
+    assert torch.allclose(change * seen.px, 0.5 * (1.0 + at[:, 0].square()))
+    unaligned = stereo.add_depth(seen.observation, *second)
+    off = [((o.inverse_depth - seen.true) * seen.px).numpy() for o in (found, unaligned)]
+    assert spread(off[0][np.isfinite(off[0])]) < 0.7 * spread(off[1][np.isfinite(off[1])])
 
 
 def test_a_covered_second_camera_measures_nothing(seen: Seen) -> None:

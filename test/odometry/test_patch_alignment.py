@@ -106,6 +106,15 @@ def test_the_other_camera_may_be_turned_and_see_larger(degrees: float) -> None:
     assert np.abs(errors(found, truth, xy)).max() < 0.15
 
 
+def test_without_texture_nothing_slants() -> None:
+    """What the patch does not say is thought to be flat, however the search went."""
+    blurred = cv2.GaussianBlur(texture(), (0, 0), 6.0)
+    faint = np.asarray(90 + blurred // 8, np.uint8)
+    noisy = seen_through(faint, shift(0.4), noise=2.0)
+    found = align_patches(faint, noisy, warp_of(shift(0.0), grid()), REACH_PX)
+    assert float(found.slant.median()) < 0.1
+
+
 @pytest.mark.parametrize('other', [np.full((240, 320), 90, np.uint8), texture(5)])
 def test_what_is_not_there_is_not_found(other: Image) -> None:
     found = align_patches(texture(), other, warp_of(shift(0.0), grid()), REACH_PX)
