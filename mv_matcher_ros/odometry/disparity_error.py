@@ -30,7 +30,7 @@ LARGEST_PX = 1.0
 # Most pairs are right: none is corrected before its parts together are that far from nought, in
 # standard deviations (Mahalanobis). What is not yet known well would shift all depths alike, by
 # more than they err.
-SURE_SIGMAS = 4.5
+SURE_SIGMAS = 4.0
 # Surfaces and lenses are not what they are taken for: no part is known better than this.
 LEAST_SIGMA_PX = 0.03
 # The same keyframes take part in several regressions: their information is counted that much less.
