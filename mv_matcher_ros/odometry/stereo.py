@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Depth from the second camera of a rig: features matched along epipolar lines, then aligned.
 
-The rig need not be rectified. Two keypoints of one spot are a pixel or so apart from where they
-should be; the images around them say where the first one is in the second image ten times better.
+The rig need not be rectified. Two keypoints of one spot are half a pixel apart from where they
+should be; the images around them say where the first one is in the second image six times better.
 """
 
 from __future__ import annotations
