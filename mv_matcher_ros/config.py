@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mv_matcher_ros.errors import SettingsError
 
@@ -256,8 +256,31 @@ class StereoSettings(Section):
     self_calibration: bool = Field(
         True,
         description='Learn from motion how a pair is turned and what its focal lengths are, where '
-        'that is not as calibrated, and correct its depths.',
+        'that is not as calibrated, and correct its depths. Replay begins again with it.',
     )
+    disparity_error_px: str = Field(
+        '',
+        description='What is known of that already: three numbers for each pair, separated by '
+        'commas, as run and the node say them (yaw, focal length, roll; each at most 1).',
+    )
+
+    @field_validator('disparity_error_px')
+    @classmethod
+    def _are_numbers(cls, text: str) -> str:
+        parts = [part for part in text.split(',') if part.strip()]
+        try:
+            small = all(abs(float(part)) <= 1.0 for part in parts)
+        except ValueError:
+            small = False
+        if not small or len(parts) % 3:
+            raise ValueError('should be three numbers for each pair, none beyond 1, or nothing')
+        return text
+
+    @property
+    def known_errors_px(self) -> list[list[float]]:
+        """The three numbers of each pair in `disparity_error_px`."""
+        numbers = [float(part) for part in self.disparity_error_px.split(',') if part.strip()]
+        return [numbers[i : i + 3] for i in range(0, len(numbers), 3)]
 
 
 class DistortionCheckSettings(Section):

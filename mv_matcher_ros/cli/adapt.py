@@ -81,7 +81,7 @@ def adapt(
     settings of the adaptation. The same command goes on where it was interrupted.
     """
     from mv_matcher_ros.cli.adapt_report import REPORT, write_adaptation_report
-    from mv_matcher_ros.cli.distortion_watch import looked_at
+    from mv_matcher_ros.cli.calibration_watch import looked_at
     from mv_matcher_ros.training.adaptation.settings import AdaptationSettings
     from mv_matcher_ros.training.settings import read_train_settings
 

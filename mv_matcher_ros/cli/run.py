@@ -157,7 +157,14 @@ def run_recording(
     Raises:
         MvMatcherError: the recording cannot be read on; what was computed so far is in `out`.
     """
-    from mv_matcher_ros.cli.distortion_watch import DistortedError, WithRig, notes, with_corrected
+    from mv_matcher_ros.cli.calibration_watch import (
+        DistortedError,
+        MisalignedError,
+        WithRig,
+        notes,
+        with_corrected,
+        with_known_error,
+    )
     from mv_matcher_ros.mapping.map_folder import load_map
     from mv_matcher_ros.odometry.distortion_check import DistortionCheck, advice, in_words
 
@@ -181,6 +188,15 @@ def run_recording(
             '(distortion_check.enabled=false keeps the old one)'
         )
         return _run_once(again, settings, out, folders, None, notes(found, again.rig))
+    except MisalignedError as misaligned:
+        corrected = with_known_error(settings, misaligned.found)
+        warn(
+            f'{recording.name}: the stereo calibration is off: {misaligned}; begun again with '
+            f'stereo.disparity_error_px={corrected.stereo.disparity_error_px} '
+            '(stereo.self_calibration=false keeps the old one)'
+        )
+        found_px = {'disparity_error_px': corrected.stereo.disparity_error_px}
+        return _run_once(recording, corrected, out, folders, None, found_px)
 
 
 def _run_once(
@@ -196,8 +212,14 @@ def _run_once(
 
     Raises:
         DistortedError: the check is sure that the camera is another than it was said to be.
+        MisalignedError: the odometry is sure that a stereo pair is. Not on a map: what that was
+            made of is not begun again.
     """
-    from mv_matcher_ros.cli.distortion_watch import DistortionWatch
+    from mv_matcher_ros.cli.calibration_watch import (
+        DistortionWatch,
+        MisalignedError,
+        PairWatch,
+    )
     from mv_matcher_ros.cli.run_mapping import MappingSink, mapper_for, write_map
     from mv_matcher_ros.evaluation.track_sampler import TrackSampler
     from mv_matcher_ros.files.prefetch import Prefetched
@@ -212,6 +234,11 @@ def _run_once(
     if folders is not None:
         mapping = MappingSink(mapper_for(settings, recording.rig, models, world))
     engine = OdometryEngine(settings, recording.rig, models=models)
+    may_begin_again = (
+        settings.stereo.self_calibration
+        and not settings.stereo.disparity_error_px
+        and world is None
+    )
     listeners = [
         *([] if mapping is None else [mapping.take]),
         *([] if check is None else [check.take]),
@@ -234,6 +261,7 @@ def _run_once(
             counter,
             *([] if mapping is None else [mapping]),
             *([] if check is None else [DistortionWatch(check)]),
+            *([PairWatch(engine)] if may_begin_again else []),
         ]
         try:
             run_all(source, engine, sinks)
@@ -244,8 +272,14 @@ def _run_once(
         finally:
             for fault, count in source.faults.items():
                 warn(f'{recording.name}: {fault} ({count} x)')
-    if engine.rig_correction:
-        say(f'the stereo calibration is off, depths were corrected: {engine.rig_correction}')
+    found = engine.rig_correction
+    if found is not None and may_begin_again:
+        raise MisalignedError(found)
+    if found is not None and settings.stereo.self_calibration:
+        say(
+            f'the stereo calibration is off, depths were corrected: {found.in_words} '
+            f'(stereo.disparity_error_px={found.disparity_error_px})'
+        )
     if mapping is not None and folders is not None:
         engine.finish()
         write_map(mapping, out, folders.save)

@@ -12,6 +12,7 @@ would confirm whatever the depths say.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +27,8 @@ from mv_matcher_ros.odometry.window import Keyframe, Window
 # What is thought of each part of the field before any motion, and how far it may go: a calibration
 # is good to less than a pixel.
 START_SIGMA_PX = 0.3
+# The same where somebody has told what it is off by.
+TOLD_SIGMA_PX = 0.1
 LARGEST_PX = 1.0
 # Most pairs are right: none is corrected before its parts together are that far from nought, in
 # standard deviations (Mahalanobis). What is not yet known well would shift all depths alike, by
@@ -75,12 +78,16 @@ class DisparityError:
         rig: the pair.
         maker: knows where the cameras are.
         camera: which of the seeing cameras is the first of the pair.
+        told_px: the parts of the field that are known before, in pixels; empty for none.
 
     Attributes:
-        field: what is taken out; nothing until it is sure that there is an error.
+        field: what is taken out; what was told, or nothing until it is sure that there is an
+            error.
     """
 
-    def __init__(self, rig: Rig, maker: LandmarkMaker, camera: int = 0) -> None:
+    def __init__(
+        self, rig: Rig, maker: LandmarkMaker, camera: int = 0, told_px: Sequence[float] = ()
+    ) -> None:
         first, second = (camera.body_from_camera for camera in rig.cameras[:2])
         baseline = first[:3, :3].T @ (second[:3, 3] - first[:3, 3])
         self._per_px = 1.0 / (rig.cameras[0].focal_px * max(rig.baseline_m, 1e-9))
@@ -89,14 +96,19 @@ class DisparityError:
         self._none = DisparityField(along / along.norm().clamp_min(1e-9), torch.zeros(3).double())
         self._maker = maker
         self._camera = camera
+        self._told_px = torch.tensor(list(told_px), dtype=torch.float64)
         self.reset()
 
     def reset(self) -> None:
-        """Back to the calibration as given."""
-        self.field = self._none
+        """Back to the calibration as given, and what was told of it."""
+        self.field, sigma_px = self._none, START_SIGMA_PX
         # Of the parts in pixels: information, and information times what they are.
-        self._information = torch.eye(3, dtype=torch.float64) / START_SIGMA_PX**2
         self._pull = torch.zeros(3, dtype=torch.float64)
+        if self._usable and self._told_px.any():
+            self.field = replace(self._none, parts=self._told_px * self._per_px)
+            sigma_px = TOLD_SIGMA_PX
+            self._pull = self._told_px / sigma_px**2
+        self._information = torch.eye(3, dtype=torch.float64) / sigma_px**2
 
     @property
     def parts_px(self) -> Tensor:
@@ -105,11 +117,16 @@ class DisparityError:
 
     @property
     def in_words(self) -> str:
-        """What is taken out, for messages; empty if nothing is."""
+        """What is taken out, for people; empty if nothing is."""
         if self.field is self._none:
             return ''
         yaw, focal, roll = (f'{part:+.2f}' for part in self.parts_px.tolist())
         return f'yaw {yaw} px, focal length {focal} px, roll {roll} px'
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is an error, and more of the same motion would say little more of it."""
+        return self.field is not self._none and float(self.sigma_px[0]) <= LEAST_SIGMA_PX
 
     @property
     def sigma_px(self) -> Tensor:

@@ -84,8 +84,7 @@ class OdometryEngine:
     Attributes:
         networks: what runs of 'detector' and 'matcher' that is a network: `place` (device and
             precision), `weights` (file) and `sha256`, as `models.choice.NetworkUse`.
-        rig_correction: what of the stereo calibration turned out wrong and is corrected, in one
-            line; empty if nothing did.
+        rig_correction: what of the stereo calibration is wrong and corrected; None for nothing.
 
     Raises:
         SettingsError: the sensor does not fit the rig.
@@ -485,7 +484,8 @@ class OdometryEngine:
         if mapped is None:
             return
         self._report(mapped.records)
-        self._rig_news = self.rig_correction if mapped.recalibrated else ''
+        if mapped.recalibrated and self.rig_correction is not None:
+            self._rig_news = self.rig_correction.in_words
         assert self._motion is not None
         since = se3.inverse(self._before_keyframe) @ self._motion.world_from_body
         self._motion = self._motion.corrected(se3.normalise(mapped.refined @ since))

@@ -25,7 +25,7 @@ from mv_matcher_ros.odometry.local_adjustment import LocalAdjustment
 from mv_matcher_ros.odometry.map_start import MapStart
 from mv_matcher_ros.odometry.observation import Observation, Observer
 from mv_matcher_ros.odometry.seeing import SeeingCameras
-from mv_matcher_ros.odometry.stereo_depth import StereoDepth
+from mv_matcher_ros.odometry.stereo_depth import RigCorrection, StereoDepth
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 from mv_matcher_ros.odometry.window import Keyframe, Window
 
@@ -128,9 +128,9 @@ class LocalMapper:
         return '' if self._stereo is None else self._stereo.fault
 
     @property
-    def rig_correction(self) -> str:
-        """What of the stereo calibration is corrected in one line; empty if nothing is."""
-        return '' if self._stereo is None else self._stereo.correction
+    def rig_correction(self) -> RigCorrection | None:
+        """What of the stereo calibration is corrected; None for nothing."""
+        return None if self._stereo is None else self._stereo.correction
 
     @property
     def disparity_fields(self) -> tuple[DisparityField, ...]:

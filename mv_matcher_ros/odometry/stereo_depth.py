@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Rig
+from mv_matcher_ros.errors import SettingsError
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.disparity_error import DisparityError, DisparityField
 from mv_matcher_ros.odometry.joint_matching import SecondView
@@ -22,11 +24,27 @@ from mv_matcher_ros.odometry.stereo import StereoMatcher
 from mv_matcher_ros.odometry.window import Window
 
 
+@dataclass(frozen=True)
+class RigCorrection:
+    """What of the calibration of stereo pairs is wrong and corrected.
+
+    Attributes:
+        in_words: in one line; of several pairs, of which.
+        disparity_error_px: the same for `stereo.disparity_error_px`.
+        settled: more of the same motion would say little more of it.
+    """
+
+    in_words: str
+    disparity_error_px: str
+    settled: bool
+
+
 class StereoDepth:
     """The pairs of a rig, each with its matcher, its check and the error of its disparities.
 
     Raises:
-        SettingsError: the two cameras of a pair are at one place.
+        SettingsError: the two cameras of a pair are at one place, or errors of another number of
+            pairs are given.
     """
 
     def __init__(
@@ -42,8 +60,15 @@ class StereoDepth:
         self._matchers = [StereoMatcher(settings, pair, matcher) for pair in self._pairs]
         self._checks = [RigCheck(settings, pair, matcher) for pair in self._pairs]
         self._learns = settings.stereo.self_calibration
+        told = settings.stereo.known_errors_px or [[] for _ in self._pairs]
+        if len(told) != len(self._pairs):
+            raise SettingsError(
+                f'stereo.disparity_error_px has numbers for {len(told)} pairs, '
+                f'the rig has {len(self._pairs)}: three for each'
+            )
         self._errors = [
-            DisparityError(pair, maker, number) for number, pair in enumerate(self._pairs)
+            DisparityError(pair, maker, number, told[number])
+            for number, pair in enumerate(self._pairs)
         ]
 
     def reset(self) -> None:
@@ -59,9 +84,18 @@ class StereoDepth:
         return self._of_pairs([check.fault for check in self._checks])
 
     @property
-    def correction(self) -> str:
-        """What of the calibration is corrected in one line; of several pairs, of which."""
-        return self._of_pairs([error.in_words for error in self._errors])
+    def correction(self) -> RigCorrection | None:
+        """What of the calibration is corrected; None for nothing."""
+        words = self._of_pairs([error.in_words for error in self._errors])
+        if not words:
+            return None
+        parts = [part for error in self._errors for part in error.parts_px.tolist()]
+        corrected = [error for error in self._errors if error.in_words]
+        return RigCorrection(
+            words,
+            ','.join(f'{part:.3f}' for part in parts),
+            all(error.settled for error in corrected),
+        )
 
     def _of_pairs(self, said: list[str]) -> str:
         if len(said) > 1:

@@ -262,6 +262,7 @@ class OdometryNode(LifecycleNode):
                 'scale': metric,
                 'policy': 'lossless' if self.settings.ros.lossless else 'newest frame',
                 **worker.networks,
+                **worker.learned,
                 **worker.counters(),
                 **self._health.values(),
                 **worker.adaptation.values(),

@@ -170,6 +170,15 @@ class OdometryWorker:
         }
 
     @property
+    def learned(self) -> dict[str, str]:
+        """What of the calibration turned out otherwise, as settings to begin with next time."""
+        from mv_matcher_ros.odometry.engine import OdometryEngine
+
+        engine = self._engine
+        found = engine.rig_correction if isinstance(engine, OdometryEngine) else None
+        return {} if found is None else {'stereo.disparity_error_px': found.disparity_error_px}
+
+    @property
     def metric(self) -> bool:
         """Whether lengths are metres."""
         last = self._health.last

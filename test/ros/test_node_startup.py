@@ -22,6 +22,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_msgs.msg import TFMessage
 
 from mv_matcher_ros.errors import SettingsError
+from mv_matcher_ros.odometry.engine import OdometryEngine
 from mv_matcher_ros.ros.messages import header_message, stamp_ns, transform_message
 from mv_matcher_ros.ros.mounting import tf2
 
@@ -182,6 +183,22 @@ def test_networks_are_named_with_their_place(bench: Any, camcorder: Callable[...
         lambda: diagnostics and values(diagnostics).get('matcher network') == said, 'its key'
     )
     bench.wait(lambda: any(log.msg == f'matcher network: {said}' for log in logs), 'the log')
+
+
+def test_what_a_pair_is_off_by_is_told_as_a_setting(
+    bench: Any, camcorder: Callable[..., Any]
+) -> None:
+    told = {'sensor': 'stereo', 'detector.name': 'sift', 'stereo.disparity_error_px': '0.2,0,-0.1'}
+    bench.start({**LOSSLESS, **told}, engine_factory=OdometryEngine)
+    diagnostics = bench.collect(DiagnosticArray, '/diagnostics')
+    camcorder('stereo').calibrate(1 * MS)
+    bench.wait(
+        lambda: (
+            diagnostics
+            and values(diagnostics).get('stereo.disparity_error_px') == '0.200,0.000,-0.100'
+        ),
+        'its key',
+    )
 
 
 def test_incompatible_qos_is_named(bench: Any) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replay begins again with the corrected camera once distortion that was left is beyond doubt."""
+"""Replay begins again once it is beyond doubt that the cameras are not as they were said to be."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mv_matcher_ros.config import Settings
     from mv_matcher_ros.datatypes import Estimate, Frame, Rig, Sensor, Trajectory
     from mv_matcher_ros.odometry.distortion_check import Distortion, DistortionCheck
+    from mv_matcher_ros.odometry.engine import OdometryEngine
+    from mv_matcher_ros.odometry.stereo_depth import RigCorrection
     from mv_matcher_ros.runner import Source
 
 # Before weights are adapted, at most so many groups of keyframes are asked.
@@ -46,6 +48,38 @@ class DistortionWatch:
         found = self._check.sure
         if found is not None:
             raise DistortedError(found)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class MisalignedError(Exception):
+    """A stereo pair is not as it was calibrated; nothing that went wrong."""
+
+    def __init__(self, found: RigCorrection) -> None:
+        super().__init__(found.in_words)
+        self.found = found
+
+
+class PairWatch:
+    """A sink that ends a run when enough is known of what a stereo calibration is off by.
+
+    Args:
+        engine: learns it.
+    """
+
+    def __init__(self, engine: OdometryEngine) -> None:
+        self._engine = engine
+
+    def write(self, frame: Frame, estimate: Estimate) -> None:
+        """Look.
+
+        Raises:
+            MisalignedError: what was found.
+        """
+        found = self._engine.rig_correction
+        if found is not None and found.settled:
+            raise MisalignedError(found)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -131,6 +165,15 @@ def looked_at(source: Source, settings: Settings) -> Source:
         '(distortion_check.enabled=false keeps the old one)'
     )
     return with_corrected(source, found)
+
+
+def with_known_error(settings: Settings, found: RigCorrection) -> Settings:
+    """The settings for the same recording, whose pairs are off by what was found.
+
+    Nothing more is learned: the same images would confirm what they have said.
+    """
+    known = {'disparity_error_px': found.disparity_error_px, 'self_calibration': False}
+    return settings.model_copy(update={'stereo': settings.stereo.model_copy(update=known)})
 
 
 def notes(found: Distortion, rig: Rig) -> dict[str, Any]:
