@@ -16,6 +16,7 @@ from mv_matcher_ros.cli.live_processes import NodeProcesses
 from mv_matcher_ros.cli.wire_faults import BEGIN_S, WireFault
 from mv_matcher_ros.cli.wire_shots import Shot, shots_of
 from mv_matcher_ros.errors import MvMatcherError
+from mv_matcher_ros.mapping.map_folder import INDEX
 
 if TYPE_CHECKING:
     from mv_matcher_ros.config import Settings
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 NODE, MAPPING = 'main', 'map_main'
 _LAST_WORDS_S = 2.0  # for answers to the last frames
 _MAP_SAVED_S = 1.0
+# A process that is started anew has to load first, on a busy machine for long.
+MOST_RESTART_S = 20.0
 
 
 @dataclass
@@ -89,7 +92,7 @@ class _Session:
             wire.wait_for_node(lambda: self.processes.alive(NODE), mapping)
             with self._company(wire):
                 self._play(wire)
-            time.sleep(_LAST_WORDS_S)
+            self._hear_out(wire)
             heard = self.heard
             heard.poses, heard.states = list(wire.poses), list(wire.states)
             heard.map_keyframes = list(wire.map_keyframes)
@@ -105,7 +108,7 @@ class _Session:
         shots = self._fault.change(shots_of(self._clip, time.time_ns()))
         begin_s, happened = time.monotonic(), False
         for shot in sorted(shots, key=lambda s: s.at_s):
-            if not happened and shot.at_s >= BEGIN_S:
+            if not happened and shot.at_s >= BEGIN_S and self._may_happen(wire):
                 happened = True
                 self._note_memory(0)
                 self._event(wire)
@@ -114,6 +117,25 @@ class _Session:
             wire.publish(shot.stamp_ns, shot.spoil(messages) if shot.spoil else messages)
             self.heard.shots.append(shot)
             self.heard.sent_s.append(time.monotonic())
+
+    def _may_happen(self, wire: Wire) -> bool:
+        """A mapping node is killed when it has something to lose, and has saved some of it."""
+        if self._fault.event != 'kill mapping':
+            return True
+        return (self._out / 'map' / INDEX).exists() and any(n for _, n in wire.map_keyframes[-1:])
+
+    def _hear_out(self, wire: Wire) -> None:
+        """Until the last frames are answered, and a mapping node that was killed is back."""
+        restarted_s = self.heard.restarted_s
+        if self._fault.event == 'kill mapping' and restarted_s is not None:
+            deadline_s = time.monotonic() + MOST_RESTART_S
+            while time.monotonic() < deadline_s and self.processes.alive(MAPPING):
+                before = [n for at_s, n in list(wire.map_keyframes) if at_s < restarted_s]
+                after = [n for at_s, n in list(wire.map_keyframes) if at_s > restarted_s]
+                if before and after and after[-1] >= before[-1]:
+                    break
+                time.sleep(0.1)
+        time.sleep(_LAST_WORDS_S)
 
     def _event(self, wire: Wire) -> None:
         """What happens beside the images."""

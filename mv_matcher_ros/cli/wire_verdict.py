@@ -12,7 +12,7 @@ import numpy as np
 
 from mv_matcher_ros.cli.faults import Clip
 from mv_matcher_ros.cli.wire_faults import BEGIN_S, WireFault
-from mv_matcher_ros.cli.wire_session import Heard
+from mv_matcher_ros.cli.wire_session import MOST_RESTART_S, Heard
 from mv_matcher_ros.datatypes import Array
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ _FALSE_M, _FALSE_SHARE = 0.05, 0.02
 _SIGMAS = 3.0
 # Good images must be answered by a measured pose within this time.
 MOST_RECOVERY_S = 1.0
-# A process that is started anew has to load first.
-MOST_RESTART_S = 20.0
 _MOST_GROWTH_MB = 60.0
 # odom moves at most so much faster than the body ever did, and this far at once.
 _FASTER, _AT_ONCE_M = 2.0, 0.05
@@ -243,7 +241,7 @@ class _Evidence:
         again_s = self._heard.restarted_s or 0.0
         before = [count for at_s, count in self._heard.map_keyframes if at_s < again_s]
         after = [count for at_s, count in self._heard.map_keyframes if at_s > again_s]
-        if not before:
+        if not any(before[-1:]):
             return ['no map before it was killed']
         if not after:
             return ['no map since it was killed']

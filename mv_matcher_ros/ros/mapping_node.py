@@ -295,6 +295,8 @@ class MappingNode(LifecycleNode):
             advice.append('the map is not saved by itself since ~/reset: ~/save_map does')
         waiting = {'waiting': len(self._mailbox), 'dropped': self._mailbox.dropped}
         counts = {**self._counts, **waiting}
+        if session is not None:
+            counts['keyframes'] = len(session.world)
         words = '; '.join(filter(None, advice))
         self._outputs.diagnose(self._last, problem, words, counts, idle)
 

@@ -57,7 +57,8 @@ class Wire:
 
     Attributes:
         poses, states: what has arrived so far.
-        map_keyframes: when the mapping node spoke, and how many keyframes its map had.
+        map_keyframes: when the mapping node spoke, about once a second, and how many keyframes
+            its map had.
     """
 
     def __init__(self, source: Source) -> None:
@@ -79,7 +80,6 @@ class Wire:
         self._mapping_said = False
         self._node.create_subscription(Odometry, 'odometry', self._on_pose, _DEPTH)
         self._node.create_subscription(String, 'odometry/state', self._on_state, _DEPTH)
-        self._node.create_subscription(String, 'mapping/state', self._on_map, _DEPTH)
         self._node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnosis, 10)
         self._camera = PlayedTopics(self._node, source, '')
         self._camera.broadcast_mounts('base_link')
@@ -191,9 +191,9 @@ class Wire:
             State(said['stamp_ns'], time.monotonic(), said['status'], said['message'])
         )
 
-    def _on_map(self, message: Any) -> None:
-        keyframes = json.loads(message.data)['counts'].get('keyframes', 0)
-        self.map_keyframes.append((time.monotonic(), keyframes))
-
     def _on_diagnosis(self, message: Any) -> None:
-        self._mapping_said |= any(status.name.endswith(': map') for status in message.status)
+        for status in message.status:
+            if status.name.endswith(': map'):
+                self._mapping_said = True
+                said = {value.key: value.value for value in status.values}
+                self.map_keyframes.append((time.monotonic(), int(said.get('keyframes', 0))))

@@ -186,6 +186,7 @@ def test_who_comes_late_or_again_goes_on(
     node.close()  # it saves
     again = start('mapping_again', **{'mapping.folder': folder})
     bench.wait(lambda: again._counts['known already'] == half, 'what it knew')
+    assert {v.key: v.value for v in diagnosed(bench, '').values}['keyframes'] == str(half)
     for one in sent[half:]:
         odometry.publish(keyframe_message(one))
     bench.wait(lambda: len(again._session.world) == len(sent), 'the other half')

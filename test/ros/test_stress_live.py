@@ -35,7 +35,8 @@ def test_a_fault_is_said_survived_and_over_in_a_second(
         if variable not in os.environ:  # the test's own domain stays
             monkeypatch.setenv(variable, value)
     fault = next(f for f in WIRE_FAULTS if f.name == name)
-    for attempt in ('first', 'second'):  # in real time, on a machine that others use, too
+    # A recovery in time is the machine's, too, which others use; a map that is kept is ours alone.
+    for attempt in ('first', 'second') if name.startswith('black') else ('only',):
         (tmp_path / attempt).mkdir()
         heard = happen(fault, clip, Settings(), tmp_path / attempt)
         assert len(heard.sent_s) == len(heard.shots) == 100
