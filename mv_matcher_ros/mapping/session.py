@@ -67,6 +67,10 @@ class MapSession:
         self.unsaved, self.keeps = '', False
         self._begin(self._stored())
 
+    def change(self, settings: Settings) -> None:
+        """Take other values of `mapping.save_every_s` and `mapping.lost_after`."""
+        self._settings = settings
+
     @property
     def world(self) -> Map:
         """The map."""

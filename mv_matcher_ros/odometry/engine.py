@@ -149,6 +149,11 @@ class OdometryEngine:
         self._anchor = self._origin  # the pose that `_covariance` is of
         self._note_map()
 
+    def change(self, settings: Settings) -> None:
+        """Take the times and the number of `tracking` that decide what a pose is called, from the
+        next frame on; from any thread. Of everything else nothing changes."""
+        self.settings = settings
+
     def report_keyframes(self, to: OnKeyframe) -> None:
         """Hand the record of each keyframe over, in order of time, from within `process`,
         `finish` and `reset`; before the first frame."""

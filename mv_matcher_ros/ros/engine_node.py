@@ -240,6 +240,8 @@ class OdometryNode(LifecycleNode):
         except SettingsError as error:
             return SetParametersResult(successful=False, reason=str(error))
         self._outputs.change(self.settings)
+        if self._worker is not None:
+            self._worker.change(self.settings)
         return SetParametersResult(successful=True)
 
     def _report(self) -> None:

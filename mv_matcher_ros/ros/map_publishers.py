@@ -66,6 +66,10 @@ class MapPublishers:
             if settings.ros.publish_map_tf:
                 node.get_logger().error(str(error))
 
+    def change(self, settings: Settings) -> None:
+        """Take settings that were changed while the node runs."""
+        self._settings = settings
+
     @property
     def has_tf(self) -> bool:
         """Whether there is TF, and something is said on it."""

@@ -119,6 +119,14 @@ class OdometryWorker:
             waiting = f'more than ros.queue_size = {self._settings.ros.queue_size} frames wait'
             self._skip(lost, 'queue full', f'{waiting}: whoever plays must wait for ~/state')
 
+    def change(self, settings: Settings) -> None:
+        """Take settings that were changed while the node runs."""
+        from mv_matcher_ros.odometry.engine import OdometryEngine
+
+        self._settings = settings
+        if isinstance(self._engine, OdometryEngine):
+            self._engine.change(settings)
+
     def start(self, inputs: Inputs) -> None:
         """Work on what comes from these topics; the thread from before has ended."""
         self._before = self._come()

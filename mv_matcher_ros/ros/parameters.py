@@ -12,9 +12,18 @@ from mv_matcher_ros.errors import SettingsError
 
 # Parameters that rclpy itself reads from the overrides of a node.
 _OF_RCLPY = ('use_sim_time', 'start_type_description_service', 'enable_logger_service')
-# What may change while the odometry node runs; everything else is the engine's, which is built
-# from it once.
-CHANGEABLE = frozenset({'ros.publish_tf', 'ros.path_length'})
+# What may change while the odometry node runs, and the mapping node; from everything else
+# networks, buffers and maps were built.
+CHANGEABLE = frozenset(
+    {
+        'ros.publish_tf',
+        'ros.path_length',
+        'tracking.coasting_s',
+        'tracking.reinitialise_s',
+        'tracking.degraded_inliers',
+    }
+)
+CHANGEABLE_OF_MAP = frozenset({'ros.publish_map_tf', 'mapping.save_every_s', 'mapping.lost_after'})
 _INT64 = 2**63 - 1
 
 
@@ -107,13 +116,16 @@ def descriptor(name: str, info: Any, *, read_only: bool) -> Any:
     return message
 
 
-def changed(settings: Settings, parameters: Sequence[Any]) -> Settings:
+def changed(
+    settings: Settings, parameters: Sequence[Any], changeable: frozenset[str] = CHANGEABLE
+) -> Settings:
     """Settings after a change of parameters at run time, checked like any others.
 
     Args:
         settings: those before.
         parameters: rclpy Parameters that are set; those that are no settings (`use_sim_time`) are
             ignored.
+        changeable: settings that the node lets change.
 
     Raises:
         SettingsError: a value is out of range, or the parameter cannot be changed while the node
@@ -122,6 +134,6 @@ def changed(settings: Settings, parameters: Sequence[Any]) -> Settings:
     known = {name for name, _ in leaves()}
     news = {p.name: p.value for p in parameters if p.name in known}
     for name in news:
-        if name not in CHANGEABLE:
+        if name not in changeable:
             raise SettingsError(f'{name} cannot be changed while the node runs: start it again')
     return read_settings({**flatten(settings.model_dump()), **news}, where='parameters')

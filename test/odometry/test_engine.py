@@ -158,7 +158,8 @@ def blinded(source: SyntheticSource, first: int, last: int) -> list[Frame]:
 @pytest.mark.slow
 def test_covered_lens_coasts_then_loses_then_recovers_without_a_jump() -> None:
     source = presets.room_loop('stereo', 36, SIZE, effects=SHARP)
-    engine = OdometryEngine(settings('stereo', **{'tracking.coasting_s': 0.16}), source.rig)
+    engine = OdometryEngine(settings('stereo'), source.rig)
+    engine.change(settings('stereo', **{'tracking.coasting_s': 0.16}))
     results = [engine.process(frame) for frame in blinded(source, 10, 20)]
     status = [r.status for r in results]
     assert status[10:13] == [Status.DEGRADED] * 3

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -488,6 +489,27 @@ def test_nothing_is_changed_that_would_have_no_effect(start: Start) -> None:
 
     (result,) = start().set_parameters([Parameter('ros.publish_tf', value=False)])
     assert not result.successful
+
+
+def test_what_may_change_while_it_runs_does(bench: Any, start: Start, flight: Any) -> None:
+    from rclpy.parameter import Parameter
+
+    tf = transforms(bench)
+    node, _ = mapped(bench, start, flight[0][:2], '')
+    bench.wait(lambda: tf, 'map -> odom')
+    results = node.set_parameters(
+        [
+            Parameter('ros.publish_map_tf', value=False),
+            Parameter('mapping.lost_after', value=7),
+            Parameter('mapping.lost_after', value=0),
+        ]
+    )
+    assert [result.successful for result in results] == [True, True, False]
+    assert node._session._settings.mapping.lost_after == 7
+    time.sleep(0.3)  # what is under way
+    tf.clear()
+    time.sleep(0.5)
+    assert not tf
 
 
 def test_the_axes_of_a_pose_from_rviz_are_those_of_a_robot(

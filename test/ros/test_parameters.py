@@ -14,7 +14,7 @@ from rclpy.parameter import Parameter
 
 from mv_matcher_ros.config import Settings, leaves
 from mv_matcher_ros.errors import SettingsError
-from mv_matcher_ros.ros.parameters import CHANGEABLE, changed, declare
+from mv_matcher_ros.ros.parameters import CHANGEABLE, CHANGEABLE_OF_MAP, changed, declare
 
 pytestmark = pytest.mark.ros
 
@@ -102,6 +102,11 @@ def test_changes_at_run_time() -> None:
     assert changed(Settings(), [Parameter('use_sim_time', value=True)]) == Settings()
     with pytest.raises(SettingsError, match='start it again'):
         changed(Settings(), [Parameter('detector.max_keypoints', value=100)])
+    saved = [Parameter('mapping.save_every_s', value=5.0)]
+    assert changed(Settings(), saved, CHANGEABLE_OF_MAP).mapping.save_every_s == 5.0
+    with pytest.raises(SettingsError, match='start it again'):
+        changed(Settings(), saved)
+    assert {name for name, _ in leaves()} >= CHANGEABLE | CHANGEABLE_OF_MAP
     with pytest.raises(SettingsError, match='path_length'):
         changed(Settings(), [Parameter('ros.path_length', value=-1)])
 
