@@ -231,6 +231,9 @@ class OdometryEngine:
         observation, fault = self._observe(frame, clock)
         if fault:
             return self._unknown(frame, waiting, fault)
+        return self._start_with(frame, observation, clock)
+
+    def _start_with(self, frame: Frame, observation: Observation, clock: Stopwatch) -> Estimate:
         with clock('initialise'):
             if self._metric:
                 started_by, message = self._start_from_depth(frame, observation)
@@ -239,6 +242,7 @@ class OdometryEngine:
         keyframes = self._mapper.window.keyframes
         self._rig_fault = self._mapper.rig_fault
         if not keyframes:
+            waiting = Status.LOST if self._before_loss is not None else Status.INITIALISING
             return self._unknown(frame, waiting, message)
         newest = keyframes[-1].world_from_body
         self._motion = Motion(frame.stamp_ns, newest)
@@ -303,7 +307,12 @@ class OdometryEngine:
             observation, tracked = self._with_depth(frame, observation, tracked)
         if tracked is None:
             self._flow.reset()
-            return self._coast(frame, fault or 'too few landmarks agree with a pose', bool(fault))
+            coasted = self._coast(
+                frame, fault or 'too few landmarks agree with a pose', bool(fault)
+            )
+            # Where the old map was given up with this frame, it begins the new one.
+            given_up = self._motion is None
+            return self._start_with(frame, observation, clock) if given_up else coasted
         return self._known_by_search(frame, observation, tracked)
 
     def _followed(self, frame: Frame, clock: Stopwatch) -> Followed | None:
@@ -395,9 +404,13 @@ class OdometryEngine:
 
         Or the next one, if it can be followed, where this one is late: searches take long, and
         frames that wait for a keyframe besides are so far apart that all have to be searched for.
+        Not after a loss: there the next ones may see too little of what is known. And none that
+        few landmarks agree with: were the pose wrong, all that is seen next would confirm it.
         """
         assert self._motion is not None
         status, message = self._judge(tracked)
+        few = tracked.inliers < self.settings.tracking.degraded_inliers
+        late = self._late(frame) and not self._owed and not self._lost
         if self._lost:
             self._continuity.rebase(tracked.world_from_body)
             status, message = Status.RELOCALISED, f'found again by {tracked.method}'
@@ -419,7 +432,7 @@ class OdometryEngine:
         self._inliers = tracked.inliers
         self._compare_with(target, frame)
         self._searched = True
-        self._owed = self._late(frame) and not self._owed
+        self._owed = late or few
         if not self._owed:
             self._begin_keyframe(
                 frame,

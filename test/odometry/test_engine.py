@@ -416,13 +416,19 @@ class TestLate:
     """Live, on a machine that is too slow: track first, make keyframes when there is time."""
 
     @staticmethod
-    def searched(took_s: float) -> tuple[Estimate, Estimate]:
-        """A frame whose pose has to be searched for, after one that took so long, and the next."""
+    def searched(took_s: float, **changed: object) -> tuple[Estimate, Estimate]:
+        """A frame whose pose has to be searched for, after one that took so long, and the next.
+
+        Args:
+            changed: attributes of the engine, before.
+        """
         source = presets.room_loop('stereo', 40, SIZE, effects=SHARP)
         engine = OdometryEngine(settings('stereo'), source.rig, live=True)
         for number in range(8):
             engine.process(source.frame(number))
         engine._took_s = took_s
+        for name, value in changed.items():
+            setattr(engine, name, value)
         track = engine._flow.track
         engine._flow.track = lambda frame, guess: None  # nothing can be followed
         first = engine.process(source.frame(12))
@@ -437,6 +443,18 @@ class TestLate:
     def test_a_camera_that_is_slow_itself_is_not_waited_for(self) -> None:
         prompt, _ = self.searched(took_s=0.01)
         assert (prompt.status, prompt.is_keyframe) == (Status.TRACKING, True)
+
+    def test_what_is_found_again_does_not_wait(self) -> None:
+        """The next frames may see too little of what is known."""
+        late, _ = self.searched(took_s=0.25, _lost=True)
+        assert (late.status, late.is_keyframe) == (Status.RELOCALISED, True)
+
+    def test_few_landmarks_make_no_keyframe(self) -> None:
+        """Were their pose wrong, all that is seen next would confirm it."""
+        many = settings('stereo', **{'tracking.degraded_inliers': 10_000})
+        few, following = self.searched(took_s=0.01, settings=many)
+        assert (few.status, few.is_keyframe) == (Status.DEGRADED, False)
+        assert following.is_keyframe  # by flow, which has its own measure of enough
 
     def test_a_pose_that_will_do_is_not_searched_for(self) -> None:
         source = presets.room_loop('stereo', 24, SIZE, effects=SHARP)
