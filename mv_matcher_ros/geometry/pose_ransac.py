@@ -57,6 +57,7 @@ def estimate_absolute_pose(
     hypotheses: int = 256,
     max_rounds: int = 8,
     confidence: float = 0.999,
+    least_share: float = 0.0,
     seed: int = 0,
 ) -> RansacPose:
     """Pose from 2D-3D matches of which many may be wrong. The same seed gives the same result.
@@ -70,6 +71,8 @@ def estimate_absolute_pose(
         hypotheses: samples a round.
         max_rounds: rounds at most.
         confidence: stop when a sample without outlier was drawn with this probability.
+        least_share: of the matches must agree for the pose to be of use, 0 to 1; poses that fewer
+            agree with are not searched for longer than that takes.
         seed: of the samples.
 
     Returns:
@@ -96,7 +99,7 @@ def estimate_absolute_pose(
         torch.where(usable, weights, 0.0),
         threshold,
     )
-    return _search(problem, guesses, hypotheses, max_rounds, confidence, seed)
+    return _search(problem, guesses, hypotheses, max_rounds, confidence, least_share, seed)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def _search(
     hypotheses: int,
     max_rounds: int,
     confidence: float,
+    least_share: float,
     seed: int,
 ) -> RansacPose:
     usable = int((matches.weights > 0).sum())
@@ -133,7 +137,7 @@ def _search(
             if cost < best_cost:
                 best, best_cost = found, cost
             share = float((_errors(matches, best[None])[0] < 1.0).sum()) / usable
-            if _enough(drawn, share, confidence):
+            if _enough(drawn, max(share, least_share), confidence):
                 break
     inliers = _errors(matches, best[None])[0] < 1.0
     inliers = inliers & (matches.weights > 0)

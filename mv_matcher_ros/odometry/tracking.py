@@ -280,15 +280,17 @@ class Tracker:
         whose = observation.camera[feature]
         number = int(whose.bincount(minlength=1).argmax())
         feature, landmark = feature[whose == number], landmark[whose == number]
-        if len(feature) < self._settings.tracking.min_inliers:
+        wanted = self._settings.tracking
+        if len(feature) < wanted.min_inliers:
             return None
         start = estimate_absolute_pose(
             window.landmarks.position[landmark],
             observation.plane_xy[feature],
-            self._settings.tracking.inlier_px / self._cameras.cameras[number].focal_px,
+            wanted.inlier_px / self._cameras.cameras[number].focal_px,
+            least_share=max(wanted.min_inlier_ratio, wanted.min_inliers / len(feature)),
             seed=self._settings.runtime.seed,
         )
-        if not start.valid or int(start.inliers.sum()) < self._settings.tracking.min_inliers:
+        if not start.valid or int(start.inliers.sum()) < wanted.min_inliers:
             return None
         return se3.inverse(start.camera_from_world) @ self._cameras.camera_from_body[number]
 

@@ -407,3 +407,15 @@ def test_wrong_input_is_named() -> None:
         refine_absolute_pose(s.points, s.xy, s.start, prior_camera_from_world=s.start)
     with pytest.raises(GeometryError, match='"tukey" is unknown'):
         refine_absolute_pose(s.points, s.xy, s.start, kernel='tukey')  # type: ignore[arg-type]
+
+
+def test_ransac_does_not_search_longer_for_what_is_of_no_use() -> None:
+    noise = torch.rand(60, 5, generator=torch.Generator().manual_seed(0)).double()
+    points, xy = noise[:, :3] + 2.0, noise[:, 3:]
+    assert estimate_absolute_pose(points, xy, 1e-3).hypotheses == 8 * 256
+    # A sample of three is right with a probability of 1 / 64: 439 samples are enough at 0.999.
+    assert estimate_absolute_pose(points, xy, 1e-3, least_share=0.25).hypotheses == 2 * 256
+    for seed in range(5):
+        s = scene(200, noise=1e-3, outliers=0.7, seed=seed)
+        found = estimate_absolute_pose(s.points, s.xy, 4e-3, least_share=0.25, seed=seed)
+        assert found.inliers[140:].float().mean() > 0.95
