@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from mv_matcher_ros.files.recording import Recording
     from mv_matcher_ros.mapping.map import Map
     from mv_matcher_ros.odometry.distortion_check import DistortionCheck
-    from mv_matcher_ros.odometry.engine import OnKeyframe
     from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
+    from mv_matcher_ros.odometry.reporting import OnKeyframe
     from mv_matcher_ros.runner import Sink, Source
 
 MaskOption = Annotated[

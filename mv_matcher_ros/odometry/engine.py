@@ -7,7 +7,7 @@ Replay, live node, data sets and tests call it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
@@ -27,34 +27,19 @@ from mv_matcher_ros.odometry.flow import FlowTracker, Followed, Target
 from mv_matcher_ros.odometry.hypotheses import Hypotheses
 from mv_matcher_ros.odometry.initialisation import MapInitialiser
 from mv_matcher_ros.odometry.joint_matching import JointMatcher
-from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 from mv_matcher_ros.odometry.keyframes import KeyframePolicy
 from mv_matcher_ros.odometry.local_mapping import Begun, LocalMapper
-from mv_matcher_ros.odometry.motion import (
-    Continuity,
-    Motion,
-    coasting_covariance,
-    seconds,
-)
+from mv_matcher_ros.odometry.motion import Continuity, Motion, coasting_covariance, seconds
 from mv_matcher_ros.odometry.observation import Observation, Observer
 from mv_matcher_ros.odometry.pair_alignment import FollowedDepth
-from mv_matcher_ros.odometry.reporting import pose_noise, track_view
+from mv_matcher_ros.odometry.pose_uncertainty import PoseUncertainty
+from mv_matcher_ros.odometry.reporting import KeyframeReports, OnKeyframe, track_view
 from mv_matcher_ros.odometry.seeing import SeeingCameras
 from mv_matcher_ros.odometry.standstill import StandstillGate
 from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 
-OnKeyframe = Callable[[KeyframeRecord], None]
-
-# Standard deviation given to the first pose: it is the origin of odom by definition.
-ORIGIN_VARIANCE = 1e-10
-# Share of the landmarks of a keyframe below which those that are left err by more than their noise
-# says (fitted to keyframes 0.6 and 1 s late in one rendered room); below the other a pose is
-# DEGRADED.
-WELL_LEFT, LEAST_LEFT = 0.5, 0.1
-# Poses that were searched for, and the keyframe made there, err this many times as far as their
-# noise says: landmarks seen from elsewhere than before err alike (65 gaps of 0.3 to 11 m in
-# three rendered worlds: 1.7).
-SEARCHED = 1.75
+# Share of the landmarks of a keyframe below which a pose is DEGRADED.
+LEAST_LEFT = 0.1
 # After a loss, a map is not given up before it has been sought in images without a break for so
 # long.
 SOUGHT_S = 0.3
@@ -115,14 +100,13 @@ class OdometryEngine:
         self._beside = Background(settings, live)
         self._live = live
         self._hand_over = self._beside.hand_over if live else None
-        self._on_keyframe: OnKeyframe | None = None
-        self._published: dict[int, Tensor] = {}
+        self._reports = KeyframeReports()
         self.reset()
 
     def reset(self) -> None:
         """Forget everything; the next frame starts a new trajectory at the origin of odom."""
         mapped = self._beside.forget()
-        self._report([*(mapped.records if mapped else ()), *self._mapper.records_left()])
+        self._reports.report([*(mapped.records if mapped else ()), *self._mapper.records_left()])
         self._mapper.reset()
         self._motion: Motion | None = None
         self._expected: Tensor | None = None  # velocity, before the frame was looked at
@@ -132,21 +116,16 @@ class OdometryEngine:
         self._initialiser.reset()
         self._flow.reset()
         self._owed = False  # a keyframe, since a pose was searched for
-        self._searched = False  # no keyframe has been adopted since
         self._took_s = 0.0  # the last frame
-        self._covariance = torch.eye(6, dtype=torch.float64) * ORIGIN_VARIANCE
         self._origin = torch.from_numpy(self.rig.odom_from_first_body.copy())
+        self._uncertainty = PoseUncertainty(self.settings.covariance, self._origin)
         self._lost = False
         self._sought_since_ns: int | None = None  # with a view, while lost
         self._before_loss: Motion | None = None
         self._last_stamp_ns: int | None = None
-        self._noise = torch.zeros(6, 6, dtype=torch.float64)
-        self._stated = self._noise  # the same, and what a keyframe that comes late adds
-        self._not_refined = self._noise  # of a keyframe in work
         self._inliers = 0
         self._before_keyframe = self._origin
         self._rig_news = ''
-        self._anchor = self._origin  # the pose that `_covariance` is of
         self._note_map()
 
     def change(self, settings: Settings) -> None:
@@ -157,14 +136,14 @@ class OdometryEngine:
     def report_keyframes(self, to: OnKeyframe) -> None:
         """Hand the record of each keyframe over, in order of time, from within `process`,
         `finish` and `reset`; before the first frame."""
-        self._on_keyframe = to
+        self._reports.to = to
 
     def finish(self) -> None:
         """Wait for what is being worked on and report the keyframes that are left; there will be
         no more frames."""
         if self._motion is not None:
             self._adopt()
-        self._report(self._mapper.records_left())
+        self._reports.report(self._mapper.records_left())
 
     def process(self, frame: Frame) -> Estimate:
         """Estimate the pose at one frame. Frames come in order of time.
@@ -191,7 +170,7 @@ class OdometryEngine:
                 f'blurred: edges are {edges_px:.0f} pixels wide' if edges_px > BLURRED_PX else ''
             )
             estimate = self._checked(start_or_follow(frame, fault, clock), covered, blurred)
-            self._note_published(estimate)
+            self._reports.note(estimate, self._mapper.window.keyframes)
         if self._motion is not None and self._motion.stamp_ns == frame.stamp_ns:
             self._guess = frame.guess
         self._last_stamp_ns = frame.stamp_ns
@@ -246,7 +225,7 @@ class OdometryEngine:
             return self._unknown(frame, waiting, message)
         newest = keyframes[-1].world_from_body
         self._motion = Motion(frame.stamp_ns, newest)
-        self._anchor = newest
+        self._uncertainty.begin(newest)
         if len(keyframes) > 1:
             before = Motion(keyframes[-2].observation.stamp_ns, keyframes[-2].world_from_body)
             self._motion = before.measured(frame.stamp_ns, newest)
@@ -431,7 +410,6 @@ class OdometryEngine:
         self._motion = self._motion.measured(frame.stamp_ns, pose)
         self._inliers = tracked.inliers
         self._compare_with(target, frame)
-        self._searched = True
         self._owed = late or few
         if not self._owed:
             self._begin_keyframe(
@@ -440,8 +418,7 @@ class OdometryEngine:
                     frame, observation, tracked, hand_over=self._hand_over
                 ),
             )
-        stated = replace(tracked, information=tracked.information / SEARCHED**2)
-        estimate = self._known(frame, status, message, stated, len(observation))
+        estimate = self._known(frame, status, message, tracked, len(observation), searched=True)
         return replace(estimate, tracks=picture, is_keyframe=not self._owed)
 
     def _late(self, frame: Frame) -> bool:
@@ -477,7 +454,7 @@ class OdometryEngine:
         since = se3.inverse(self._before_keyframe) @ self._motion.world_from_body
         self._motion = self._motion.corrected(se3.normalise(begun.world_from_body @ since))
         self._before_keyframe = begun.world_from_body
-        self._not_refined = self._stated
+        self._uncertainty.keyframe_in_work()
         pose = self._motion.world_from_body
         if begun.carried is None:
             self._compare_with(begun.target, begun.frame)
@@ -492,7 +469,7 @@ class OdometryEngine:
             return
         begin = time.perf_counter()
         mapped, work_ms = self._beside.result()
-        self._not_refined = torch.zeros_like(self._not_refined)
+        self._uncertainty.keyframe_done()
         if self._live:
             self._mapper.keep_up(work_ms)
         if clock is not None:
@@ -501,47 +478,14 @@ class OdometryEngine:
         self._note_map()
         if mapped is None:
             return
-        self._report(mapped.records)
+        self._reports.report(mapped.records)
         if mapped.recalibrated and self.rig_correction is not None:
             self._rig_news = self.rig_correction.in_words
         assert self._motion is not None
         since = se3.inverse(self._before_keyframe) @ self._motion.world_from_body
         self._motion = self._motion.corrected(se3.normalise(mapped.refined @ since))
-        adjoint = se3.adjoint(se3.inverse(mapped.step))
-        # What is published of a frame errs by its tracking, too. With that in every step the
-        # difference of two published covariances is what the motion between them errs by.
-        grown = mapped.covariance * (SEARCHED**2 if self._searched else 1.0) + self._noise
-        self._searched = False
-        self._covariance = adjoint @ self._covariance @ adjoint.T + grown
-        self._anchor = mapped.refined
+        self._uncertainty.adopt(mapped.refined, mapped.step, mapped.covariance)
         self._compare_with(mapped.target, mapped.frame)
-
-    # -------------------------------------------------------------- keyframes
-
-    def _note_published(self, estimate: Estimate) -> None:
-        """What `odom` says of a keyframe, and of those before it that a map began with."""
-        if self._on_keyframe is None or not estimate.is_keyframe:
-            return
-        assert estimate.odom_from_body is not None
-        published = torch.from_numpy(estimate.odom_from_body)
-        self._published[estimate.stamp_ns] = published
-        if estimate.started_by:
-            keyframes = self._mapper.window.keyframes
-            newest_from_segment = se3.inverse(keyframes[-1].world_from_body)
-            for keyframe in keyframes[:-1]:
-                step = newest_from_segment @ keyframe.world_from_body
-                self._published[keyframe.observation.stamp_ns] = published @ step
-
-    def _report(self, records: Sequence[KeyframeRecord]) -> None:
-        if self._on_keyframe is None:
-            return
-        for record in records:
-            published = self._published[record.stamp_ns]
-            self._on_keyframe(replace(record, odom_from_body=published))
-            # Also of frames that were to become keyframes and had too little to show.
-            self._published = {
-                stamp: pose for stamp, pose in self._published.items() if stamp > record.stamp_ns
-            }
 
     def _note_map(self) -> None:
         """What the estimates say of the map until the next keyframe has been worked on."""
@@ -622,9 +566,8 @@ class OdometryEngine:
         if not self._lost:
             coasted = self._predicted(frame)
             estimate = self._known(frame, Status.DEGRADED, f'coasting: {reason}', pose=coasted)
-            growth = coasting_covariance(elapsed)
-            covariance = self._accumulated(coasted) + self._continuity.covariance
-            covariance = covariance + self._noise + growth
+            covariance = self._uncertainty.coasting(coasted, elapsed)
+            covariance = covariance + self._continuity.covariance
             return replace(estimate, covariance=to_fixed_axes(covariance, coasted).numpy())
         if blind:
             self._sought_since_ns = None
@@ -643,18 +586,11 @@ class OdometryEngine:
         assert self._continuity.last is not None
         self._before_loss = self._motion
         self._origin = self._continuity.last
-        accumulated = self._accumulated(self._motion.world_from_body)
-        self._covariance = accumulated + self._noise + coasting_covariance(elapsed_s)
+        self._uncertainty.give_up(self._motion.world_from_body, elapsed_s)
         self._motion, self._sought_since_ns = None, None
-        self._report(self._mapper.records_left())
+        self._reports.report(self._mapper.records_left())
         self._mapper.forget_window()
         self._initialiser.reset()
-
-    def _accumulated(self, world_from_body: Tensor) -> Tensor:
-        """(6, 6) what has come together up to the newest keyframe, of a body that is here now: an
-        error of the keyframe's attitude moves it by the way since."""
-        adjoint = se3.adjoint(se3.inverse(world_from_body) @ self._anchor)
-        return adjoint @ self._covariance @ adjoint.T
 
     def _unknown(self, frame: Frame, status: Status, message: str) -> Estimate:
         return Estimate(frame.stamp_ns, status, metric=self._metric, message=message)
@@ -668,21 +604,19 @@ class OdometryEngine:
         features: int = 0,
         pose: Tensor | None = None,
         left: float = 1.0,
+        searched: bool = False,
     ) -> Estimate:
         assert self._motion is not None
         last_ns = frame.stamp_ns if self._last_stamp_ns is None else self._last_stamp_ns
         elapsed = seconds(frame.stamp_ns - last_ns)
         estimated = self._motion.world_from_body if pose is None else pose
         published = self._continuity.publish(estimated, self._motion, elapsed, self._expected)
-        covariance = self._accumulated(estimated) + self._continuity.covariance
-        covariance = covariance + self._not_refined
+        covariance = self._uncertainty.accumulated(estimated) + self._continuity.covariance
         twist, twist_covariance = self._motion.velocity, None
         counts = {'features': features, 'matches': 0, 'inliers': 0, **self._map_counts}
         if tracked is not None:
-            noise = self._noise = pose_noise(tracked, self.settings.covariance)
-            # Landmarks at the edge of the image err alike, and flow has drifted; a keyframe mends
-            # that, so it does not add up.
-            noise = self._stated = noise * max(1.0, WELL_LEFT / max(left, 1e-3)) ** 2
+            self._uncertainty.measured(tracked, left, searched)
+            noise = self._uncertainty.noise
             covariance = covariance + noise
             twist_covariance = 2.0 * noise / max(elapsed, 1e-3) ** 2
             twist_covariance = twist_covariance + TWIST_FLOOR * torch.eye(6, dtype=torch.float64)

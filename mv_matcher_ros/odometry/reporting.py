@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine says of a frame besides the pose: counts, tracks to draw, uncertainty."""
+"""What the engine says of a frame besides the pose: tracks to draw, records of keyframes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mv_matcher_ros.config import CovarianceSettings
-from mv_matcher_ros.datatypes import TrackView
+from mv_matcher_ros.datatypes import Estimate, TrackView
+from mv_matcher_ros.geometry import se3
+from mv_matcher_ros.odometry.keyframe_record import KeyframeRecord
 from mv_matcher_ros.odometry.observation import Observation
 from mv_matcher_ros.odometry.tracking import Tracked
-from mv_matcher_ros.odometry.window import Landmarks
+from mv_matcher_ros.odometry.window import Keyframe, Landmarks
+
+OnKeyframe = Callable[[KeyframeRecord], None]
 
 
 def track_view(
@@ -42,6 +48,39 @@ def track_view(
     )
 
 
-def pose_noise(tracked: Tracked, settings: CovarianceSettings) -> Tensor:
-    """(6, 6) covariance of a pose measured against known landmarks."""
-    return settings.noise**2 * torch.linalg.pinv(tracked.information, hermitian=True)
+class KeyframeReports:
+    """Hands the records of keyframes over, each with the pose that was published for its frame."""
+
+    def __init__(self) -> None:
+        self.to: OnKeyframe | None = None
+        self._published: dict[int, Tensor] = {}
+
+    def note(self, estimate: Estimate, keyframes: Sequence[Keyframe]) -> None:
+        """What `odom` says of a keyframe, and of those before it that a map began with.
+
+        Args:
+            estimate: of any frame.
+            keyframes: of the window, where the estimate began a map.
+        """
+        if self.to is None or not estimate.is_keyframe:
+            return
+        assert estimate.odom_from_body is not None
+        published = torch.from_numpy(estimate.odom_from_body)
+        self._published[estimate.stamp_ns] = published
+        if estimate.started_by:
+            newest_from_segment = se3.inverse(keyframes[-1].world_from_body)
+            for keyframe in keyframes[:-1]:
+                step = newest_from_segment @ keyframe.world_from_body
+                self._published[keyframe.observation.stamp_ns] = published @ step
+
+    def report(self, records: Iterable[KeyframeRecord]) -> None:
+        """Hand over, in order of time."""
+        if self.to is None:
+            return
+        for record in records:
+            published = self._published[record.stamp_ns]
+            self.to(replace(record, odom_from_body=published))
+            # Also of frames that were to become keyframes and had too little to show.
+            self._published = {
+                stamp: pose for stamp, pose in self._published.items() if stamp > record.stamp_ns
+            }

@@ -17,9 +17,10 @@ from mv_matcher_ros.config import Settings, read_settings
 from mv_matcher_ros.datatypes import Estimate, Frame, Status, View
 from mv_matcher_ros.errors import SettingsError, SourceError
 from mv_matcher_ros.geometry.bundle_adjustment import to_fixed_axes
-from mv_matcher_ros.odometry import engine as engine_module
-from mv_matcher_ros.odometry.engine import SEARCHED, OdometryEngine
+from mv_matcher_ros.odometry import pose_uncertainty
+from mv_matcher_ros.odometry.engine import OdometryEngine
 from mv_matcher_ros.odometry.local_adjustment import LocalAdjustment
+from mv_matcher_ros.odometry.pose_uncertainty import SEARCHED
 from mv_matcher_ros.odometry.tracking import Tracked
 from mv_matcher_ros.worlds import presets
 from mv_matcher_ros.worlds.effects import Effects
@@ -209,7 +210,7 @@ def test_a_pose_that_was_searched_for_admits_more(monkeypatch: pytest.MonkeyPatc
     frames = [frame for number, frame in enumerate(source) if not 12 <= number < 26]
     known = []
     for factor in (1.0, SEARCHED):
-        monkeypatch.setattr(engine_module, 'SEARCHED', factor)
+        monkeypatch.setattr(pose_uncertainty, 'SEARCHED', factor)
         engine = OdometryEngine(settings('stereo'), source.rig)
         known.append([engine.process(frame) for frame in frames])
     bold, careful = known
@@ -518,7 +519,7 @@ class TestLate:
         (again,) = starts[1:]  # it follows the keyframe although it is not refined
         assert again[0] == keyframe
         assert bool(again[1].any(dim=2).all())  # and knows how well its landmarks are known
-        stated = engine._not_refined.trace()
+        stated = engine._uncertainty._in_work.trace()
         assert stated > 0
         released.set()
         while not engine._beside.due(0):
@@ -526,7 +527,7 @@ class TestLate:
             time.sleep(0.01)
         last = engine.process(source.frame(16))
         assert last.status is Status.TRACKING
-        assert engine._not_refined.trace() == 0
+        assert engine._uncertainty._in_work.trace() == 0
         # The same features are followed on, with landmarks and poses that are better known.
         assert len(starts) == 2
         assert off_m([results[0], last], [1, 16], 0, 1, 'stereo') < 0.02
@@ -557,7 +558,7 @@ class TestLate:
         assert 0.0 < shares[-1] < shares[2] <= 1.0
 
         pose = engine._motion.world_from_body
-        base = to_fixed_axes(engine._accumulated(pose), pose).numpy()
+        base = to_fixed_axes(engine._uncertainty.accumulated(pose), pose).numpy()
         tracked = found(results[-1].counts['inliers'], pose)
 
         def noise(left: float) -> float:
