@@ -69,7 +69,7 @@ class MapSession:
 
     def change(self, settings: Settings) -> None:
         """Take other values of `mapping.save_every_s` and `mapping.lost_after`."""
-        self._settings = settings
+        self._settings = settings.model_copy(update={'sensor': self._settings.sensor})
 
     @property
     def world(self) -> Map:

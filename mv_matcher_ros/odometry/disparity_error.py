@@ -125,8 +125,9 @@ class DisparityError:
 
     @property
     def settled(self) -> bool:
-        """Whether there is an error, and more of the same motion would say little more of it."""
-        return self.field is not self._none and float(self.sigma_px[0]) <= LEAST_SIGMA_PX
+        """Whether more of the same motion would say little more of the pair, or it has nothing to
+        say."""
+        return not self._usable or float(self.sigma_px[0]) <= LEAST_SIGMA_PX
 
     @property
     def sigma_px(self) -> Tensor:

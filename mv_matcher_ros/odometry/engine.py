@@ -41,7 +41,7 @@ from mv_matcher_ros.odometry.tracking import Tracked, Tracker
 # Share of the landmarks of a keyframe below which a pose is DEGRADED.
 LEAST_LEFT = 0.1
 # After a loss, a map is not given up before it has been sought in images without a break for so
-# long.
+# long, and few landmarks that agree with a pose found by search make no keyframe for so long.
 SOUGHT_S = 0.3
 # Live: a pose will do that so large a share of what was followed agrees with, if it is so large a
 # share of `keyframes.min_tracked`.
@@ -97,6 +97,7 @@ class OdometryEngine:
         self._mapper = LocalMapper(settings, rig, self._observer, self._tracker, nearest, joint)
         self._policy = KeyframePolicy(settings, rig.cameras[0])
         self._metric = settings.sensor != 'mono'
+        self._enough_inliers = settings.tracking.degraded_inliers
         self._beside = Background(settings, live)
         self._live = live
         self._hand_over = self._beside.hand_over if live else None
@@ -116,6 +117,7 @@ class OdometryEngine:
         self._initialiser.reset()
         self._flow.reset()
         self._owed = False  # a keyframe, since a pose was searched for
+        self._few_since_ns: int | None = None  # agreed with such a pose, and do until now
         self._took_s = 0.0  # the last frame
         self._origin = torch.from_numpy(self.rig.odom_from_first_body.copy())
         self._uncertainty = PoseUncertainty(self.settings.covariance, self._origin)
@@ -129,8 +131,9 @@ class OdometryEngine:
         self._note_map()
 
     def change(self, settings: Settings) -> None:
-        """Take the times and the number of `tracking` that decide what a pose is called, from the
-        next frame on; from any thread. Of everything else nothing changes."""
+        """Take the times of `tracking` that say when a pose and a map are given up, and from how
+        many landmarks on a pose is called DEGRADED, from the next frame on; from any thread. Of
+        everything else nothing changes."""
         self.settings = settings
 
     def report_keyframes(self, to: OnKeyframe) -> None:
@@ -354,6 +357,8 @@ class OdometryEngine:
     def _known_by_flow(self, frame: Frame, followed: Followed) -> Estimate:
         tracked = followed.tracked
         wanted = not self._beside.busy and (self._owed or self._policy.wants(followed))
+        if self._few_since_ns is not None and self._too_few(frame, tracked):
+            wanted = False
         pose = self._moved_to(frame, followed.observation, tracked)
         is_keyframe = wanted and pose is tracked.world_from_body
         if is_keyframe:
@@ -384,13 +389,14 @@ class OdometryEngine:
         Or the next one, if it can be followed, where this one is late: searches take long, and
         frames that wait for a keyframe besides are so far apart that all have to be searched for.
         Not after a loss: there the next ones may see too little of what is known. And none that
-        few landmarks agree with: were the pose wrong, all that is seen next would confirm it.
+        few landmarks agree with, at first: were the pose wrong, all that is seen next would
+        confirm it.
         """
         assert self._motion is not None
         status, message = self._judge(tracked)
-        few = tracked.inliers < self.settings.tracking.degraded_inliers
         late = self._late(frame) and not self._owed and not self._lost
         if self._lost:
+            self._few_since_ns = None
             self._continuity.rebase(tracked.world_from_body)
             status, message = Status.RELOCALISED, f'found again by {tracked.method}'
             self._lost, self._sought_since_ns = False, None
@@ -410,7 +416,7 @@ class OdometryEngine:
         self._motion = self._motion.measured(frame.stamp_ns, pose)
         self._inliers = tracked.inliers
         self._compare_with(target, frame)
-        self._owed = late or few
+        self._owed = self._too_few(frame, tracked) or late
         if not self._owed:
             self._begin_keyframe(
                 frame,
@@ -420,6 +426,19 @@ class OdometryEngine:
             )
         estimate = self._known(frame, status, message, tracked, len(observation), searched=True)
         return replace(estimate, tracks=picture, is_keyframe=not self._owed)
+
+    def _too_few(self, frame: Frame, tracked: Tracked) -> bool:
+        """Whether too few landmarks agree with a pose that was searched for, or that follows from
+        one, to make a keyframe of it.
+
+        A wrong one does not find its few for long in a moving image, so time will tell.
+        """
+        if tracked.inliers >= self._enough_inliers:
+            self._few_since_ns = None
+            return False
+        if self._few_since_ns is None:
+            self._few_since_ns = frame.stamp_ns
+        return seconds(frame.stamp_ns - self._few_since_ns) < SOUGHT_S
 
     def _late(self, frame: Frame) -> bool:
         """Live: whether the frame before took so long that some were missed since."""
@@ -568,7 +587,9 @@ class OdometryEngine:
             estimate = self._known(frame, Status.DEGRADED, f'coasting: {reason}', pose=coasted)
             covariance = self._uncertainty.coasting(coasted, elapsed)
             covariance = covariance + self._continuity.covariance
-            return replace(estimate, covariance=to_fixed_axes(covariance, coasted).numpy())
+            assert estimate.odom_from_body is not None
+            published = torch.from_numpy(estimate.odom_from_body)
+            return replace(estimate, covariance=to_fixed_axes(covariance, published).numpy())
         if blind:
             self._sought_since_ns = None
         elif self._sought_since_ns is None:
@@ -586,8 +607,10 @@ class OdometryEngine:
         assert self._continuity.last is not None
         self._before_loss = self._motion
         self._origin = self._continuity.last
-        self._uncertainty.give_up(self._motion.world_from_body, elapsed_s)
-        self._motion, self._sought_since_ns = None, None
+        here, behind = self._motion.world_from_body, self._continuity.covariance
+        self._uncertainty.give_up(here, elapsed_s, behind)
+        self._motion, self._sought_since_ns, self._few_since_ns = None, None, None
+        self._owed = False
         self._reports.report(self._mapper.records_left())
         self._mapper.forget_window()
         self._initialiser.reset()

@@ -78,10 +78,16 @@ class PoseUncertainty:
     def begin(self, world_from_body: Tensor) -> None:
         """A map begins here."""
         self._anchor = world_from_body
+        self._searched = False
 
-    def give_up(self, world_from_body: Tensor, elapsed_s: float) -> None:
-        """The map ends here, so long after the last pose measured in it."""
-        self._accumulated = self.coasting(world_from_body, elapsed_s)
+    def give_up(self, world_from_body: Tensor, elapsed_s: float, behind: Tensor) -> None:
+        """The map ends here, so long after the last pose measured in it.
+
+        Args:
+            world_from_body: (4, 4) last pose; elapsed_s: since then.
+            behind: (6, 6) of what odom has not caught up with, and now never will.
+        """
+        self._accumulated = self.coasting(world_from_body, elapsed_s) + behind
 
     def keyframe_in_work(self) -> None:
         """What comes next is measured against a keyframe that is not refined yet."""

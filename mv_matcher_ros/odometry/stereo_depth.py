@@ -31,7 +31,7 @@ class RigCorrection:
     Attributes:
         in_words: in one line; of several pairs, of which.
         disparity_error_px: the same for `stereo.disparity_error_px`.
-        settled: more of the same motion would say little more of it.
+        settled: more of the same motion would say little more of any pair.
     """
 
     in_words: str
@@ -90,11 +90,10 @@ class StereoDepth:
         if not words:
             return None
         parts = [part for error in self._errors for part in error.parts_px.tolist()]
-        corrected = [error for error in self._errors if error.in_words]
         return RigCorrection(
             words,
             ','.join(f'{part:.3f}' for part in parts),
-            all(error.settled for error in corrected),
+            all(error.settled for error in self._errors),
         )
 
     def _of_pairs(self, said: list[str]) -> str:

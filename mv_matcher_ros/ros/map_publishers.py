@@ -71,9 +71,14 @@ class MapPublishers:
         self._settings = settings
 
     @property
+    def may_have_tf(self) -> bool:
+        """Whether there is TF: something is said on it, or will be when that is asked for."""
+        return self._tf is not None
+
+    @property
     def has_tf(self) -> bool:
         """Whether there is TF, and something is said on it."""
-        return self._tf is not None and self._settings.ros.publish_map_tf
+        return self.may_have_tf and self._settings.ros.publish_map_tf
 
     def transform(self, stamp_ns: int, map_from_odom: Array) -> None:
         """map → odom, as of now."""

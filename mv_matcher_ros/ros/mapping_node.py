@@ -142,7 +142,7 @@ class MappingNode(LifecycleNode):
             depth=self.settings.ros.keyframe_history,
             durability=DurabilityPolicy.TRANSIENT_LOCAL,
         )
-        if self._outputs.has_tf and not self.settings.ros.publish_tf:
+        if self._outputs.may_have_tf and not self.settings.ros.publish_tf:
             odom = self.settings.ros.frames.odom
             self._odometry = MotionGuess(self, odom, _TF_WAIT_S, _TF_KEPT_S)
         self._mailbox = self._new_mailbox()
@@ -388,9 +388,12 @@ class MappingNode(LifecycleNode):
         self._check_camera(sent)
 
     def _fitting(self, map_from_odom: Array | None, sent: SentKeyframe) -> Array | None:
-        """map → odom, where odom is that of who publishes it; as before where TF says nothing."""
+        """map → odom, where odom is that of who publishes it; as before where TF says nothing,
+        none where it is not asked for."""
         if map_from_odom is None or self._odometry is None:
             return map_from_odom
+        if not self._outputs.has_tf:
+            return None
         stamp_ns = sent.record.stamp_ns
         if stamp_ns < self._newest_ns - self.settings.ros.clock_jump_s * 1e9:
             self._odometry.clear()
@@ -425,6 +428,7 @@ class MappingNode(LifecycleNode):
             self.get_logger().error(self._problem, throttle_duration_sec=REPEAT_S)
             return False
         self._session, self._begun = MapSession(settings, sent.rig, models), sent
+        self._session.change(self.settings)  # what was set while a map was read
         self._problem = ''
         world = self._session.world
         grows = 'grows' if settings.mapping.grow else 'does not grow'

@@ -261,6 +261,7 @@ class OdometryWorker:
         self._outputs.body = known.body
         self.adaptation.begin(rig)
         self._rig, self._engine, self._register = rig, engine, known.register
+        self.change(self._settings)  # what was set while it was being made
         self._infos = self._inputs.used = list(self._inputs.camera_infos)
         self._announce(rig)
         return True

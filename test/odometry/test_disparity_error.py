@@ -186,9 +186,10 @@ def test_an_error_has_settled_when_it_is_known_well(make_scene: Make, pose: Make
         drive(scene, wrong, (0.4, 0.0, 0.0), pose)
         drive(scene, right, NONE, pose)
         sigma_px = float(wrong.sigma_px[0])
-        assert wrong.settled == (bool(wrong.parts_px.any()) and sigma_px <= LEAST_SIGMA_PX)
-        assert not right.settled
+        assert wrong.settled == (sigma_px <= LEAST_SIGMA_PX)
     assert wrong.settled
+    assert right.settled  # and right: there is nothing more to come
+    assert not right.in_words
 
 
 def test_the_errors_told_are_those_of_the_rig(make_scene: Make) -> None:

@@ -80,6 +80,6 @@ def test_a_map_that_is_given_up_leaves_what_it_erred_by() -> None:
     uncertainty.measured(tracked(NOISE))
     short, long = (uncertainty.coasting(elsewhere, elapsed) for elapsed in (0.5, 2.0))
     assert bool((torch.linalg.eigvalsh(long - short) > 0).all())
-    uncertainty.give_up(elsewhere, 2.0)
+    uncertainty.give_up(elsewhere, 2.0, NOISE)
     uncertainty.begin(elsewhere)
-    torch.testing.assert_close(uncertainty.accumulated(elsewhere), long)
+    torch.testing.assert_close(uncertainty.accumulated(elsewhere), long + NOISE)

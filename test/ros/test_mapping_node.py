@@ -506,6 +506,7 @@ def test_what_may_change_while_it_runs_does(bench: Any, start: Start, flight: An
     )
     assert [result.successful for result in results] == [True, True, False]
     assert node._session._settings.mapping.lost_after == 7
+    assert node._session._settings.sensor == 'stereo'  # of the keyframes, not of the parameter
     time.sleep(0.3)  # what is under way
     tf.clear()
     time.sleep(0.5)
@@ -528,12 +529,15 @@ def test_the_axes_of_a_pose_from_rviz_are_those_of_a_robot(
 def test_map_from_odom_fits_the_odom_of_who_publishes_it(
     bench: Any, start: Start, flight: Any
 ) -> None:
+    from rclpy.parameter import Parameter
     from tf2_msgs.msg import TFMessage
 
     sent, _ = flight
     shift = np.eye(4)
     shift[:3, 3] = 5.0, -2.0, 0.0  # of the filter's odom
-    node = start(**{'ros.publish_tf': False})
+    node = start(**{'ros.publish_tf': False, 'ros.publish_map_tf': False})
+    (switched,) = node.set_parameters([Parameter('ros.publish_map_tf', value=True)])
+    assert switched.successful
     said = bench.publisher(TFMessage, '/tf')
     for one in sent[:3]:
         pose = shift @ one.record.odom_from_body.numpy()
