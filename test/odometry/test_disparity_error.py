@@ -209,6 +209,20 @@ def test_the_errors_told_are_those_of_the_rig(make_scene: Make) -> None:
             read_settings({'stereo.disparity_error_px': wrong})
 
 
+def test_a_rig_has_settled_when_every_pair_has(make_scene: Make) -> None:
+    """One that is right, or not known yet, is not left as it is because of another."""
+    one = rig_of(make_scene(10), ACROSS)
+    back = [replace(camera, name=f'{camera.name} back') for camera in one.cameras]
+    rig = replace(one, cameras=(*one.cameras, *back))
+    told = {'stereo.pairs': 2, 'stereo.disparity_error_px': '0.1,0,0,0,0,0'}
+    mapper = OdometryEngine(read_settings({'sensor': 'stereo', **told}), rig)._mapper
+    settled = []
+    for error in mapper._stereo._errors:
+        error._information *= 1e4
+        settled.append(mapper.rig_correction.settled)
+    assert settled == [False, True]
+
+
 def test_too_few_points_say_nothing(make_scene: Make, pose: Make) -> None:
     scene = make_scene(8)
     estimate = estimator(scene, ACROSS)
