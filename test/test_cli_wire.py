@@ -52,6 +52,9 @@ def honest(fault: WireFault, clip: Clip) -> Heard:
             continue
         newest = shot.stamp_ns
         status = 'TRACKING' if shot.lit else 'LOST'
+        if not fault.begins:
+            heard.states.append(State(shot.stamp_ns, at_s, 'INITIALISING', 'no parallax'))
+            continue
         heard.states.append(State(shot.stamp_ns, at_s, status, '' if shot.lit else 'dark'))
         if shot.lit:
             covariance = np.eye(6) * 1e-6
@@ -71,6 +74,10 @@ def test_who_tells_the_truth_is_not_blamed(name: str, clip: Clip) -> None:
     verdict = judge(FAULTS[name], clip, honest(FAULTS[name], clip))
     assert verdict.complaints == ()
     assert verdict.survived
+    assert verdict.scale_change == pytest.approx(1.0)
+    if not FAULTS[name].begins:
+        assert verdict.recovery_s is verdict.error_m is None
+        return
     assert verdict.recovery_s is not None
     assert verdict.recovery_s < 0.5
     assert verdict.error_m == pytest.approx(0.0, abs=1e-9)
@@ -148,6 +155,55 @@ def test_an_error_that_is_admitted_is_no_lie(clip: Clip) -> None:
     verdict = judge(fault, clip, heard)
     assert verdict.false_poses == 0
     assert verdict.error_m == pytest.approx(0.2, abs=1e-6)
+
+
+def test_poses_without_parallax_are_a_lie(clip: Clip) -> None:
+    fault = FAULTS['standing still from the start']
+    said = honest(replace(fault, begins=True), clip)
+    (complaint,) = judge(fault, clip, said).complaints
+    assert complaint.endswith('poses without parallax')
+
+
+def in_units(heard: Heard, begin_s: float, metres: float) -> None:
+    """From a time on, poses are in other units, and go on from where they are."""
+    before = [pose for pose in heard.poses if pose.arrived_s < begin_s]
+    origin = before[-1].odom_from_body[:3, 3].copy() if before else np.zeros(3)
+    true = origin.copy()
+    for number, pose in enumerate(heard.poses):
+        if pose.arrived_s >= begin_s:
+            matrix = pose.odom_from_body.copy()
+            matrix[:3, 3] = origin + (matrix[:3, 3] - true) / metres
+            heard.poses[number] = replace(
+                pose, odom_from_body=matrix, covariance=pose.covariance / metres**2
+            )
+
+
+def test_one_camera_is_judged_up_to_scale(clip: Clip) -> None:
+    mono = replace(clip, sensor='mono')
+    fault = FAULTS['black for 2 s']
+    heard = honest(fault, mono)
+    in_units(heard, 0.0, 4.0)
+    verdict = judge(fault, mono, heard)
+    assert verdict.complaints == ()
+    assert verdict.error_m == pytest.approx(0.0, abs=1e-6)
+    assert verdict.scale_change == pytest.approx(1.0)
+    moved(heard, 7.0, 0.1, sigma_m=0.1)  # 0.4 m
+    admitted = judge(fault, mono, heard)
+    assert (admitted.false_poses, admitted.error_m) == (0, pytest.approx(0.4, abs=1e-3))
+    moved(heard, 7.0, 0.1, sigma_m=0.001)
+    assert judge(fault, mono, heard).false_poses > 0
+    metric = judge(fault, clip, heard)
+    assert metric.error_m is not None
+    assert metric.error_m > 1.0  # nobody may choose a scale there
+
+
+def test_a_new_scale_is_told(clip: Clip) -> None:
+    mono = replace(clip, sensor='mono')
+    fault = FAULTS['black for 2 s']
+    heard = honest(fault, mono)
+    in_units(heard, 7.0, 1.25)
+    verdict = judge(fault, mono, heard)
+    assert verdict.scale_change == pytest.approx(1.25, rel=1e-3)
 
 
 def restarted(clip: Clip, map_after: int) -> Verdict:

@@ -16,6 +16,8 @@ from mv_matcher_ros.cli import fault_images, wire_shots
 from mv_matcher_ros.cli.wire_shots import Shot
 
 BEGIN_S = 5.0
+# A node that waits for parallax, frame by frame, has by then used all the memory it needs.
+WARM_S = 20.0
 _LONG_S = 2.0
 _SILENT_S = 3.0
 
@@ -36,6 +38,7 @@ class WireFault:
         scene: which clip it happens in.
         event: what else happens, at `BEGIN_S`.
         sensors: to which it can happen.
+        begins: whether a map can; without parallax one camera has nothing to say.
     """
 
     name: str
@@ -45,6 +48,7 @@ class WireFault:
     scene: Literal['room', 'still', 'turn'] = 'room'
     event: Event = ''
     sensors: Sequence[str] = ('mono', 'stereo', 'rgbd')
+    begins: bool = True
 
 
 def _unchanged(shots: list[Shot]) -> list[Shot]:
@@ -185,7 +189,17 @@ WIRE_FAULTS: tuple[WireFault, ...] = (
     WireFault('something hides 40 % for 2 s', _during(_LONG_S, _crowded), _LONG),
     WireFault('white wall for 2 s', _unlit(fault_images.wall), _LONG, must_say=True),
     WireFault('turn on the spot', _unchanged, BEGIN_S, scene='turn', sensors=('stereo', 'rgbd')),
-    WireFault('standing still for 60 s', _unchanged, BEGIN_S, scene='still'),
+    WireFault(
+        'standing still for 60 s', _unchanged, BEGIN_S, scene='still', sensors=('stereo', 'rgbd')
+    ),
+    WireFault(
+        'standing still from the start',
+        _unchanged,
+        BEGIN_S,
+        scene='still',
+        begins=False,
+        sensors=('mono',),
+    ),
     WireFault('frames overtake each other', _reordered, _LONG),
     WireFault('every fifth frame 0.3 s late', _during(_LONG_S, _late), _LONG),
     WireFault('stamps repeat', _repeated, _LONG),

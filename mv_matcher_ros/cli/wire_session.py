@@ -13,7 +13,7 @@ import yaml
 
 from mv_matcher_ros.cli.faults import Clip
 from mv_matcher_ros.cli.live_processes import NodeProcesses
-from mv_matcher_ros.cli.wire_faults import BEGIN_S, WireFault
+from mv_matcher_ros.cli.wire_faults import BEGIN_S, WARM_S, WireFault
 from mv_matcher_ros.cli.wire_shots import Shot, shots_of
 from mv_matcher_ros.errors import MvMatcherError
 from mv_matcher_ros.mapping.map_folder import INDEX
@@ -108,7 +108,8 @@ class _Session:
         shots = self._fault.change(shots_of(self._clip, time.time_ns()))
         begin_s, happened = time.monotonic(), False
         for shot in sorted(shots, key=lambda s: s.at_s):
-            if not happened and shot.at_s >= BEGIN_S and self._may_happen(wire):
+            begin_at_s = BEGIN_S if self._fault.begins else WARM_S
+            if not happened and shot.at_s >= begin_at_s and self._may_happen(wire):
                 happened = True
                 self._note_memory(0)
                 self._event(wire)

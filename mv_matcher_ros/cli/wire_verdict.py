@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -40,7 +41,8 @@ class Verdict:
         recovery_s: from the publication of the first good image after the fault to the arrival of
             a pose that the node calls measured; None if none came.
         error_m: of the motion from before the fault to the end; of mono, in metres by the scale
-            that the poses before the fault had.
+            that the poses since the fault have.
+        scale_change: of mono, metres in a unit since the fault over those before; 1 for metric.
         largest_step_m: of odom, from one pose to the next.
         false_poses: called measured, and neither right nor within what the node admits.
         growth_mb: of the node's memory.
@@ -52,6 +54,7 @@ class Verdict:
     statuses: dict[str, int]
     recovery_s: float | None
     error_m: float | None
+    scale_change: float
     largest_step_m: float
     false_poses: int
     growth_mb: float
@@ -68,7 +71,7 @@ def judge(fault: WireFault, clip: Clip, heard: Heard) -> Verdict:
     complaints = [
         *([heard.ended] if heard.ended else []),
         *evidence.silence_about_the_fault(),
-        *evidence.too_late(recovery_s),
+        *(evidence.too_late(recovery_s) if fault.begins else evidence.begun()),
         *([f'{false} false poses'] if false else []),
         *evidence.jump(step),
         *evidence.map_is_lost(),
@@ -81,6 +84,7 @@ def judge(fault: WireFault, clip: Clip, heard: Heard) -> Verdict:
         dict(evidence.statuses()),
         recovery_s,
         error,
+        evidence.scale_since() / evidence.scale_before(),
         step,
         false,
         grown_mb,
@@ -144,6 +148,10 @@ class _Evidence:
             return ['never recovered']
         return [f'recovery took {recovery_s:.1f} s'] if recovery_s > most_s else []
 
+    def begun(self) -> list[str]:
+        """Whether there are poses where no map can begin."""
+        return [f'{len(self._known)} poses without parallax'] if self._known else []
+
     def silence_about_the_fault(self) -> list[str]:
         """Frames that show nothing must not be called tracked."""
         if not self._fault.must_say:
@@ -165,8 +173,7 @@ class _Evidence:
         if reference is None:
             return []
         start = self._truth[reference.stamp_ns]
-        poses = [p for p in self._measured if p.arrived_s > reference.arrived_s]
-        scale = 1.0 if self._metric else self._scale()
+        poses, scale = self._after(reference), self.scale_since()
         way, last, found = 0.0, start, []
         for pose in poses:
             there = self._truth[pose.stamp_ns]
@@ -178,25 +185,38 @@ class _Evidence:
             found.append((pose, float(np.linalg.norm(off[:3, 3])), way))
         return found
 
-    def _scale(self) -> float:
-        """Metres in a unit of mono, from before the fault."""
-        before = [p for p in self._measured if self._shot[p.stamp_ns].at_s < BEGIN_S]
-        if len(before) < 2:
+    def _after(self, reference: Pose) -> list[Pose]:
+        return [p for p in self._measured if p.arrived_s > reference.arrived_s]
+
+    def scale_before(self) -> float:
+        """Metres in a unit of mono before the fault; 1 for metric."""
+        return self._scale([p for p in self._measured if self._shot[p.stamp_ns].at_s < BEGIN_S])
+
+    def scale_since(self) -> float:
+        """Metres in a unit of mono since the fault; 1 for metric."""
+        reference = self._reference()
+        return 1.0 if reference is None else self._scale(self._after(reference))
+
+    def _scale(self, poses: Sequence[Pose]) -> float:
+        """The median over the steps, of which some catch up with what was missed."""
+        ours = np.array([p.odom_from_body[:3, 3] for p in poses]).reshape(-1, 3)
+        true = np.array([self._truth[p.stamp_ns][:3, 3] for p in poses]).reshape(-1, 3)
+        steps = [np.linalg.norm(np.diff(a, axis=0), axis=1) for a in (ours, true)]
+        moving = steps[0] > 0
+        if self._metric or not moving.any():
             return 1.0
-        ours = np.array([p.odom_from_body[:3, 3] for p in before])
-        true = np.array([self._truth[p.stamp_ns][:3, 3] for p in before])
-        spread = [float(np.linalg.norm(np.diff(a, axis=0), axis=1).sum()) for a in (ours, true)]
-        return spread[1] / spread[0] if spread[0] > 0 else 1.0
+        return float(np.median(steps[1][moving] / steps[0][moving])) or 1.0
 
     def false_poses(self) -> int:
         """See `Verdict`."""
         reference = self._reference()
         if reference is None:
             return 0
-        count = 0
+        count, scale = 0, self.scale_since()
         for pose, error_m, way_m in self._since():
             grown = pose.covariance[:3, :3] - reference.covariance[:3, :3]
-            sigma_m = float(np.sqrt(max(np.linalg.eigvalsh(0.5 * (grown + grown.T))[-1], 0.0)))
+            variance = max(float(np.linalg.eigvalsh(0.5 * (grown + grown.T))[-1]), 0.0)
+            sigma_m = scale * variance**0.5
             allowed_m = _FALSE_M + _FALSE_SHARE * way_m
             count += error_m > allowed_m and error_m > _SIGMAS * sigma_m
         return count
@@ -208,7 +228,7 @@ class _Evidence:
 
     def largest_step_m(self) -> float:
         """Of odom, in metres (mono: by the scale before the fault)."""
-        scale = 1.0 if self._metric else self._scale()
+        scale = self.scale_before()
         return max((scale * _distance(a, b) for a, b in self._steps()), default=0.0)
 
     def _steps(self) -> list[tuple[Pose, Pose]]:
@@ -226,7 +246,7 @@ class _Evidence:
         positions = self._clip.truth.world_from_body[:, :3, 3]
         times_s = self._clip.truth.stamps_ns * 1e-9
         fastest = np.linalg.norm(np.diff(positions, axis=0), axis=1) / np.diff(times_s)
-        scale = 1.0 if self._metric else self._scale()
+        scale = self.scale_before()
         for a, b in self._steps():
             shown_s = self._shot[b.stamp_ns].frame.stamp_ns - self._shot[a.stamp_ns].frame.stamp_ns
             allowed_m = _FASTER * float(fastest.max()) * abs(shown_s) * 1e-9 + _AT_ONCE_M
