@@ -118,11 +118,12 @@ class OdometryEngine:
         self._flow.reset()
         self._owed = False  # a keyframe, since a pose was searched for
         self._few_since_ns: int | None = None  # agreed with such a pose, and do until now
-        self._took_s = 0.0  # the last frame
+        self._took_s, self._began_s = 0.0, 0.0  # the last frame
+        self._pressed = False
         self._origin = torch.from_numpy(self.rig.odom_from_first_body.copy())
         self._uncertainty = PoseUncertainty(self.settings.covariance, self._origin)
         self._lost = False
-        self._sought_since_ns: int | None = None  # with a view, while lost
+        self._sought: Observation | None = None  # first view of those that the map is sought in
         self._before_loss: Motion | None = None
         self._last_stamp_ns: int | None = None
         self._inliers = 0
@@ -163,6 +164,9 @@ class OdometryEngine:
             )
         self._observer.check(frame)
         clock = Stopwatch()
+        began_s, self._began_s = self._began_s, time.perf_counter()
+        # Live: frames come, or are taken out of the queue, about as fast as they are worked on.
+        self._pressed = self._live and self._began_s - began_s < LATE_SHARE * self._took_s
         self._points_are_new = False
         self._expected = None if self._motion is None else self._motion.velocity
         with clock('total'):
@@ -281,7 +285,7 @@ class OdometryEngine:
             return self._known_by_flow(frame, followed)
         if fault:
             self._flow.reset()
-            return self._coast(frame, fault, blind=True)
+            return self._coast(frame, fault, None)
         self._adopt(clock)
         observation, fault = self._observe(frame, clock)
         with clock('track'):
@@ -289,9 +293,8 @@ class OdometryEngine:
             observation, tracked = self._with_depth(frame, observation, tracked)
         if tracked is None:
             self._flow.reset()
-            coasted = self._coast(
-                frame, fault or 'too few landmarks agree with a pose', bool(fault)
-            )
+            reason = fault or 'too few landmarks agree with a pose'
+            coasted = self._coast(frame, reason, None if fault else observation)
             # Where the old map was given up with this frame, it begins the new one.
             given_up = self._motion is None
             return self._start_with(frame, observation, clock) if given_up else coasted
@@ -340,7 +343,8 @@ class OdometryEngine:
     def _by_flow(self, frame: Frame, clock: Stopwatch) -> Followed | None:
         assert self._motion is not None
         with clock('flow'):
-            return self._flow.track(frame, self._predicted(frame))
+            # Depth takes a third of the time: with none to spare, landmarks know theirs.
+            return self._flow.track(frame, self._predicted(frame), deep=not self._pressed)
 
     def _predicted(self, frame: Frame) -> Tensor:
         """(4, 4) where the body should be: moved as something else has measured it, or at constant
@@ -399,7 +403,7 @@ class OdometryEngine:
             self._few_since_ns = None
             self._continuity.rebase(tracked.world_from_body)
             status, message = Status.RELOCALISED, f'found again by {tracked.method}'
-            self._lost, self._sought_since_ns = False, None
+            self._lost, self._sought = False, None
         window = self._mapper.window
         newest = window.keyframes[-1]
         picture = track_view(
@@ -573,10 +577,10 @@ class OdometryEngine:
             self._rig_news = ''
         return replace(estimate, status=status, message='; '.join(line for line in said if line))
 
-    def _coast(self, frame: Frame, reason: str, blind: bool) -> Estimate:
+    def _coast(self, frame: Frame, reason: str, seen: Observation | None) -> Estimate:
         """No measurement: the motion model for a while, then LOST, at last a new map.
 
-        Not before the old one has been looked for in images that show something.
+        Not before the old one has been looked for in images that show something (`seen`).
         """
         assert self._motion is not None
         elapsed = seconds(frame.stamp_ns - self._motion.stamp_ns)
@@ -590,30 +594,35 @@ class OdometryEngine:
             assert estimate.odom_from_body is not None
             published = torch.from_numpy(estimate.odom_from_body)
             return replace(estimate, covariance=to_fixed_axes(covariance, published).numpy())
-        if blind:
-            self._sought_since_ns = None
-        elif self._sought_since_ns is None:
-            self._sought_since_ns = frame.stamp_ns
+        if seen is None:
+            self._sought = None
+        elif self._sought is None:
+            self._sought = seen
         elif (
             elapsed > bounds.reinitialise_s
-            and seconds(frame.stamp_ns - self._sought_since_ns) >= SOUGHT_S
+            and seconds(frame.stamp_ns - self._sought.stamp_ns) >= SOUGHT_S
         ):
-            self._start_over(elapsed)
+            self._start_over(elapsed, self._sought)
         return self._unknown(frame, Status.LOST, reason)
 
-    def _start_over(self, elapsed_s: float) -> None:
-        """Give the old map up; the next start continues at the last published pose."""
+    def _start_over(self, elapsed_s: float, sought: Observation) -> None:
+        """Give the old map up; the next start continues at the last published pose.
+
+        The first of the views it was sought in is the first one of a map that needs several.
+        """
         assert self._motion is not None
         assert self._continuity.last is not None
         self._before_loss = self._motion
         self._origin = self._continuity.last
         here, behind = self._motion.world_from_body, self._continuity.covariance
         self._uncertainty.give_up(here, elapsed_s, behind)
-        self._motion, self._sought_since_ns, self._few_since_ns = None, None, None
+        self._motion, self._sought, self._few_since_ns = None, None, None
         self._owed = False
         self._reports.report(self._mapper.records_left())
         self._mapper.forget_window()
         self._initialiser.reset()
+        if not self._metric:
+            self._initialiser.offer(sought)
 
     def _unknown(self, frame: Frame, status: Status, message: str) -> Estimate:
         return Estimate(frame.stamp_ns, status, metric=self._metric, message=message)

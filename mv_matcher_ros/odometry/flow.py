@@ -213,8 +213,14 @@ class FlowTracker:
         self._target = target
         return True
 
-    def track(self, frame: Frame, guess: Tensor) -> Followed | None:
-        """Pose near `guess` (4, 4), or None when too little can be followed; then it is over."""
+    def track(self, frame: Frame, guess: Tensor, deep: bool = True) -> Followed | None:
+        """Pose near a guess, or None when too little can be followed; then it is over.
+
+        Args:
+            frame: the next one.
+            guess: (4, 4) world_from_body.
+            deep: measure depth, too, where a second camera can.
+        """
         target = self._target
         if target is None or int(target.landmarks.alive[self._origin].sum()) < FEWEST:
             self._target = None
@@ -226,7 +232,7 @@ class FlowTracker:
         observation, valid = self._observe(target, frame, origin, pixels, edges_px)
         origin, pixels = origin[valid], pixels[valid.numpy()]
         sees = target.landmarks.alive[origin].nonzero()[:, 0]
-        if self._depth is not None:
+        if self._depth is not None and deep:
             observation = self._depth.added(
                 frame, observation, target.landmarks, sees, origin[sees], guess
             )

@@ -431,7 +431,7 @@ class TestLate:
         for name, value in changed.items():
             setattr(engine, name, value)
         track = engine._flow.track
-        engine._flow.track = lambda frame, guess: None  # nothing can be followed
+        engine._flow.track = lambda *_, **__: None  # nothing can be followed
         first = engine.process(source.frame(12))
         engine._flow.track = track
         return first, engine.process(source.frame(13))
