@@ -25,6 +25,9 @@ DECAY_PER_S = 0.1
 # a correction, not a motion; it is handed out in the same way.
 FASTEST = 2.0
 AT_ONCE = (0.05, 0.05)
+# A unit of a map without metric scale, which is how far away things were when it began, counts as
+# so many metres.
+UNIT_M = 2.0
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,11 @@ class Continuity:
     handed out in steps no longer than the body could have moved.
 
     Args:
-        metric: lengths are metres; without, nothing says what is farther than a body can move.
+        metric: lengths are metres; without, they are taken for `UNIT_M`.
     """
 
     def __init__(self, metric: bool = True) -> None:
-        self._metric = metric
+        self._unit_m = 1.0 if metric else UNIT_M
         self._offset: Tensor | None = None  # published = estimated · offset
         self._last: Tensor | None = None
 
@@ -152,16 +155,19 @@ class Continuity:
 
     def _jumps(self, published: Tensor, expected: Tensor, elapsed_s: float) -> bool:
         """Whether no body that moved as expected can have come there from the last pose."""
-        if self._last is None or not self._metric:
+        if self._last is None:
             return False
         step = se3.log(se3.inverse(self._last) @ published)
         return any(
             float(step[part].norm())
             > FASTEST * elapsed_s * float(expected[part].norm())
-            + at_once
-            + 0.5 * acceleration * elapsed_s**2
-            for part, at_once, acceleration in zip(
-                (slice(0, 3), slice(3, 6)), AT_ONCE, ACCELERATION_SIGMA, strict=True
+            + (at_once + 0.5 * acceleration * elapsed_s**2) / unit
+            for part, at_once, acceleration, unit in zip(
+                (slice(0, 3), slice(3, 6)),
+                AT_ONCE,
+                ACCELERATION_SIGMA,
+                (self._unit_m, 1.0),
+                strict=True,
             )
         )
 
