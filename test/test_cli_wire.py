@@ -168,21 +168,25 @@ def in_units(heard: Heard, begin_s: float, metres: float) -> None:
     """From a time on, poses are in other units, and go on from where they are."""
     before = [pose for pose in heard.poses if pose.arrived_s < begin_s]
     origin = before[-1].odom_from_body[:3, 3].copy() if before else np.zeros(3)
-    true = origin.copy()
     for number, pose in enumerate(heard.poses):
         if pose.arrived_s >= begin_s:
             matrix = pose.odom_from_body.copy()
-            matrix[:3, 3] = origin + (matrix[:3, 3] - true) / metres
+            matrix[:3, 3] = origin + (matrix[:3, 3] - origin) / metres
             heard.poses[number] = replace(
                 pose, odom_from_body=matrix, covariance=pose.covariance / metres**2
             )
 
 
-def test_one_camera_is_judged_up_to_scale(clip: Clip) -> None:
-    mono = replace(clip, sensor='mono')
-    fault = FAULTS['black for 2 s']
+def of_one_camera(clip: Clip, begin_s: float, metres: float) -> tuple[WireFault, Clip, Heard]:
+    """An honest node whose lengths are in other units from a time on."""
+    mono, fault = replace(clip, sensor='mono'), FAULTS['black for 2 s']
     heard = honest(fault, mono)
-    in_units(heard, 0.0, 4.0)
+    in_units(heard, begin_s, metres)
+    return fault, mono, heard
+
+
+def test_one_camera_is_judged_up_to_scale(clip: Clip) -> None:
+    fault, mono, heard = of_one_camera(clip, 0.0, 4.0)
     verdict = judge(fault, mono, heard)
     assert verdict.complaints == ()
     assert verdict.error_m == pytest.approx(0.0, abs=1e-6)
@@ -198,11 +202,7 @@ def test_one_camera_is_judged_up_to_scale(clip: Clip) -> None:
 
 
 def test_a_new_scale_is_told(clip: Clip) -> None:
-    mono = replace(clip, sensor='mono')
-    fault = FAULTS['black for 2 s']
-    heard = honest(fault, mono)
-    in_units(heard, 7.0, 1.25)
-    verdict = judge(fault, mono, heard)
+    verdict = judge(*of_one_camera(clip, 7.0, 1.25))
     assert verdict.scale_change == pytest.approx(1.25, rel=1e-3)
 
 

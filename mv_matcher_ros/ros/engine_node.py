@@ -18,14 +18,14 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 
 from mv_matcher_ros.config import Settings
 from mv_matcher_ros.datatypes import Rig
-from mv_matcher_ros.errors import MvMatcherError, SettingsError
+from mv_matcher_ros.errors import MvMatcherError
 from mv_matcher_ros.models.choice import Models
 from mv_matcher_ros.ros.diagnosis import Watch, clock_problem, missing
 from mv_matcher_ros.ros.health import Health
 from mv_matcher_ros.ros.inputs import Inputs
 from mv_matcher_ros.ros.messages import diagnostics_message
 from mv_matcher_ros.ros.odometry_worker import EngineFactory, OdometryWorker
-from mv_matcher_ros.ros.parameters import changed, declare
+from mv_matcher_ros.ros.parameters import CHANGEABLE, answer_changes, declare
 from mv_matcher_ros.ros.publishers import Publishers
 from mv_matcher_ros.ros.transitions import said
 from mv_matcher_ros.runner import Engine
@@ -99,7 +99,7 @@ class OdometryNode(LifecycleNode):
             ('~/adapt', self._on_adapt),
         ):
             self.create_service(Trigger, service, self._answering(answer))
-        self.add_on_set_parameters_callback(self._on_parameters)
+        answer_changes(self, CHANGEABLE, self._change)
         # A steady clock: with use_sim_time the node's own stands still until somebody plays.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(_REPORT_PERIOD_S, self._report, clock=steady)
@@ -232,17 +232,10 @@ class OdometryNode(LifecycleNode):
     def _on_adapt(self, worker: OdometryWorker) -> tuple[bool, str]:
         return worker.adaptation.start()
 
-    def _on_parameters(self, parameters: Any) -> Any:
-        from rcl_interfaces.msg import SetParametersResult
-
-        try:
-            self.settings = changed(self.settings, parameters)
-        except SettingsError as error:
-            return SetParametersResult(successful=False, reason=str(error))
+    def _change(self) -> None:
         self._outputs.change(self.settings)
         if self._worker is not None:
             self._worker.change(self.settings)
-        return SetParametersResult(successful=True)
 
     def _report(self) -> None:
         """Once a second: say what is missing (throttled), publish diagnostics."""

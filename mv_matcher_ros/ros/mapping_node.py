@@ -23,7 +23,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.task import Future
 
 from mv_matcher_ros.datatypes import REP103_FROM_OPTICAL, Array, Camera, Sensor, Status
-from mv_matcher_ros.errors import MvMatcherError, SettingsError, SourceError
+from mv_matcher_ros.errors import MvMatcherError, SourceError
 from mv_matcher_ros.mapping.mapper import detector_of
 from mv_matcher_ros.mapping.session import MapSession, Taken
 from mv_matcher_ros.models.choice import Models
@@ -34,7 +34,7 @@ from mv_matcher_ros.ros.mailbox import Mailbox
 from mv_matcher_ros.ros.map_publishers import MapPublishers
 from mv_matcher_ros.ros.messages import matrix_from_pose
 from mv_matcher_ros.ros.mounting import MotionGuess
-from mv_matcher_ros.ros.parameters import CHANGEABLE_OF_MAP, changed, declare
+from mv_matcher_ros.ros.parameters import CHANGEABLE_OF_MAP, answer_changes, declare
 from mv_matcher_ros.ros.transitions import said
 
 _REPORT_PERIOD_S = 1.0
@@ -108,7 +108,7 @@ class MappingNode(LifecycleNode):
         from std_srvs.srv import Trigger
 
         self.settings = declare(self, changeable=CHANGEABLE_OF_MAP)
-        self.add_on_set_parameters_callback(self._on_parameters)
+        answer_changes(self, CHANGEABLE_OF_MAP, self._change)
         self._mailbox: Mailbox[Callable[[], None]] = self._new_mailbox()
         self._outputs = MapPublishers(self, self.settings)
         # What awaits something holds up the others of its group, if that is not reentrant.
@@ -278,17 +278,10 @@ class MappingNode(LifecycleNode):
         now_s = time.monotonic()
         self._answer_late(lambda until_s: now_s > until_s, 'still busy')
 
-    def _on_parameters(self, parameters: Any) -> Any:
-        from rcl_interfaces.msg import SetParametersResult
-
-        try:
-            self.settings = changed(self.settings, parameters, CHANGEABLE_OF_MAP)
-        except SettingsError as error:
-            return SetParametersResult(successful=False, reason=str(error))
+    def _change(self) -> None:
         self._outputs.change(self.settings)
         if self._session is not None:
             self._session.change(self.settings)
-        return SetParametersResult(successful=True)
 
     def _report(self) -> None:
         session, idle, problem = self._session, '', self._problem

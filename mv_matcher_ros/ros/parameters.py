@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from mv_matcher_ros.config import Settings, flatten, leaves, read_settings
@@ -137,3 +137,24 @@ def changed(
         if name not in changeable:
             raise SettingsError(f'{name} cannot be changed while the node runs: start it again')
     return read_settings({**flatten(settings.model_dump()), **news}, where='parameters')
+
+
+def answer_changes(node: Any, changeable: frozenset[str], take: Callable[[], None]) -> None:
+    """Let parameters of a node be set while it runs.
+
+    Args:
+        node: its `settings` are replaced.
+        changeable: settings that may change.
+        take: called when they have.
+    """
+    from rcl_interfaces.msg import SetParametersResult
+
+    def answer(parameters: Sequence[Any]) -> Any:
+        try:
+            node.settings = changed(node.settings, parameters, changeable)
+        except SettingsError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        take()
+        return SetParametersResult(successful=True)
+
+    node.add_on_set_parameters_callback(answer)
