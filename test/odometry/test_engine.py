@@ -261,6 +261,9 @@ def test_a_long_loss_starts_a_new_map_and_says_so(sensor: str) -> None:
     assert again.started_by
     before = next(r for r in reversed(results[:20]) if r.odom_from_body is not None)
     moved = np.linalg.norm(again.odom_from_body[:3, 3] - before.odom_from_body[:3, 3])
+    if sensor == 'mono':  # its first view is the first one that the old map was sought in
+        first = engine._mapper.window.keyframes[0].observation
+        assert first.stamp_ns == frames[21].stamp_ns
     unit = path_length(np.stack([r.odom_from_body[:3, 3] for r in results[8:14]])) / 5
     assert moved < 2.0 * unit
     assert results[-1].status is Status.TRACKING
@@ -467,6 +470,19 @@ class TestLate:
         assert [result.is_keyframe for result in results].index(True) == 6
         assert results[-1].status is Status.TRACKING
         assert results[-1].counts['inliers'] > 100
+
+    def test_depth_is_left_out_where_there_is_no_time(self) -> None:
+        source = presets.room_loop('stereo', 8, SIZE, effects=SHARP)
+        engine = OdometryEngine(settings('stereo'), source.rig, live=True)
+        for number in range(3):
+            engine.process(source.frame(number))
+        measured: list[int] = []
+        added = engine._depth.added
+        engine._depth.added = lambda frame, *a: (measured.append(frame.index), added(frame, *a))[1]
+        for number, took_s in ((3, 60.0), (4, 0.0), (5, 60.0)):
+            engine._took_s = took_s
+            assert engine.process(source.frame(number)).status is Status.TRACKING
+        assert measured == [4]
 
     def test_a_pose_that_will_do_is_not_searched_for(self) -> None:
         source = presets.room_loop('stereo', 24, SIZE, effects=SHARP)
