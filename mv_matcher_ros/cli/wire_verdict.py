@@ -73,7 +73,7 @@ def judge(fault: WireFault, clip: Clip, heard: Heard) -> Verdict:
         *evidence.silence_about_the_fault(),
         *(evidence.too_late(recovery_s) if fault.begins else evidence.begun()),
         *([f'{false} false poses'] if false else []),
-        *evidence.jump(step),
+        *evidence.jump(),
         *evidence.map_is_lost(),
     ]
     grown_mb = 0.0 if heard.restarted_s is not None else growth[1] - growth[0]
@@ -240,7 +240,7 @@ class _Evidence:
             if again_s is None or not a.arrived_s < again_s < b.arrived_s
         ]
 
-    def jump(self, step_m: float) -> list[str]:
+    def jump(self) -> list[str]:
         """Whether odom moved farther at once than the body can have."""
         assert self._clip.truth is not None
         positions = self._clip.truth.world_from_body[:, :3, 3]
@@ -250,7 +250,8 @@ class _Evidence:
         for a, b in self._steps():
             shown_s = self._shot[b.stamp_ns].frame.stamp_ns - self._shot[a.stamp_ns].frame.stamp_ns
             allowed_m = _FASTER * float(fastest.max()) * abs(shown_s) * 1e-9 + _AT_ONCE_M
-            if scale * _distance(a, b) > allowed_m:
+            step_m = scale * _distance(a, b)
+            if step_m > allowed_m:
                 return [f'odom jumped by {step_m:.2f} m']
         return []
 

@@ -231,11 +231,10 @@ class OdometryEngine:
             waiting = Status.LOST if self._before_loss is not None else Status.INITIALISING
             return self._unknown(frame, waiting, message)
         newest = keyframes[-1].world_from_body
-        self._motion = Motion(frame.stamp_ns, newest)
+        first = keyframes[-2:][0]  # the newest one, where it is the only one
+        before = Motion(first.observation.stamp_ns, first.world_from_body, metric=self._metric)
+        self._motion = before.measured(frame.stamp_ns, newest)
         self._uncertainty.begin(newest)
-        if len(keyframes) > 1:
-            before = Motion(keyframes[-2].observation.stamp_ns, keyframes[-2].world_from_body)
-            self._motion = before.measured(frame.stamp_ns, newest)
         self._continuity.rebase(newest)
         self._compare_with(self._mapper.newest_target(), frame)
         self._note_map()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,9 +22,11 @@ ACCELERATION_SIGMA = (2.0, 2.0)  # m/s², rad/s²
 CATCH_UP = 0.5
 DECAY_PER_S = 0.1
 # Farther at once than this many times the motion that was expected, and this (m, rad) besides, is
-# a correction, not a motion; it is handed out in the same way.
+# a correction, not a motion: handed out in the same way, and no velocity, unless the next step is
+# like it, but for this share.
 FASTEST = 2.0
 AT_ONCE = (0.05, 0.05)
+ALIKE = 0.5
 # A unit of a map without metric scale, which is how far away things were when it began, counts as
 # so many metres.
 UNIT_M = 2.0
@@ -39,11 +41,16 @@ class Motion:
         world_from_body: (4, 4) float64.
         velocity: (6,) float64 tangent per second [v, w] in the body frame, or None before two
             poses are known.
+        metric: lengths are metres; without, a unit is taken for `UNIT_M`.
+        doubted: (6,) velocity of the last step, which was no motion of a body that had `velocity`;
+            None when it was one.
     """
 
     stamp_ns: int
     world_from_body: Tensor
     velocity: Tensor | None = None
+    metric: bool = True
+    doubted: Tensor | None = None
 
     @property
     def speed(self) -> float:
@@ -62,18 +69,35 @@ class Motion:
         return self.world_from_body @ se3.exp(self.velocity * seconds(stamp_ns - self.stamp_ns))
 
     def measured(self, stamp_ns: int, world_from_body: Tensor) -> Motion:
-        """The motion after a pose was measured at a later time."""
+        """The motion after a pose was measured at a later time.
+
+        A step that no body can have made corrects the pose, and says nothing of the velocity
+        until a second one confirms it.
+        """
         elapsed = seconds(stamp_ns - self.stamp_ns)
+        here = replace(self, stamp_ns=stamp_ns, world_from_body=world_from_body, doubted=None)
         if elapsed <= 0.0:
-            return Motion(stamp_ns, world_from_body, self.velocity)
+            return here
         velocity = se3.log(se3.inverse(self.world_from_body) @ world_from_body) / elapsed
-        if self.velocity is not None:
-            velocity = VELOCITY_BLEND * velocity + (1.0 - VELOCITY_BLEND) * self.velocity
-        return Motion(stamp_ns, world_from_body, velocity)
+        if self.velocity is None:
+            return replace(here, velocity=velocity)
+        before = self.velocity
+        if _beyond(velocity * elapsed, FASTEST * before, elapsed, self.metric):
+            if not self._confirmed(velocity, elapsed):
+                return replace(here, doubted=velocity)
+            assert self.doubted is not None
+            before = self.doubted
+        return replace(here, velocity=VELOCITY_BLEND * velocity + (1.0 - VELOCITY_BLEND) * before)
+
+    def _confirmed(self, velocity: Tensor, elapsed_s: float) -> bool:
+        if self.doubted is None:
+            return False
+        difference = (velocity - self.doubted) * elapsed_s
+        return not _beyond(difference, ALIKE * self.doubted, elapsed_s, self.metric)
 
     def corrected(self, world_from_body: Tensor) -> Motion:
         """The same time and velocity at a refined pose."""
-        return Motion(self.stamp_ns, world_from_body, self.velocity)
+        return replace(self, world_from_body=world_from_body)
 
 
 def seconds(nanoseconds: int) -> float:
@@ -98,6 +122,20 @@ def plausible(
     )
 
 
+def _beyond(step: Tensor, velocity: Tensor, elapsed_s: float, metric: bool) -> bool:
+    """Whether a step (6,) is longer than a velocity (6,), an acceleration, and what may be off at
+    once explain, in its linear or in its angular part."""
+    unit_m = 1.0 if metric else UNIT_M
+    return any(
+        float(step[part].norm())
+        > elapsed_s * float(velocity[part].norm())
+        + (at_once + 0.5 * acceleration * elapsed_s**2) / unit
+        for part, at_once, acceleration, unit in zip(
+            (slice(0, 3), slice(3, 6)), AT_ONCE, ACCELERATION_SIGMA, (unit_m, 1.0), strict=True
+        )
+    )
+
+
 class Continuity:
     """Keeps the published pose continuous while the estimate behind it may be corrected.
 
@@ -110,7 +148,7 @@ class Continuity:
     """
 
     def __init__(self, metric: bool = True) -> None:
-        self._unit_m = 1.0 if metric else UNIT_M
+        self._metric = metric
         self._offset: Tensor | None = None  # published = estimated · offset
         self._last: Tensor | None = None
 
@@ -158,18 +196,7 @@ class Continuity:
         if self._last is None:
             return False
         step = se3.log(se3.inverse(self._last) @ published)
-        return any(
-            float(step[part].norm())
-            > FASTEST * elapsed_s * float(expected[part].norm())
-            + (at_once + 0.5 * acceleration * elapsed_s**2) / unit
-            for part, at_once, acceleration, unit in zip(
-                (slice(0, 3), slice(3, 6)),
-                AT_ONCE,
-                ACCELERATION_SIGMA,
-                (self._unit_m, 1.0),
-                strict=True,
-            )
-        )
+        return _beyond(step, FASTEST * expected, elapsed_s, self._metric)
 
     @property
     def covariance(self) -> Tensor:

@@ -70,6 +70,50 @@ def test_correction_moves_the_pose_and_keeps_time_and_velocity(
     assert torch.equal(corrected.world_from_body, pose(1))
 
 
+class TestVelocity:
+    """A step that no body can have made corrects the pose; a second one like it is a motion."""
+
+    SPEED = torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=torch.float64)
+
+    def moved(self, *steps_m: float, metric: bool = True) -> Motion:
+        """After these steps along x, each in 50 ms, of a body at 1 m/s."""
+        motion = Motion(0, START, self.SPEED, metric)
+        here = START
+        for number, step_m in enumerate(steps_m, 1):
+            here = here @ se3.exp(self.SPEED * step_m)
+            motion = motion.measured(number * STEP_NS, here)
+            assert torch.equal(motion.world_from_body, here)
+        return motion
+
+    @pytest.mark.parametrize(
+        ('step_m', 'metric', 'speed'),
+        [(0.15, True, 2.4), (0.16, True, 1.0), (0.12, False, 1.98), (0.13, False, 1.0)],
+    )
+    def test_a_step_that_no_body_can_have_made_says_nothing_of_it(
+        self, step_m: float, metric: bool, speed: float
+    ) -> None:
+        assert self.moved(step_m, metric=metric).speed == pytest.approx(speed)
+
+    def test_a_turn_that_no_body_can_have_made_says_nothing_of_it(
+        self, pose: Callable[..., Tensor]
+    ) -> None:
+        motion = Motion(0, START, self.SPEED).measured(
+            STEP_NS, START @ pose(0.05, 0, 0, 0, 0, 0.1)
+        )
+        assert motion.turn_rate == 0.0
+
+    def test_a_second_one_like_it_is_believed(self) -> None:
+        assert self.moved(0.3, 0.3).speed == pytest.approx(6.0)
+        assert self.moved(0.3, 0.2).speed == pytest.approx(0.7 * 4.0 + 0.3 * 6.0)
+
+    def test_there_and_back_is_not(self) -> None:
+        assert self.moved(0.3, -0.25).speed == pytest.approx(1.0)
+        assert self.moved(0.3, -0.25, 0.05).speed == pytest.approx(1.0)
+
+    def test_what_was_doubted_is_forgotten_after_a_good_step(self) -> None:
+        assert self.moved(0.3, 0.05, 0.3).speed == pytest.approx(1.0)
+
+
 class TestContinuity:
     """After a rebase the offset is handed out in small steps and is gone in the end."""
 
