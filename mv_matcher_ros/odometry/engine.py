@@ -123,7 +123,8 @@ class OdometryEngine:
         self._origin = torch.from_numpy(self.rig.odom_from_first_body.copy())
         self._uncertainty = PoseUncertainty(self.settings.covariance, self._origin)
         self._lost = False
-        self._sought: Observation | None = None  # first view of those that the map is sought in
+        # Views without a break that the map is sought in, from the newest that is old enough on.
+        self._sought: list[Observation] = []
         self._before_loss: Motion | None = None
         self._last_stamp_ns: int | None = None
         self._inliers = 0
@@ -402,7 +403,7 @@ class OdometryEngine:
             self._few_since_ns = None
             self._continuity.rebase(tracked.world_from_body)
             status, message = Status.RELOCALISED, f'found again by {tracked.method}'
-            self._lost, self._sought = False, None
+            self._lost, self._sought = False, []
         window = self._mapper.window
         newest = window.keyframes[-1]
         picture = track_view(
@@ -594,20 +595,20 @@ class OdometryEngine:
             published = torch.from_numpy(estimate.odom_from_body)
             return replace(estimate, covariance=to_fixed_axes(covariance, published).numpy())
         if seen is None:
-            self._sought = None
-        elif self._sought is None:
-            self._sought = seen
-        elif (
-            elapsed > bounds.reinitialise_s
-            and seconds(frame.stamp_ns - self._sought.stamp_ns) >= SOUGHT_S
-        ):
-            self._start_over(elapsed, self._sought)
+            self._sought = []
+            return self._unknown(frame, Status.LOST, reason)
+        self._sought.append(seen)
+        stamps_ns = [view.stamp_ns for view in self._sought]
+        enough = [s for s in stamps_ns if seconds(frame.stamp_ns - s) >= SOUGHT_S]
+        self._sought = self._sought[max(0, len(enough) - 1) :]
+        if enough and elapsed > bounds.reinitialise_s:
+            self._start_over(elapsed, self._sought[0])
         return self._unknown(frame, Status.LOST, reason)
 
     def _start_over(self, elapsed_s: float, sought: Observation) -> None:
         """Give the old map up; the next start continues at the last published pose.
 
-        The first of the views it was sought in is the first one of a map that needs several.
+        A view it was sought in is the first one of a map that needs several.
         """
         assert self._motion is not None
         assert self._continuity.last is not None
@@ -615,8 +616,8 @@ class OdometryEngine:
         self._origin = self._continuity.last
         here, behind = self._motion.world_from_body, self._continuity.covariance
         self._uncertainty.give_up(here, elapsed_s, behind)
-        self._motion, self._sought, self._few_since_ns = None, None, None
-        self._owed = False
+        self._motion, self._few_since_ns = None, None
+        self._sought, self._owed = [], False
         self._reports.report(self._mapper.records_left())
         self._mapper.forget_window()
         self._initialiser.reset()

@@ -32,6 +32,11 @@ MIN_INLIER_SHARE = 0.4
 INLIER_PX = 1.0
 # Noise of a keypoint for the choice between turning and moving.
 NOISE_PX = 0.6
+# So many views one after the other that do not fit the first one: start over from the last. It, or
+# the first one, shows something else, and in the end a chance would fit.
+STRANGE_VIEWS = 2
+# A view between the two that sees fewer of the points than this leaves its pose to chance.
+LEAST_SEEN = 15
 # Support of the second-best pose of the essential matrix beyond which cheirality does not decide.
 AMBIGUOUS_SHARE = 0.8
 # Frames kept between the first view and the newest one; of more, every other is let go.
@@ -64,6 +69,7 @@ class MapInitialiser:
         self._first = first
         self._between: list[Observation] = []
         self._first_matches = 0
+        self._strange = 0  # views one after the other
 
     def offer(self, observation: Observation) -> tuple[MapStart | None, str]:
         """A start with this as the newest view, or None and what is waited for."""
@@ -85,8 +91,13 @@ class MapInitialiser:
                 f'only {len(matches)} matches with the first view: starting over from this one',
             )
         start, message = self._two_views(self._first, observation, matches)
+        self._strange = self._strange + 1 if message == NOT_RIGID else 0
+        if self._strange >= STRANGE_VIEWS:
+            self._restart(observation)
+            return None, f'{message}, nor did the one before: starting over from this one'
         if start is None:
-            self._keep(observation)
+            if not self._strange:
+                self._keep(observation)
             return None, message
         return self._several_views(self._first, observation) or start, ''
 
@@ -145,7 +156,7 @@ class MapInitialiser:
     # ---------------------------------------------------------- several views
 
     def _several_views(self, first: Observation, newest: Observation) -> MapStart | None:
-        """A start with frames between, None if their poses do not hang together."""
+        """A start with frames between, None if they do not hang together."""
         between = spread(self._between, self._views - 2)
         if not between:
             return None
@@ -154,7 +165,10 @@ class MapInitialiser:
         found = poses_of(views, matches, self._estimator)
         if not bool(found.found.all()) or not found.adjusted:
             return None
-        return self._with_parallax(MapStart.of(views, found, self._least_rad))[0]
+        start = MapStart.of(views, found, self._least_rad)
+        if min(start.seen_by_each()) < LEAST_SEEN:
+            return None
+        return self._with_parallax(start)[0]
 
 
 def spread(frames: list[Observation], most: int) -> list[Observation]:

@@ -26,6 +26,8 @@ from mv_matcher_ros.odometry.window import FlatObservations, Window
 # float64.
 ANCHOR_SIGMA = 1e-4
 RELATIVE_DECREASE = 1e-4
+# Fewer points than this say nothing of where they were seen from.
+LEAST_POINTS = 3
 # A landmark seen by one of this many newest keyframes is still being tracked.
 STILL_TRACKED = 2
 
@@ -77,6 +79,7 @@ class LocalAdjustment:
         if len(flat.keyframe) == 0:
             return
         problem = self._problem(window, flat)
+        problem = replace(problem, fixed=problem.fixed | _unknown(window, flat))
         adjustment = self._settings.bundle_adjustment
         solution = solve(
             problem,
@@ -186,6 +189,16 @@ class LocalAdjustment:
         weak = window.landmarks.alive & ((seen == 0) | ((seen < 2) & ~has_depth))
         window.forget(weak | ~window.landmarks.position.isfinite().all(1))
         window.count_seen()
+
+
+def _unknown(window: Window, flat: FlatObservations) -> Tensor:
+    """(V,) bool, keyframes whose poses nothing tells: they stay, instead of going anywhere."""
+    count = len(window.keyframes)
+    unknown = torch.bincount(flat.keyframe, minlength=count) < LEAST_POINTS
+    if window.prior is not None:
+        told = window.prior.information[0].diagonal().reshape(-1, 6).any(1)
+        unknown[: len(told)] &= ~told
+    return unknown
 
 
 def _covariance_of(information: Tensor) -> Tensor:

@@ -65,6 +65,10 @@ class MapStart:
         """How many points are seen under a wider angle than this."""
         return int((self.parallax_rad > math.radians(parallax_deg)).sum())
 
+    def seen_by_each(self) -> list[int]:
+        """How many of the points each view sees."""
+        return [int(count) for count in (self.feature >= 0).sum(0)]
+
     @classmethod
     def of(cls, views: Sequence[Observation], found: WindowPoses, parallax_rad: float) -> MapStart:
         """From the poses of all views; points with at least this parallax."""

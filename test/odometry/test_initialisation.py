@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
-from mv_matcher_ros.config import read_settings
+from mv_matcher_ros.config import Settings, read_settings
 from mv_matcher_ros.geometry import se3
 from mv_matcher_ros.models.classical import NearestNeighbourMatcher
 from mv_matcher_ros.odometry.initialisation import MapInitialiser, spread
@@ -20,9 +21,9 @@ Make = Callable[..., Any]
 SETTINGS = read_settings({'detector.name': 'sift'})
 
 
-def initialiser(scene: Any) -> MapInitialiser:
-    matcher = NearestNeighbourMatcher(SETTINGS.matching, 'sift')
-    return MapInitialiser(SETTINGS, scene.camera, matcher)
+def initialiser(scene: Any, settings: Settings = SETTINGS) -> MapInitialiser:
+    matcher = NearestNeighbourMatcher(settings.matching, 'sift')
+    return MapInitialiser(settings, scene.camera, matcher)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,43 @@ def test_another_scene_starts_over_from_there(make_scene: Make, pose: Make) -> N
     assert 'starting over from this one' in message
     start, _ = waiting.offer(other.observe(pose(0.4)))
     assert start is not None
+
+
+def mixed_up(scene: Any, pose: Make, seed: int) -> Any:
+    """A view that shows the features of the first one, all of them somewhere else."""
+    view = scene.observe(pose(0))
+    order = torch.randperm(len(view), generator=torch.Generator().manual_seed(seed))
+    return replace(view, plane_xy=view.plane_xy[order])
+
+
+def test_two_views_that_do_not_fit_start_over_from_the_second(
+    make_scene: Make, pose: Make
+) -> None:
+    scene = make_scene(300, seed=6)
+    waiting = initialiser(scene)
+    waiting.offer(scene.observe(pose(0)))
+    strange = [mixed_up(scene, pose, seed) for seed in (1, 2)]
+    assert waiting.offer(strange[0]) == (None, 'waiting: the two views do not fit one rigid scene')
+    start, message = waiting.offer(strange[1])
+    assert start is None
+    assert message.endswith('nor did the one before: starting over from this one')
+    moved = replace(strange[1], plane_xy=strange[1].plane_xy)
+    assert (
+        waiting.offer(moved)[1]
+        == 'waiting for translation: the camera only turned, or stands still'
+    )
+
+
+def test_one_view_that_does_not_fit_is_passed_over(make_scene: Make, pose: Make) -> None:
+    scene = make_scene(300, seed=6)
+    waiting = initialiser(scene)
+    first, strange = scene.observe(pose(0)), mixed_up(scene, pose, 1)
+    for view in (first, strange, first, strange):
+        assert waiting.offer(view)[0] is None
+    start, _ = waiting.offer(scene.observe(pose(0.4)))
+    assert start is not None
+    assert start.views[0] is first
+    assert not any(view is strange for view in start.views)
 
 
 def test_reset_forgets_the_first_view(make_scene: Make, pose: Make) -> None:
@@ -209,6 +247,24 @@ def test_a_frame_of_something_else_between_is_no_harm(make_scene: Make, pose: Ma
     assert start is not None
     assert [view is mixed for view in start.views].count(True) == 0
     assert 'of 2 views' in start.method
+
+
+def test_a_frame_between_that_sees_few_of_the_points_is_left_out(
+    make_scene: Make, pose: Make
+) -> None:
+    scene = make_scene(300, seed=5, nearest=4.0)
+    few = read_settings({'detector.name': 'sift', 'initialisation.min_matches': 20})
+    waiting = initialiser(scene, few)
+    waiting.offer(scene.observe(pose(0)))
+    half = scene.observe(pose(0.02))
+    descriptors, plane = half.features.descriptors.clone(), half.plane_xy.clone()
+    plane[10:20] = plane[10:20].roll(3, 0)  # ten are right, ten wrong, the others unknown
+    descriptors[20:] = normalize(scene.noise(*descriptors[20:].shape).float(), dim=1)
+    features = replace(half.features, descriptors=descriptors)
+    waiting.offer(replace(half, plane_xy=plane, features=features))
+    start, _ = waiting.offer(scene.observe(pose(0.4)))
+    assert start is not None
+    assert len(start.views) == 2
 
 
 def test_a_plane_starts_with_the_right_pose(make_scene: Make, pose: Make) -> None:

@@ -212,6 +212,27 @@ def test_bundle_adjustment_moves_poses_to_where_both_cameras_say(
         assert off(keyframe.world_from_body, at) < 5e-4
 
 
+@pytest.mark.parametrize('points', [0, 2])
+def test_a_pose_that_nothing_tells_stays_where_it_is(
+    around: Around, pose: Make, points: int
+) -> None:
+    window = landmarks_of(around)
+    for number in range(3):
+        at = pose(0.3 * number, 0.0, 0.1 * number)
+        seen = around.observe(at, 0.2, index=number)
+        keyframe = Keyframe.of(seen, at)
+        keyframe.landmark = around.rows(seen)
+        window.keyframes.append(keyframe)
+    nowhere = window.keyframes[1]
+    nowhere.landmark[points:] = -1
+    before = nowhere.world_from_body
+    adjustment = LocalAdjustment(SETTINGS, around.cameras)
+    adjustment.anchor(window, hold_scale=True)
+    adjustment.refine(window, 20)
+    torch.testing.assert_close(nowhere.world_from_body, before, rtol=0, atol=1e-12)
+    assert off(window.keyframes[2].world_from_body, pose(0.6, 0.0, 0.2)) < 5e-3
+
+
 def test_each_pair_has_a_constant_error_of_its_own(around: Around, pose: Make) -> None:
     """Disparities of the second pair are off by 0.3 px; those of the first are right."""
     cameras = around.cameras
