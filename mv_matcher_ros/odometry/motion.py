@@ -141,7 +141,8 @@ class Continuity:
 
     After LOST the recovered pose can differ from the last published one, and so can one that a
     new keyframe has mended after poor images. `odom` must not jump (REP-105), so the difference is
-    handed out in steps no longer than the body could have moved.
+    handed out in steps no longer than the body could have moved: in its place and in its attitude
+    each by itself, for a body that turns must not swing what it is behind by.
 
     Args:
         metric: lengths are metres; without, they are taken for `UNIT_M`.
@@ -149,13 +150,15 @@ class Continuity:
 
     def __init__(self, metric: bool = True) -> None:
         self._metric = metric
-        self._offset: Tensor | None = None  # published = estimated · offset
+        self._shift: Tensor | None = None  # (3,) of the published position, in odom
+        self._turn: Tensor | None = None  # (3,) published attitude = estimated · exp(turn)
         self._last: Tensor | None = None
 
     def rebase(self, estimated: Tensor) -> None:
         """The next published pose continues from the last one, wherever `estimated` is."""
         if self._last is not None:
-            self._offset = se3.inverse(estimated) @ self._last
+            self._shift = self._last[:3, 3] - estimated[:3, 3]
+            self._turn = se3.log(se3.inverse(estimated) @ self._last)[3:]
 
     def publish(
         self,
@@ -172,23 +175,23 @@ class Continuity:
             estimated: (4, 4); motion: that led to it; elapsed_s: since the last one.
             expected: (6,) velocity of the body before it was measured; None if not known.
         """
-        if self._offset is not None:
-            step = se3.log(self._offset)
-            translation, rotation = float(step[:3].norm()), float(step[3:].norm())
-            longest = (CATCH_UP * motion.speed + DECAY_PER_S * translation) * elapsed_s
-            largest = (CATCH_UP * motion.turn_rate + DECAY_PER_S * rotation) * elapsed_s
-            share = max(
-                1.0 - longest / translation if translation > 0 else 0.0,
-                1.0 - largest / rotation if rotation > 0 else 0.0,
-                0.0,
-            )
-            self._offset = se3.exp(step * share) if share > 1e-6 else None
-        published = estimated if self._offset is None else estimated @ self._offset
+        self._shift = _shrunk(self._shift, motion.speed, elapsed_s)
+        self._turn = _shrunk(self._turn, motion.turn_rate, elapsed_s)
+        published = self._displaced(estimated)
         if expected is not None and self._jumps(published, expected, elapsed_s):
             assert self._last is not None
-            published = se3.normalise(self._last @ se3.exp(expected * elapsed_s))
-            self._offset = se3.inverse(estimated) @ published
+            self._last = published = se3.normalise(self._last @ se3.exp(expected * elapsed_s))
+            self.rebase(estimated)
         self._last = published
+        return published
+
+    def _displaced(self, estimated: Tensor) -> Tensor:
+        published = estimated
+        if self._turn is not None:
+            published = published @ se3.exp(torch.cat([torch.zeros_like(self._turn), self._turn]))
+        if self._shift is not None:
+            published = published.clone()
+            published[:3, 3] += self._shift
         return published
 
     def _jumps(self, published: Tensor, expected: Tensor, elapsed_s: float) -> bool:
@@ -201,16 +204,25 @@ class Continuity:
     @property
     def covariance(self) -> Tensor:
         """(6, 6) of what is published: it is wrong by what is not handed out yet, and says so."""
-        if self._offset is None:
-            return torch.zeros(6, 6, dtype=torch.float64)
-        step = se3.log(self._offset)
-        variances = torch.stack([step[:3].square().sum(), step[3:].square().sum()])
-        return torch.diag(variances.repeat_interleave(3))
+        variances = [
+            0.0 if part is None else float(part.square().sum())
+            for part in (self._shift, self._turn)
+        ]
+        return torch.diag(torch.tensor(variances, dtype=torch.float64).repeat_interleave(3))
 
     @property
     def last(self) -> Tensor | None:
         """The last published pose."""
         return self._last
+
+
+def _shrunk(offset: Tensor | None, rate: float, elapsed_s: float) -> Tensor | None:
+    """What is left of it after a body moved at this rate for so long; None for nothing."""
+    if offset is None:
+        return None
+    size = float(offset.norm())
+    step = (CATCH_UP * rate + DECAY_PER_S * size) * elapsed_s
+    return offset * (1.0 - step / size) if size - step > 1e-6 * size else None
 
 
 def coasting_covariance(elapsed_s: float) -> Tensor:

@@ -165,6 +165,26 @@ class TestContinuity:
         left = lengths(se3.inverse(rows[-1][1]) @ rows[-1][0])[0]
         assert left == pytest.approx((1.0 - DECAY_PER_S * STEP_S) ** 20, rel=1e-6)
 
+    def test_a_body_that_turns_does_not_swing_what_it_is_behind_by(
+        self, pose: Callable[..., Tensor]
+    ) -> None:
+        turning = torch.tensor([0, 0, 0, 0, 0, 1.0], dtype=torch.float64)
+        rows = self.run(pose(2.0), turning, 20)
+        for (before, _), (after, _) in pairwise(rows[1:]):
+            moved, turned = lengths(se3.inverse(before) @ after)
+            assert moved < 2.0 * 1.02 * DECAY_PER_S * STEP_S
+            assert turned < (1.0 + CATCH_UP + DECAY_PER_S) * STEP_S
+
+    def test_a_body_that_is_turned_moves_along_the_estimate(
+        self, pose: Callable[..., Tensor]
+    ) -> None:
+        speed = torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=torch.float64)
+        rows = self.run(pose(0, 0, 0, 0, 0, 0.6), speed, 20)
+        for published, estimated in rows[5:]:  # with what the first step was behind by
+            torch.testing.assert_close(published[:3, 3], estimated[:3, 3])
+            turned = lengths(se3.inverse(estimated) @ published)[1]
+            assert 0.9 * 0.6 < turned <= 0.6  # no turn, so only slowly
+
     def test_without_a_jump_the_estimate_is_published(self, pose: Callable[..., Tensor]) -> None:
         continuity = Continuity()
         assert continuity.last is None
