@@ -206,6 +206,19 @@ def test_a_new_scale_is_told(clip: Clip) -> None:
     assert verdict.scale_change == pytest.approx(1.25, rel=1e-3)
 
 
+def test_catching_up_is_no_scale(clip: Clip) -> None:
+    """For three seconds of the five that are left odom moves half as fast again as the body."""
+    fault, mono, heard = of_one_camera(clip, 0.0, 4.0)
+    for pose in heard.poses:
+        if pose.arrived_s >= 7.0:
+            pose.odom_from_body[0, 3] -= max(0.0, 10.0 - pose.arrived_s) * 0.5 / 4.0
+            pose.covariance[0, 0] += 1.0
+    verdict = judge(fault, mono, heard)
+    assert verdict.complaints == ()
+    assert verdict.scale_change == pytest.approx(1.0)
+    assert verdict.error_m == pytest.approx(0.0, abs=1e-6)
+
+
 def restarted(clip: Clip, map_after: int) -> Verdict:
     fault = FAULTS['kill -9 of the mapping']
     heard = honest(fault, clip)

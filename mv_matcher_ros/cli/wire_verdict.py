@@ -193,12 +193,17 @@ class _Evidence:
         return self._scale([p for p in self._measured if self._shot[p.stamp_ns].at_s < BEGIN_S])
 
     def scale_since(self) -> float:
-        """Metres in a unit of mono since the fault; 1 for metric."""
+        """Metres in a unit of mono since the fault; 1 for metric.
+
+        Of the second half: at first odom may catch up with what was missed, half as fast again as
+        the body.
+        """
         reference = self._reference()
-        return 1.0 if reference is None else self._scale(self._after(reference))
+        after = [] if reference is None else self._after(reference)
+        return self._scale(after[len(after) // 2 :])
 
     def _scale(self, poses: Sequence[Pose]) -> float:
-        """The median over the steps, of which some catch up with what was missed."""
+        """The median over the steps."""
         ours = np.array([p.odom_from_body[:3, 3] for p in poses]).reshape(-1, 3)
         true = np.array([self._truth[p.stamp_ns][:3, 3] for p in poses]).reshape(-1, 3)
         steps = [np.linalg.norm(np.diff(a, axis=0), axis=1) for a in (ours, true)]
